@@ -1,0 +1,180 @@
+//! The name of an installation, and where it keeps things.
+//!
+//! Everything that an instance puts on a host carries its name, so that two instances and the tests run side by side
+//! and `down` touches only its own. Interface names are limited to 15 bytes (`IFNAMSIZ`), which is why an instance
+//! name is short.
+
+use std::fmt;
+use std::str::FromStr;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+/// The name of one installation on a host: a lower-case letter, then up to seven lower-case letters or digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceName(String);
+
+/// The text is no instance name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("instance name `{0}` is not a lower-case letter followed by up to seven lower-case letters or digits")]
+pub struct InvalidInstanceName(String);
+
+impl InstanceName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for InstanceName {
+    fn default() -> Self {
+        Self("stolos".to_owned())
+    }
+}
+
+impl FromStr for InstanceName {
+    type Err = InvalidInstanceName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = text.bytes();
+        let starts_well = bytes.next().is_some_and(|b| b.is_ascii_lowercase());
+        if starts_well && text.len() <= 8 && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidInstanceName(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for InstanceName {
+    type Error = InvalidInstanceName;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<InstanceName> for String {
+    fn from(name: InstanceName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An instance and its root directory. The only place where paths and host object names are put together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The name that all host objects carry.
+    pub name: InstanceName,
+    /// Everything that the instance keeps on disk lies below; not on an overlay file system.
+    pub root: Utf8PathBuf,
+}
+
+macro_rules! places {
+    ($($(#[$doc:meta])* $name:ident => $path:literal),* $(,)?) => {
+        impl Instance {$(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(&self) -> Utf8PathBuf {
+                self.root.join($path)
+            }
+        )*}
+    };
+}
+
+places! {
+    /// The operator's configuration of `stolosd`.
+    config_file => "config.yml",
+    /// The root key that encrypts all secrets (mode 0600).
+    root_key => "root.key",
+    /// Our CA certificate, for clients.
+    ca_file => "ca.pem",
+    /// SQLite databases, one per service.
+    databases => "db",
+    /// The blob store.
+    blobs => "blobs",
+    /// Unpacked compiled packages by the SHA-256 of their archive; mounted read-only into machines.
+    packages => "packages",
+    /// Configuration of the CPI executable.
+    cpi_config => "cpi-host.json",
+    /// Journal of CPI calls: one directory a call.
+    cpi_calls => "cpi-calls",
+    /// Unpacked stemcells by CID.
+    stemcells => "stemcells",
+    /// Machines by CID.
+    machines => "machines",
+    /// Persistent disks by CID.
+    disks => "disks",
+    /// Snapshots of persistent disks by CID.
+    snapshots => "snapshots",
+    /// What `stolos-hostd` keeps.
+    hostd => "hostd",
+    /// Configuration and store of the bus.
+    nats => "nats",
+    /// Log files of the instance's own processes.
+    logs => "log",
+    /// Sockets and process ids.
+    run => "run",
+    /// The control socket of `stolos-hostd`.
+    hostd_socket => "run/hostd.sock",
+}
+
+impl Instance {
+    /// An instance below the usual place, `/var/lib/stolos/NAME`.
+    #[must_use]
+    pub fn at_default(name: InstanceName) -> Self {
+        let root = Utf8Path::new("/var/lib/stolos").join(name.as_str());
+        Self { name, root }
+    }
+
+    /// The cgroup below which the instance's machines live, relative to each controller's root.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        format!("stolos-{}", self.name)
+    }
+
+    /// The nft table (family `inet`) of the instance.
+    #[must_use]
+    pub fn nft_table(&self) -> String {
+        format!("stolos_{}", self.name)
+    }
+
+    /// The bridge of a network segment. `segment` has at most six bytes, see [`crate::instance::is_segment_name`].
+    #[must_use]
+    pub fn bridge(&self, segment: &str) -> String {
+        format!("{}-{segment}", self.name)
+    }
+
+    /// The host's end of a machine's link; `tag` has at most six bytes.
+    #[must_use]
+    pub fn veth(&self, tag: &str) -> String {
+        format!("{}v{tag}", self.name)
+    }
+}
+
+/// Whether the text can name a network segment: one to six lower-case letters or digits.
+#[must_use]
+pub fn is_segment_name(text: &str) -> bool {
+    (1..=6).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_interface_names() {
+        let instance = Instance::at_default("abcdefg8".parse().expect("a valid name"));
+        assert_eq!(instance.bridge("s00001").len(), 15);
+        assert_eq!(instance.veth("ffffff").len(), 15);
+        for bad in ["", "A", "9a", "with-dash", "ninechars"] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What every other crate stands on.
+//!
+//! Owns: typed ids, the error classes and the printing of error chains, [`secret::Secret`], the clock and the
+//! source of ids, named tasks, TLS set-up over one crypto provider, a small X.509 authority, atomic files, the
+//! names and places of an instance, tracing set-up. Never does: anything that knows a protocol or a product word.
+
+pub mod clock;
+pub mod error;
+pub mod files;
+pub mod http;
+pub mod ids;
+pub mod instance;
+pub mod lock;
+pub mod logging;
+pub mod pki;
+pub mod poll;
+pub mod retry;
+pub mod secret;
+pub mod task;
+pub mod tls;
+
+pub use clock::Clock;
+pub use error::{Class, Classify, chain};
+pub use ids::IdSource;
+pub use instance::{Instance, InstanceName};
+pub use secret::Secret;
