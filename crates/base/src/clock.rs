@@ -51,7 +51,10 @@ impl Clock {
     /// Moves a manual clock; the system clock is left alone.
     pub fn advance(&self, by: std::time::Duration) {
         if let Source::Manual(millis) = &self.0 {
-            millis.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            millis.fetch_add(
+                i64::try_from(by.as_millis()).unwrap_or(i64::MAX),
+                Ordering::SeqCst,
+            );
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Files that are either whole or not there.
 
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 /// Writes `bytes` to `path` by way of a temporary neighbour, `fsync` and `rename`, then syncs the directory, so that
 /// after a crash at any instant the file holds either the old or the new content.
@@ -11,13 +12,22 @@ use camino::{Utf8Path, Utf8PathBuf};
 /// # Errors
 /// Any error of the file system; the old file is untouched then.
 pub fn write_atomic(path: &Utf8Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let parent = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
+    let parent = path
+        .parent()
+        .ok_or_else(|| io::Error::other("the path has no parent directory"))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::other("the path has no file name"))?;
     let temporary: Utf8PathBuf = parent.join(format!(".{name}.{}", crate::ids::random_hex(4)));
     let result = (|| {
-        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file = fs_err::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
         // The mode above is subject to the umask; secrets and sockets rely on the exact one.
-        file.file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.file()
+            .set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs_err::rename(&temporary, path)?;
@@ -86,7 +96,14 @@ mod tests {
         write_atomic(&path, b"one", 0o600).expect("the first write");
         write_atomic(&path, b"two", 0o600).expect("the second write");
         assert_eq!(fs_err::read(&path).expect("the file"), b"two");
-        assert_eq!(fs_err::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs_err::read_dir(dir.path()).expect("the directory").count(), 1, "no temporary file stays");
+        assert_eq!(
+            fs_err::metadata(&path).expect("metadata").permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs_err::read_dir(dir.path()).expect("the directory").count(),
+            1,
+            "no temporary file stays"
+        );
     }
 }

@@ -29,7 +29,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct PeerCertificate(pub CertificateDer<'static>);
 
 /// Serves `router` over TLS until `stop`, then lets open requests end for at most five seconds.
-pub async fn serve_tls(listener: TcpListener, tls: Arc<rustls::ServerConfig>, router: Router, stop: CancellationToken) {
+pub async fn serve_tls(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
     loop {
@@ -42,17 +47,26 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<rustls::ServerConfig>, ro
         };
         let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
         let _ = socket.set_nodelay(true);
-        task::spawn(task::Kind::Connection, "https", connections.track_future(async move {
-            let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(socket))
-                .await
-                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
-            let router = match peer {
-                Some(der) => router.layer(axum::Extension(PeerCertificate(der.into_owned()))),
-                None => router,
-            };
-            serve_one(stream, router, stop).await
-        }));
+        task::spawn(
+            task::Kind::Connection,
+            "https",
+            connections.track_future(async move {
+                let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(socket))
+                    .await
+                    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                let peer = stream
+                    .get_ref()
+                    .1
+                    .peer_certificates()
+                    .and_then(|chain| chain.first())
+                    .cloned();
+                let router = match peer {
+                    Some(der) => router.layer(axum::Extension(PeerCertificate(der.into_owned()))),
+                    None => router,
+                };
+                serve_one(stream, router, stop).await
+            }),
+        );
     }
     drain(connections).await;
 }
@@ -69,7 +83,11 @@ pub async fn serve_unix(listener: UnixListener, router: Router, stop: Cancellati
             },
         };
         let (router, stop) = (router.clone(), stop.clone());
-        task::spawn(task::Kind::Connection, "unix http", connections.track_future(serve_one(socket, router, stop)));
+        task::spawn(
+            task::Kind::Connection,
+            "unix http",
+            connections.track_future(serve_one(socket, router, stop)),
+        );
     }
     drain(connections).await;
 }
@@ -79,7 +97,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let builder = auto::Builder::new(TokioExecutor::new());
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -98,7 +117,10 @@ async fn refused(error: &io::Error) {
 
 async fn drain(connections: TaskTracker) {
     connections.close();
-    if tokio::time::timeout(DRAIN_LIMIT, connections.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_LIMIT, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!(open = connections.len(), "connections were still open at the end");
     }
 }

@@ -94,7 +94,10 @@ impl IdSource {
 
     /// The next id.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that makes random ids")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that makes random ids"
+    )]
     pub fn next(&self) -> Uuid {
         match &self.0 {
             Kind::Random => Uuid::now_v7(),

@@ -17,7 +17,9 @@ pub struct InstanceName(String);
 
 /// The text is no instance name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("instance name `{0}` is not a lower-case letter followed by up to seven lower-case letters or digits")]
+#[error(
+    "instance name `{0}` is not a lower-case letter followed by up to seven lower-case letters or digits"
+)]
 pub struct InvalidInstanceName(String);
 
 impl InstanceName {

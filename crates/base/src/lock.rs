@@ -45,5 +45,10 @@ fn open(path: &Utf8Path) -> io::Result<fs_err::File> {
     if let Some(parent) = path.parent() {
         fs_err::create_dir_all(parent)?;
     }
-    fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)
+    fs_err::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
 }

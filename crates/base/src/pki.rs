@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SanType,
 };
 
 use crate::secret::Secret;
@@ -56,8 +56,8 @@ pub enum KeyKind {
 pub struct Leaf {
     /// Subject CN.
     pub common_name: String,
-    /// Subject O, in order; Kubernetes reads them as groups.
-    pub organizations: Vec<String>,
+    /// Subject O, which Kubernetes reads as the group. One at most: rcgen keeps one value per attribute type.
+    pub organization: Option<String>,
     /// Subject alternative names: DNS names.
     pub dns: Vec<String>,
     /// Subject alternative names: addresses.
@@ -75,7 +75,7 @@ impl Leaf {
     pub fn new(common_name: impl Into<String>, usage: Usage) -> Self {
         Self {
             common_name: common_name.into(),
-            organizations: Vec::new(),
+            organization: None,
             dns: Vec::new(),
             addresses: Vec::new(),
             usage,
@@ -114,13 +114,23 @@ impl Authority {
     /// # Errors
     /// When the key or certificate cannot be made.
     pub fn root(common_name: &str, validity: Duration, now: Timestamp) -> Result<Self, Error> {
-        let make = |source| Error::Make { common_name: common_name.to_owned(), source };
+        let make = |source| Error::Make {
+            common_name: common_name.to_owned(),
+            source,
+        };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
         let mut params = params(common_name, validity, now)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let certificate = params.self_signed(&key).map_err(make)?;
-        Ok(Self(Identity { certificate: certificate.pem(), key: key.serialize_pem().into() }))
+        Ok(Self(Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem().into(),
+        }))
     }
 
     /// Takes an authority from its PEM parts.
@@ -146,7 +156,10 @@ impl Authority {
     /// # Errors
     /// When the key or certificate cannot be made, or the CA's PEM cannot be read.
     pub fn issue(&self, leaf: &Leaf, now: Timestamp) -> Result<Identity, Error> {
-        let make = |source| Error::Make { common_name: leaf.common_name.clone(), source };
+        let make = |source| Error::Make {
+            common_name: leaf.common_name.clone(),
+            source,
+        };
         let ca_key = KeyPair::from_pem(self.0.key.expose()).map_err(Error::ReadAuthority)?;
         let issuer = Issuer::from_ca_cert_pem(&self.0.certificate, ca_key).map_err(Error::ReadAuthority)?;
         let key = match leaf.key {
@@ -155,27 +168,44 @@ impl Authority {
         }
         .map_err(make)?;
         let mut params = params(&leaf.common_name, leaf.validity, now)?;
-        for organization in &leaf.organizations {
-            params.distinguished_name.push(DnType::OrganizationName, organization.as_str());
+        if let Some(organization) = &leaf.organization {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organization.as_str());
         }
         for name in &leaf.dns {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(make)?));
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into().map_err(make)?));
         }
-        params.subject_alt_names.extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params
+            .subject_alt_names
+            .extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = match leaf.usage {
             Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
             Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            Usage::ServerAndClient => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            Usage::ServerAndClient => vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
         };
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &issuer).map_err(make)?;
-        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem().into() })
+        Ok(Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem().into(),
+        })
     }
 }
 
 fn params(common_name: &str, validity: Duration, now: Timestamp) -> Result<CertificateParams, Error> {
-    let outside = || Error::Validity { common_name: common_name.to_owned() };
+    let outside = || Error::Validity {
+        common_name: common_name.to_owned(),
+    };
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
@@ -197,13 +227,16 @@ mod tests {
     fn a_leaf_carries_its_names_and_its_issuer() {
         let ca = Authority::root("test CA", Duration::from_secs(3600), Timestamp::now()).expect("a CA");
         let mut leaf = Leaf::new("etcd", Usage::ServerAndClient);
-        leaf.organizations = vec!["one".into(), "two".into()];
+        leaf.organization = Some("system:masters".into());
         leaf.addresses = vec![[127, 0, 0, 1].into()];
         let issued = ca.issue(&leaf, Timestamp::now()).expect("a leaf");
         let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).expect("PEM");
         let certificate = pem.parse_x509().expect("a certificate");
         assert_eq!(certificate.issuer().to_string(), "CN=test CA");
         let subject = certificate.subject().to_string();
-        assert!(subject.contains("O=one") && subject.contains("O=two") && subject.contains("CN=etcd"), "{subject}");
+        assert!(
+            subject.contains("O=system:masters") && subject.contains("CN=etcd"),
+            "{subject}"
+        );
     }
 }

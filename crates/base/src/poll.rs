@@ -18,7 +18,12 @@ pub struct TimedOut {
 ///
 /// # Errors
 /// [`TimedOut`] with the last text.
-pub async fn until<T, F, Fut>(what: &str, interval: Duration, limit: Duration, mut condition: F) -> Result<T, TimedOut>
+pub async fn until<T, F, Fut>(
+    what: &str,
+    interval: Duration,
+    limit: Duration,
+    mut condition: F,
+) -> Result<T, TimedOut>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, String>>,
@@ -28,7 +33,11 @@ where
         match condition().await {
             Ok(value) => return Ok(value),
             Err(last) if start.elapsed() >= limit => {
-                return Err(TimedOut { what: what.to_owned(), last, after: start.elapsed() });
+                return Err(TimedOut {
+                    what: what.to_owned(),
+                    last,
+                    after: start.elapsed(),
+                });
             }
             Err(_) => tokio::time::sleep(interval).await,
         }

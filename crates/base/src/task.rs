@@ -31,7 +31,9 @@ where
             let result = future.await;
             match (kind, result) {
                 (Kind::Service, Ok(())) => tracing::debug!(task = %name, "service task ended"),
-                (Kind::Service | Kind::Job, Err(error)) => tracing::error!(task = %name, %error, "task failed"),
+                (Kind::Service | Kind::Job, Err(error)) => {
+                    tracing::error!(task = %name, %error, "task failed")
+                }
                 (Kind::Connection, Err(error)) => tracing::debug!(task = %name, %error, "connection ended"),
                 (Kind::Job | Kind::Connection, Ok(())) => {}
             }

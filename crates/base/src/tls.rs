@@ -61,12 +61,19 @@ pub fn server(identity: &Identity, clients: Clients<'_>) -> Result<Arc<rustls::S
         .with_safe_default_protocol_versions()
         .map_err(Error::Configure)?;
     let verifier = |ca: &str| -> Result<_, Error> {
-        Ok(rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider()))
+        Ok(rustls::server::WebPkiClientVerifier::builder_with_provider(
+            Arc::new(roots(ca)?),
+            provider(),
+        ))
     };
     let builder = match clients {
         Clients::Any => builder.with_no_client_auth(),
-        Clients::Optional(ca) => builder
-            .with_client_cert_verifier(verifier(ca)?.allow_unauthenticated().build().map_err(Error::Verifier)?),
+        Clients::Optional(ca) => builder.with_client_cert_verifier(
+            verifier(ca)?
+                .allow_unauthenticated()
+                .build()
+                .map_err(Error::Verifier)?,
+        ),
         Clients::Required(ca) => {
             builder.with_client_cert_verifier(verifier(ca)?.build().map_err(Error::Verifier)?)
         }
@@ -115,11 +122,17 @@ pub fn client_without_verification() -> Result<rustls::ClientConfig, Error> {
 pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|source| Error::Pem { what: "certificate", source })
+        .map_err(|source| Error::Pem {
+            what: "certificate",
+            source,
+        })
 }
 
 fn key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| Error::Pem { what: "private key", source })
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| Error::Pem {
+        what: "private key",
+        source,
+    })
 }
 
 fn roots(pem: &str) -> Result<RootCertStore, Error> {
