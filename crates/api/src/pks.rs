@@ -1,0 +1,262 @@
+//! The PKS API, version 1, and the few resources of our own beside it.
+//!
+//! Owns the wire types and the client. Field names and states are those of the swagger of PKS 1.7 and of what the
+//! `pks` CLI printed; nothing here decides anything. Our own resources live under `/stolos/v1`, so that no path of the
+//! foreign API is bent.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// The port of the PKS API.
+pub const PORT: u16 = 9021;
+
+/// What a cluster was last asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LastAction {
+    /// Being made, or made.
+    Create,
+    /// Being changed, or changed.
+    Update,
+    /// Being deleted.
+    Delete,
+    /// Moving to newer Kubernetes or newer machines.
+    Upgrade,
+}
+
+impl LastAction {
+    /// The word that tables and JSON show.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Upgrade => "UPGRADE",
+        }
+    }
+}
+
+/// How the last action stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LastActionState {
+    /// Accepted, not begun.
+    #[serde(rename = "queued")]
+    Queued,
+    /// Running.
+    #[serde(rename = "in progress")]
+    InProgress,
+    /// Ended well.
+    #[serde(rename = "succeeded")]
+    Succeeded,
+    /// Ended badly; the description says why.
+    #[serde(rename = "failed")]
+    Failed,
+}
+
+impl LastActionState {
+    /// The words that tables and JSON show.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::InProgress => "in progress",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether nothing more will happen by itself.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+/// `ClusterParameters` of a request or of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterParameters {
+    /// Host name or address under which the cluster's API is called; at most 64 bytes, unique.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_master_host: Option<String>,
+    /// Port of the cluster's API; 8443.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_master_port: Option<u16>,
+    /// Number of workers; the plan's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_worker_instances: Option<i64>,
+    /// What this version does not know; kept to be refused by name rather than ignored.
+    #[serde(flatten)]
+    pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// Body of `POST /v1/clusters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRequest {
+    /// Name, at most 63 bytes, unique.
+    pub name: String,
+    /// Name or id of a plan.
+    pub plan_name: String,
+    /// Where and how large.
+    pub parameters: ClusterParameters,
+    /// What this version does not know; kept to be refused by name rather than ignored.
+    #[serde(flatten)]
+    pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// A cluster as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Name.
+    pub name: String,
+    /// Name of its plan.
+    pub plan_name: String,
+    /// What it was last asked to do.
+    pub last_action: LastAction,
+    /// How that stands.
+    pub last_action_state: LastActionState,
+    /// The same in words.
+    pub last_action_description: String,
+    /// Id; the deployment is `service-instance_` + this.
+    pub uuid: String,
+    /// Address under which the API answers; `In Progress` until it is known.
+    pub kubernetes_master_ips: Vec<String>,
+    /// Kubernetes version, without `v`.
+    pub k8s_version: String,
+    /// Version of Stolos that made it or last changed it.
+    pub pks_version: String,
+    /// Parameters.
+    pub parameters: ClusterParameters,
+    /// Profiles arrive later; null, as PKS shows an unset one.
+    pub network_profile_name: Option<String>,
+    /// See [`Cluster::network_profile_name`].
+    pub compute_profile_name: Option<String>,
+    /// See [`Cluster::network_profile_name`].
+    pub kubernetes_profile_name: Option<String>,
+}
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Id; the first four are fixed by PKS.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// Workers unless the request says otherwise.
+    pub worker_instances: u32,
+    /// Masters.
+    pub master_instances: u32,
+    /// Whether pods may be privileged.
+    #[serde(rename = "allow-privileged-containers")]
+    pub allow_privileged_containers: bool,
+}
+
+/// Error body: PKS's `body`, and ours beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The text, under the name that PKS's clients read.
+    pub body: String,
+    /// The same text, under the name of our own APIs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The next step, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Id of the request, to be found in the logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// How an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// Accepted, not begun.
+    Queued,
+    /// Running.
+    Running,
+    /// Ended well.
+    Succeeded,
+    /// Ended badly; can be resumed by asking again.
+    Failed,
+    /// Ended because somebody asked for it, or because another operation took over.
+    Cancelled,
+}
+
+impl OperationState {
+    /// Whether nothing more will happen by itself.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The word that tables and JSON show.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a person asked of a cluster, and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Id.
+    pub id: String,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// What was asked.
+    pub action: LastAction,
+    /// How it stands.
+    pub state: OperationState,
+    /// Who asked.
+    pub user: String,
+    /// When, RFC 3339.
+    pub created_at: String,
+    /// When it ended, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// What it does now, since when and what it waits for; empty once it has ended.
+    pub steps: Vec<OperationStep>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One named step of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStep {
+    /// Name, as people read it.
+    pub name: String,
+    /// `pending`, `running`, `done`, `skipped`, `failed`.
+    pub state: String,
+    /// What it does at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Milliseconds that it has run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_ms: Option<i64>,
+    /// Names of the steps that it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<String>,
+}
+
+/// What the server says about itself to anybody: `GET /stolos/v1/info`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Version of Stolos.
+    pub version: String,
+    /// Base address of the token service.
+    pub identity: String,
+    /// Base address of the director.
+    pub director: String,
+    /// Kubernetes versions on offer, newest first.
+    pub kubernetes_versions: Vec<String>,
+}
