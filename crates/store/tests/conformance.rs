@@ -1,0 +1,340 @@
+//! What every service relies on, on both engines.
+
+use std::time::Duration;
+
+use stolos_base::{Clock, task};
+use stolos_store::lease::{self, Acquired};
+use stolos_store::testing::{Place, each};
+use stolos_store::{Db, Error, Migration, Part, Row as _, Schema, Tx, query, sequence};
+
+const PARENT: Migration = Migration {
+    number: 1,
+    name: "parents and children",
+    statements: &[
+        "CREATE TABLE parents (id TEXT PRIMARY KEY, n BIGINT, body {blob})",
+        "CREATE TABLE children (id TEXT PRIMARY KEY, parent TEXT NOT NULL REFERENCES parents (id))",
+    ],
+};
+static FIRST: Schema = Schema {
+    name: "family",
+    parts: &[&Part {
+        name: "family",
+        migrations: &[PARENT],
+    }],
+};
+static SECOND: Schema = Schema {
+    name: "family",
+    parts: &[&Part {
+        name: "family",
+        migrations: &[
+            PARENT,
+            Migration {
+                number: 2,
+                name: "nicknames",
+                statements: &["ALTER TABLE parents ADD COLUMN nickname TEXT NOT NULL DEFAULT 'none'"],
+            },
+        ],
+    }],
+};
+static CHANGED: Schema = Schema {
+    name: "family",
+    parts: &[&Part {
+        name: "family",
+        migrations: &[Migration {
+            number: 1,
+            name: "parents and children",
+            statements: &["CREATE TABLE parents (id TEXT PRIMARY KEY)"],
+        }],
+    }],
+};
+static BROKEN: Schema = Schema {
+    name: "family",
+    parts: &[&Part {
+        name: "family",
+        migrations: &[
+            PARENT,
+            Migration {
+                number: 2,
+                name: "half",
+                statements: &["CREATE TABLE half (id TEXT PRIMARY KEY)", "CREATE NONSENSE"],
+            },
+        ],
+    }],
+};
+
+async fn add(tx: &mut Tx, id: &str, n: Option<i64>) -> Result<(), Error> {
+    query("INSERT INTO parents (id, n, body) VALUES ($1, $2, $3)")
+        .bind(id)
+        .bind(n)
+        .bind(&[0_u8, 255][..])
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
+async fn count(db: &Db) -> i64 {
+    query("SELECT COUNT(*) AS n FROM parents")
+        .fetch_one(db.read())
+        .await
+        .unwrap()
+        .try_get("n")
+        .unwrap()
+}
+
+#[tokio::test]
+async fn values_come_back_as_they_were() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        let mut tx = db.begin("add").await.unwrap();
+        add(&mut tx, "a", Some(i64::MAX)).await.unwrap();
+        add(&mut tx, "b", None).await.unwrap();
+        tx.commit().await.unwrap();
+        let rows = query("SELECT id, n, body FROM parents ORDER BY id")
+            .fetch_all(db.read())
+            .await
+            .unwrap();
+        assert_eq!(rows[0].try_get::<Option<i64>, _>("n").unwrap(), Some(i64::MAX));
+        assert_eq!(rows[1].try_get::<Option<i64>, _>("n").unwrap(), None);
+        assert_eq!(rows[1].try_get::<Vec<u8>, _>("body").unwrap(), [0, 255]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_leaves_nothing_and_a_reader_cannot_write() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        let mut tx = db.begin("forgotten").await.unwrap();
+        add(&mut tx, "a", None).await.unwrap();
+        drop(tx);
+        assert_eq!(count(&db).await, 0);
+        let mut tx = db.begin("afterwards").await.unwrap();
+        add(&mut tx, "a", None).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(count(&db).await, 1);
+        query("DELETE FROM parents")
+            .execute(db.read())
+            .await
+            .expect_err("readers do not write");
+        assert_eq!(count(&db).await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn constraints_are_told_apart() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        let mut tx = db.begin("twice").await.unwrap();
+        add(&mut tx, "a", None).await.unwrap();
+        let error = add(&mut tx, "a", None).await.unwrap_err();
+        assert!(matches!(error, Error::Unique { .. }), "{error:?}");
+        drop(tx);
+        let mut tx = db.begin("orphan").await.unwrap();
+        let error = query("INSERT INTO children (id, parent) VALUES ('c', 'nobody')")
+            .execute(tx.conn())
+            .await
+            .unwrap_err();
+        assert!(matches!(Error::from(error), Error::ForeignKey { .. }));
+    })
+    .await;
+}
+
+/// Two writers that read, decide and write: neither may decide on what the other has changed meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn write_transactions_are_serial_across_processes() {
+    each(async |place| {
+        // Two `Db`s are two processes as far as the engine can tell.
+        let dbs = [place.open(&FIRST).await, place.open(&FIRST).await];
+        let mut tx = dbs[0].begin("counter").await.unwrap();
+        add(&mut tx, "counter", Some(0)).await.unwrap();
+        tx.commit().await.unwrap();
+        let writers: Vec<_> = dbs
+            .iter()
+            .cycle()
+            .take(4)
+            .cloned()
+            .map(|db| {
+                task::spawn(task::Kind::Job, "increment", async move {
+                    for _ in 0..10 {
+                        db.transaction("increment", async |tx| {
+                            let n: i64 = query("SELECT n FROM parents")
+                                .fetch_one(tx.conn())
+                                .await?
+                                .try_get("n")?;
+                            tokio::task::yield_now().await;
+                            query("UPDATE parents SET n = $1")
+                                .bind(n + 1)
+                                .execute(tx.conn())
+                                .await?;
+                            Ok::<_, Error>(())
+                        })
+                        .await?;
+                    }
+                    Ok::<_, Error>(())
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let n: i64 = query("SELECT n FROM parents")
+            .fetch_one(dbs[0].read())
+            .await
+            .unwrap()
+            .try_get("n")
+            .unwrap();
+        assert_eq!(n, 40);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn migrations_are_applied_once_and_a_newer_database_is_refused() {
+    each(async |place| {
+        let clock = Clock::system();
+        let db = place.open(&FIRST).await;
+        let mut tx = db.begin("add").await.unwrap();
+        add(&mut tx, "a", None).await.unwrap();
+        tx.commit().await.unwrap();
+        db.close().await;
+
+        let error = Db::open(place.url(), &BROKEN, clock.clone()).await.unwrap_err();
+        assert!(matches!(error, Error::Migrate { number: 2, .. }), "{error:?}");
+        let db = place.open(&SECOND).await;
+        let row = query("SELECT nickname FROM parents")
+            .fetch_one(db.read())
+            .await
+            .unwrap();
+        assert_eq!(
+            row.try_get::<String, _>("nickname").unwrap(),
+            "none",
+            "the old rows are there"
+        );
+        db.close().await;
+        place.open(&SECOND).await.close().await;
+
+        let error = Db::open(place.url(), &FIRST, clock.clone()).await.unwrap_err();
+        assert!(matches!(error, Error::Newer { number: 2, .. }), "{error:?}");
+        let error = Db::open(place.url(), &CHANGED, clock).await.unwrap_err();
+        assert!(
+            matches!(error, Error::MigrationChanged { number: 1, .. }),
+            "{error:?}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sqlite_is_copied_before_a_migration() {
+    let place = Place::sqlite();
+    let db = place.open(&FIRST).await;
+    let mut tx = db.begin("add").await.unwrap();
+    add(&mut tx, "a", None).await.unwrap();
+    tx.commit().await.unwrap();
+    db.close().await;
+    place.open(&SECOND).await.close().await;
+    let stolos_store::DatabaseUrl::Sqlite { directory } = place.url() else {
+        panic!("a SQLite place has a directory")
+    };
+    let copies: Vec<_> = directory
+        .join("backups")
+        .read_dir_utf8()
+        .unwrap()
+        .map(|e| e.unwrap().path().to_owned())
+        .collect();
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    // The copy is a database of the old schema with the row in it.
+    let restored = camino_tempfile::tempdir().unwrap();
+    std::fs::copy(&copies[0], restored.path().join("family.sqlite")).unwrap();
+    let url = format!("sqlite:{}", restored.path()).parse().unwrap();
+    let db = Db::open(&url, &FIRST, Clock::system()).await.unwrap();
+    assert_eq!(count(&db).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_open_a_new_database_at_once() {
+    each(async |place| {
+        let opens = (0..4).map(|_| Db::open(place.url(), &SECOND, Clock::system()));
+        for db in futures::future::join_all(opens).await {
+            assert_eq!(count(&db.unwrap()).await, 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sequences_never_repeat() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        for expected in 1..=3 {
+            let mut tx = db.begin("next").await.unwrap();
+            assert_eq!(sequence::next(&mut tx, "tasks").await.unwrap(), expected);
+            tx.commit().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_has_one_holder_and_a_growing_number() {
+    const TTL: Duration = Duration::from_secs(30);
+    each(async |place| {
+        let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+        let db = place.open_at(&FIRST, clock.clone()).await;
+        let acquire = async |holder: &str| {
+            let mut tx = db.begin("acquire").await.unwrap();
+            let acquired = lease::acquire(&mut tx, "flow", holder, TTL).await.unwrap();
+            tx.commit().await.unwrap();
+            match acquired {
+                Acquired::Yes(lease) => Ok(lease.fence),
+                Acquired::No { holder, .. } => Err(holder),
+            }
+        };
+        let verify = async |fence: &lease::Fence| {
+            let mut tx = db.begin("verify").await.unwrap();
+            lease::verify(&mut tx, fence).await
+        };
+        let renew = async |fence: &lease::Fence| {
+            let mut tx = db.begin("renew").await.unwrap();
+            let renewed = lease::renew(&mut tx, fence, TTL).await;
+            tx.commit().await.unwrap();
+            renewed
+        };
+
+        let a1 = acquire("a").await.unwrap();
+        assert_eq!(acquire("b").await, Err("a".to_owned()));
+        clock.advance(Duration::from_secs(20));
+        renew(&a1).await.unwrap();
+        clock.advance(Duration::from_secs(20));
+        assert_eq!(acquire("b").await, Err("a".to_owned()), "it was renewed");
+
+        clock.advance(Duration::from_secs(11));
+        verify(&a1).await.expect("run out, but taken by nobody");
+        let b = acquire("b").await.unwrap();
+        assert_eq!(b.number, a1.number + 1);
+        assert!(matches!(verify(&a1).await, Err(Error::LeaseLost { .. })));
+        assert!(matches!(renew(&a1).await, Err(Error::LeaseLost { .. })));
+
+        let b2 = acquire("b")
+            .await
+            .expect("a holder takes over from its earlier life at once");
+        assert!(matches!(verify(&b).await, Err(Error::LeaseLost { .. })));
+        verify(&b2).await.unwrap();
+
+        let mut tx = db.begin("release").await.unwrap();
+        lease::release(&mut tx, &b).await.unwrap();
+        tx.commit().await.unwrap();
+        verify(&b2).await.expect("an overtaken holder releases nothing");
+        let mut tx = db.begin("release").await.unwrap();
+        lease::release(&mut tx, &b2).await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(matches!(verify(&b2).await, Err(Error::LeaseLost { .. })));
+        assert_eq!(
+            acquire("a").await.unwrap().number,
+            b2.number + 1,
+            "the number survives a release"
+        );
+    })
+    .await;
+}
