@@ -1,0 +1,254 @@
+//! The words of the command line.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand};
+
+/// Makes, heals and deletes Kubernetes clusters.
+#[derive(Debug, Parser)]
+#[command(name = "stolos", version, about, long_about = None, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Log in to a Stolos installation.
+    #[command(after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k")]
+    Login(Login),
+    /// Forget the session. The kubeconfig stays as it is.
+    Logout,
+    /// List the plans on offer.
+    Plans(Json),
+    /// List clusters.
+    Clusters(Json),
+    /// Show one cluster.
+    Cluster(Named),
+    /// Make a cluster.
+    #[command(after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive")]
+    CreateCluster(Create),
+    /// Delete a cluster and everything in it.
+    #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
+    DeleteCluster(Delete),
+    /// Write a cluster's credentials into the kubeconfig and make it the current context.
+    #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
+    GetCredentials(Credentials),
+    /// Show what was asked of clusters and how far it is.
+    Operations(Operations),
+    /// Load a container image from a file into all nodes of a cluster.
+    #[command(after_help = "Example:\n  stolos load-image demo ./my-app.tar")]
+    LoadImage(LoadImage),
+    /// Deploy a BOSH manifest with the director.
+    #[command(after_help = "Example:\n  stolos deploy etcd.yml --cloud-config cloud.yml")]
+    Deploy(Deploy),
+    /// List deployments.
+    Deployments(Json),
+    /// Show the instances of a deployment.
+    Instances(Named),
+    /// Delete a deployment.
+    DeleteDeployment(Delete),
+    /// Show director tasks, or follow one.
+    Tasks(Tasks),
+    /// Check whether this host can run Stolos, and whether a running installation is well.
+    Doctor(Doctor),
+    /// Build what is missing and start Stolos on this host.
+    #[command(after_help = "Examples:\n  stolos up\n  stolos up --demo")]
+    Up(Up),
+    /// Stop Stolos on this host and remove everything that it put there.
+    Down(Down),
+    /// Print the completion script of a shell.
+    #[command(after_help = "Example:\n  source <(stolos completion bash)")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Named {
+    /// Name.
+    pub name: String,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Login {
+    /// Host of the API; port 9021 unless given.
+    #[arg(short = 'a', long)]
+    pub api: String,
+    /// User name.
+    #[arg(short = 'u', long, required_unless_present = "client_name")]
+    pub username: Option<String>,
+    /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
+    #[arg(short = 'p', long, conflicts_with = "password_file")]
+    pub password: Option<String>,
+    /// File that holds the password, `-` for standard input.
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<Utf8PathBuf>,
+    /// Client name, to log in as a client instead of a person.
+    #[arg(long, requires = "client_secret", conflicts_with = "username")]
+    pub client_name: Option<String>,
+    /// Client secret.
+    #[arg(long)]
+    pub client_secret: Option<String>,
+    /// File with the certificates to trust (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<Utf8PathBuf>,
+    /// Do not verify the server. Anybody between you and it can read the password.
+    #[arg(short = 'k', long, alias = "skip-ssl-verification")]
+    pub skip_ssl_validation: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Name of the cluster.
+    pub name: String,
+    /// Address or name under which its API will be called.
+    #[arg(short = 'e', long)]
+    pub external_hostname: String,
+    /// Plan, see `plans`.
+    #[arg(short = 'p', long)]
+    pub plan: String,
+    /// Number of workers; the plan's own when absent.
+    #[arg(short = 'n', long)]
+    pub num_nodes: Option<i64>,
+    /// Follow the operation to its end.
+    #[arg(long)]
+    pub wait: bool,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Name.
+    pub name: String,
+    /// Follow the deletion to its end.
+    #[arg(long)]
+    pub wait: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Credentials {
+    /// Name of the cluster.
+    pub name: String,
+    /// Print the kubeconfig instead of merging it.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Operations {
+    /// Id of one operation.
+    pub id: Option<String>,
+    /// Only those of this cluster.
+    #[arg(short = 'c', long)]
+    pub cluster: Option<String>,
+    /// Follow to the end: the named operation, else the newest.
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    /// Cancel the named operation.
+    #[arg(long, requires = "id")]
+    pub cancel: bool,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadImage {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Archive as `docker save` or an OCI tool writes it (.tar).
+    pub file: Utf8PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Deploy {
+    /// The manifest.
+    pub manifest: Utf8PathBuf,
+    /// Cloud config to store first, under the name of the deployment.
+    #[arg(long, value_name = "FILE")]
+    pub cloud_config: Option<Utf8PathBuf>,
+    /// Show what would change and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Tasks {
+    /// Follow this task.
+    pub id: Option<u64>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which installation on this host.
+#[derive(Debug, Args)]
+pub struct Local {
+    /// Name of the installation: a letter, then up to seven letters or digits, lower-case.
+    #[arg(long, env = "STOLOS_INSTANCE", default_value = "stolos")]
+    pub instance: stolos_base::InstanceName,
+    /// Where it keeps everything; /var/lib/stolos/INSTANCE unless given.
+    #[arg(long, env = "STOLOS_ROOT")]
+    pub root: Option<Utf8PathBuf>,
+}
+
+impl Local {
+    /// The instance meant.
+    #[must_use]
+    pub fn instance(&self) -> stolos_base::Instance {
+        match &self.root {
+            None => stolos_base::Instance::at_default(self.instance.clone()),
+            Some(root) => stolos_base::Instance { name: self.instance.clone(), root: root.clone() },
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub local: Local,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub local: Local,
+    /// Also make the cluster `demo` and wait until a pod runs in it.
+    #[arg(long)]
+    pub demo: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Down {
+    #[command(flatten)]
+    pub local: Local,
+    /// Also remove the state: databases, disks, keys. Nothing can be restored then.
+    #[arg(long)]
+    pub purge: bool,
+}

@@ -1,0 +1,69 @@
+//! How a command fails: a text, hints and an exit code.
+
+use std::fmt;
+
+use stolos_base::{Class, Classify, chain};
+
+/// Why a command failed, for a person.
+#[derive(Debug)]
+pub struct Failure {
+    class: Class,
+    message: String,
+    hints: Vec<String>,
+}
+
+impl Failure {
+    /// The caller's side: wrong input or wrong state. Exit code 1.
+    pub fn user(message: impl Into<String>) -> Self {
+        Self { class: Class::User, message: message.into(), hints: Vec::new() }
+    }
+
+    /// Our side. Exit code 2.
+    pub fn ours(message: impl Into<String>) -> Self {
+        Self { class: Class::Internal, message: message.into(), hints: Vec::new() }
+    }
+
+    /// No session, or one that has ended; the text is PKS's, scripts match it.
+    #[must_use]
+    pub fn not_logged_in() -> Self {
+        Self {
+            class: Class::Unauthenticated,
+            message: "You are not currently authenticated. Please log in to continue".to_owned(),
+            hints: vec![format!("Log in with `{} login`.", crate::program_name())],
+        }
+    }
+
+    /// An error of a service or client of ours.
+    pub fn from_error<E: Classify + 'static>(error: &E) -> Self {
+        Self { class: error.class(), message: chain(error), hints: error.hints() }
+    }
+
+    /// Adds a whole sentence that names the next step.
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        self.hints.push(text.into());
+        self
+    }
+
+    /// Whose side it is.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.class
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::ours(format!("{error:#}"))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error: {}", self.message)?;
+        for hint in &self.hints {
+            write!(f, "\n\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}

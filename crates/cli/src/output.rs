@@ -1,0 +1,77 @@
+//! What people and scripts read: stdout is data, stderr the rest.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Prints data. A reader that went away (`| head`) is no error.
+pub fn data(text: &str) {
+    let mut out = anstream::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}
+
+/// Prints something about the data: progress, confirmation, hints.
+pub fn note(text: &str) {
+    let mut err = anstream::stderr().lock();
+    let _ = writeln!(err, "{text}");
+}
+
+/// Prints a value as pretty JSON.
+///
+/// # Errors
+/// When the value cannot be serialized.
+pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))?;
+    data(&text);
+    Ok(())
+}
+
+/// A table without borders, columns as wide as their content, two blanks between: what PKS printed, and what `awk` splits.
+#[must_use]
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(header.iter().map(ToString::to_string).collect::<Vec<_>>());
+    for row in rows {
+        table.add_row(row.clone());
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// The two-column block of `cluster NAME`: values start in column 26, as PKS had it.
+#[must_use]
+pub fn block(rows: &[(&str, String)]) -> String {
+    const KEY_WIDTH: usize = 26;
+    rows.iter()
+        .map(|(key, value)| format!("{:<KEY_WIDTH$}{value}", format!("{key}:")).trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_lines_up() {
+        insta::assert_snapshot!(block(&[("Name", "demo".into()), ("Last Action Description", "x".into()), ("Tags", String::new())]), @r"
+        Name:                     demo
+        Last Action Description:  x
+        Tags:
+        ");
+    }
+
+    #[test]
+    fn a_table_lines_up() {
+        insta::assert_snapshot!(table(&["Name", "Plan Name"], &[vec!["a-long-name".into(), "small".into()], vec!["b".into(), String::new()]]), @r"
+        Name         Plan Name
+        a-long-name  small
+        b
+        ");
+    }
+}

@@ -1,0 +1,70 @@
+//! Who may do what. The table is that of PKS (reference: scopes `pks.clusters.admin`, `.manage`, `.admin.read`).
+
+use stolos_api::token::Actor;
+
+use crate::db::Whose;
+use crate::error::{Error, Result};
+
+/// All clusters, reading and writing.
+pub const ADMIN: &str = "pks.clusters.admin";
+/// Own clusters, reading and writing.
+pub const MANAGE: &str = "pks.clusters.manage";
+/// All clusters, reading.
+pub const ADMIN_READ: &str = "pks.clusters.admin.read";
+
+/// What a caller wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// See plans.
+    Plans,
+    /// See clusters, at least one's own.
+    Read,
+    /// Change clusters, at least one's own.
+    Manage,
+    /// See everybody's clusters.
+    ReadAll,
+    /// Change everybody's clusters.
+    ManageAll,
+}
+
+/// Somebody with a verified token.
+#[derive(Clone, Debug)]
+pub struct Caller(Actor);
+
+impl Caller {
+    /// Takes a verified actor.
+    #[must_use]
+    pub fn new(actor: Actor) -> Self {
+        Self(actor)
+    }
+
+    /// The user's or client's name: the owner of what it makes.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether the caller has the right.
+    ///
+    /// # Errors
+    /// [`Error::Denied`].
+    pub fn may(&self, right: Right) -> Result<()> {
+        if self.has(right) { Ok(()) } else { Err(Error::Denied) }
+    }
+
+    /// Everybody's clusters with the right, else one's own.
+    #[must_use]
+    pub fn own(&self, right: Right) -> Whose<'_> {
+        if self.has(right) { Whose::All } else { Whose::Of(self.name()) }
+    }
+
+    fn has(&self, right: Right) -> bool {
+        let any = |scopes: &[&str]| scopes.iter().any(|scope| self.0.scopes.iter().any(|own| own == scope));
+        match right {
+            Right::Plans | Right::Read => any(&[ADMIN, MANAGE, ADMIN_READ]),
+            Right::Manage => any(&[ADMIN, MANAGE]),
+            Right::ReadAll => any(&[ADMIN, ADMIN_READ]),
+            Right::ManageAll => any(&[ADMIN]),
+        }
+    }
+}

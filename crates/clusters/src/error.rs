@@ -1,0 +1,172 @@
+//! What the product can say no with. HTTP statuses come from the class, in one place.
+
+use stolos_base::{Class, Classify};
+
+use crate::model::Invalid;
+
+/// A result with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A request or an operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A name or host is malformed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A field is missing, unknown or of the wrong kind.
+    #[error("{0}")]
+    Request(String),
+    /// No such plan. The words `Plan Not Found` are PKS's.
+    #[error("Plan Not Found: there is no plan `{name}`")]
+    NoPlan {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The number of workers is outside of the plan's range.
+    #[error("number of worker nodes {asked} is not between 1 and {most}, the maximum of plan `{plan}`")]
+    WorkerCount {
+        /// What was asked for.
+        asked: i64,
+        /// The plan's maximum.
+        most: u32,
+        /// The plan.
+        plan: String,
+    },
+    /// The cluster's machines together are larger than what the host has left.
+    #[error(
+        "the cluster needs {needed_mib} MiB of memory, but of the {total_mib} MiB of this host {used_mib} MiB are taken by other clusters"
+    )]
+    DoesNotFit {
+        /// Sum of the machines' memory.
+        needed_mib: u64,
+        /// Allotted to other clusters.
+        used_mib: u64,
+        /// The host's memory.
+        total_mib: u64,
+    },
+    /// One machine is larger than the host.
+    #[error("a machine of plan `{plan}` has {cpus} processors, but this host has {host}")]
+    TooManyProcessors {
+        /// The plan.
+        plan: String,
+        /// The machine's processors.
+        cpus: u32,
+        /// The host's.
+        host: u32,
+    },
+    /// No such cluster, or one that the caller may not see. The words are PKS's.
+    #[error("Cluster {0} not found")]
+    NoCluster(String),
+    /// No such operation, or one that the caller may not see.
+    #[error("operation `{0}` not found")]
+    NoOperation(String),
+    /// The name is taken.
+    #[error("cluster name `{0}` is already in use")]
+    NameTaken(String),
+    /// The host name is taken.
+    #[error("external hostname `{0}` is already in use by another cluster")]
+    HostnameTaken(String),
+    /// One request at a time for each cluster. The words are those of PKS's broker.
+    #[error("An operation is in progress for your service instance. Please try again later.")]
+    Busy {
+        /// The cluster.
+        cluster: String,
+    },
+    /// The cluster has no API yet, or none any more.
+    #[error("cluster `{cluster}` cannot give credentials while its last action {action} is {state}")]
+    NotReady {
+        /// The cluster.
+        cluster: String,
+        /// Its last action.
+        action: &'static str,
+        /// How that stands.
+        state: &'static str,
+    },
+    /// Nobody is logged in.
+    #[error("you are not currently authenticated")]
+    Unauthenticated(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The caller's scopes do not suffice. The words are PKS's.
+    #[error("You do not have enough privileges to perform this action. Please contact the PKS administrator.")]
+    Denied,
+    /// The database did not do as asked.
+    #[error("failed to {what}")]
+    Database {
+        /// The transaction.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: stolos_store::Error,
+    },
+    /// What was stored cannot be read back.
+    #[error("failed to read stored {what}")]
+    Stored {
+        /// What it was.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another service of ours failed.
+    #[error("failed to {what}")]
+    Service {
+        /// What was asked of it.
+        what: String,
+        /// Whether asking again may help.
+        retryable: bool,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// Another service failed.
+    pub fn service<E: Classify + Send + Sync + 'static>(what: impl Into<String>, source: E) -> Self {
+        Self::Service { what: what.into(), retryable: source.retryable(), source: Box::new(source) }
+    }
+
+    /// The database failed.
+    pub fn database(what: &'static str) -> impl FnOnce(stolos_store::Error) -> Self {
+        move |source| Self::Database { what, source }
+    }
+}
+
+impl Classify for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Invalid(_)
+            | Self::Request(_)
+            | Self::NoPlan { .. }
+            | Self::WorkerCount { .. }
+            | Self::DoesNotFit { .. }
+            | Self::TooManyProcessors { .. } => Class::User,
+            Self::NoCluster(_) | Self::NoOperation(_) => Class::NotFound,
+            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } => Class::Conflict,
+            Self::Unauthenticated(_) => Class::Unauthenticated,
+            Self::Denied => Class::Denied,
+            Self::Database { source, .. } => source.class(),
+            Self::Stored { .. } => Class::Internal,
+            Self::Service { retryable: true, .. } => Class::Unavailable,
+            Self::Service { .. } => Class::Internal,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
+            Self::DoesNotFit { .. } => {
+                vec!["Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more.".to_owned()]
+            }
+            Self::Busy { cluster } => {
+                vec![format!("See what it does with `stolos operations --cluster {cluster} --follow`.")]
+            }
+            Self::NotReady { cluster, .. } => {
+                vec![format!("Follow it with `stolos operations --cluster {cluster} --follow`.")]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
