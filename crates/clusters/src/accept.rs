@@ -54,19 +54,14 @@ impl Desk {
         Ok((cluster, operation))
     }
 
-    /// Accepts a delete request. A create that is running is cancelled by it; a deletion that is running goes on.
+    /// Accepts a delete request. A deletion that is running goes on.
     pub(crate) async fn delete(&self, caller: &Caller, name: &str) -> Result<Deletion> {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
         let running = db::unfinished(&self.db).await?.into_iter().find(|operation| operation.cluster_id == cluster.id);
         match running {
             Some(operation) if operation.action == LastAction::Delete => Ok(Deletion::Accepted(operation)),
-            Some(operation) => {
-                let mut tx = self.db.begin("take over an operation").await.map_err(Error::database("take over"))?;
-                db::request_cancel(&mut tx, operation.id).await?;
-                tx.commit().await.map_err(Error::database("cancel the running operation"))?;
-                Ok(Deletion::After(operation))
-            }
+            Some(operation) => Ok(Deletion::After(operation)),
             None => {
                 let operation = self.operation(&cluster, LastAction::Delete, caller);
                 let mut tx = self.db.begin("accept a deletion").await.map_err(Error::database("begin a deletion"))?;
@@ -139,7 +134,7 @@ impl Desk {
 pub(crate) enum Deletion {
     /// It is written (or was before).
     Accepted(OperationRow),
-    /// The running operation has been asked to stop; the deletion is to be asked for again once it has.
+    /// Another operation is running and has to be stopped first; then the deletion is to be asked for again.
     After(OperationRow),
 }
 

@@ -74,32 +74,26 @@ async fn cluster_create(
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(|rejection| Error::Request(rejection.body_text()))?;
     let (cluster, operation) = app.desk().create(&caller, &request).await?;
-    app.nudge(&operation);
+    app.submit(&operation).await?;
     let id = operation_header(&operation.id.to_string());
     Ok((StatusCode::ACCEPTED, id, Json(show::cluster(&cluster))).into_response())
 }
 
 async fn cluster_delete(State(app): App, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
-    let deletion = app.desk().delete(&caller, &name).await?;
-    let operation = match deletion {
-        Deletion::Accepted(operation) => {
-            app.nudge(&operation);
-            operation
-        }
+    let operation = match app.desk().delete(&caller, &name).await? {
+        Deletion::Accepted(operation) => operation,
         // The running operation has to stop first; that is quick, because every step can be cancelled. Should it not be,
         // the caller hears that the cluster is busy and may ask again.
         Deletion::After(running) => {
-            app.cancel(&running);
+            app.cancel(&running).await?;
             app.wait_ended(running.id, LONGEST_WAIT).await;
             match app.desk().delete(&caller, &name).await? {
-                Deletion::Accepted(operation) => {
-                    app.nudge(&operation);
-                    operation
-                }
+                Deletion::Accepted(operation) => operation,
                 Deletion::After(running) => return Err(Error::Busy { cluster: running.cluster }.into()),
             }
         }
     };
+    app.submit(&operation).await?;
     Ok((StatusCode::NO_CONTENT, operation_header(&operation.id.to_string())).into_response())
 }
 
@@ -176,7 +170,7 @@ async fn operation_view(
 async fn operation_cancel(State(app): App, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Failure> {
     caller.may(Right::Manage)?;
     let row = db::operation(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
-    app.request_cancel(&row).await?;
+    app.cancel(&row).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

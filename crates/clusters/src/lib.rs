@@ -2,11 +2,28 @@
 //!
 //! Owns clusters and operations (intent and state), plans, the PKS API, the rendering of a cluster's BOSH manifest, and the
 //! flows that create and delete. Never speaks to an agent or a CPI: machines are the director's, reached through
-//! `api::director`; Kubernetes itself is reached through `kubernetes`.
+//! [`deps::Director`]; Kubernetes itself is reached through [`deps::Kubernetes`].
 //!
-//! The way through: `http` (extract, authorize) → `accept` (check, write intent) → `operations` (one runner a cluster) →
+//! The way through: `http` (extract, authorize) → `accept` (check, write intent) → `service` (one flow per operation) →
 //! `flows` (named steps) → `render` (pure) → director.
 
+mod accept;
+mod authorize;
+pub mod db;
+pub mod deps;
+mod error;
+mod flows;
+mod http;
 pub mod model;
 pub mod plans;
 pub mod render;
+mod service;
+mod show;
+
+pub use accept::Capacity;
+pub use error::{Error, Result};
+pub use service::{Config, Deps, Service};
+
+/// The tables of this service, with those of its flows.
+pub static SCHEMA: stolos_store::Schema =
+    stolos_store::Schema { name: "clusters", parts: &[&stolos_flow::TABLES, &db::TABLES] };

@@ -1,0 +1,109 @@
+//! The other services as this one needs them.
+//!
+//! Narrow, object safe, and implemented in `server` over the real services; tests put simulated ones in their place.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use futures::future::BoxFuture;
+use stolos_base::Secret;
+use stolos_base::ids::ClusterId;
+
+use crate::error::Result;
+use crate::render::NetworkLease;
+
+/// One address range and one virtual API address for each cluster.
+pub trait Network: Send + Sync + 'static {
+    /// Leases them; the same again for a cluster that has them.
+    fn lease(&self, cluster: ClusterId) -> BoxFuture<'_, Result<NetworkLease>>;
+    /// The lease of a cluster, if it has one.
+    fn find(&self, cluster: ClusterId) -> BoxFuture<'_, Result<Option<NetworkLease>>>;
+    /// Gives them back; fine when there are none.
+    fn release(&self, cluster: ClusterId) -> BoxFuture<'_, Result<()>>;
+    /// Has the virtual address balanced over `masters` from now on, also while this process is down.
+    fn publish(&self, cluster: ClusterId, address: Ipv4Addr, masters: Vec<Ipv4Addr>) -> BoxFuture<'_, Result<()>>;
+    /// Ends that; fine when it is not published.
+    fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>>;
+}
+
+/// A client certificate for a cluster's API.
+#[derive(Clone)]
+pub struct AdminCredential {
+    /// The cluster's CA (PEM).
+    pub ca: String,
+    /// Client certificate (PEM) in group `system:masters`.
+    pub certificate: String,
+    /// Its key (PEM).
+    pub private_key: Secret<String>,
+}
+
+impl fmt::Debug for AdminCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminCredential")
+    }
+}
+
+/// What the director generated for a deployment.
+pub trait Vault: Send + Sync + 'static {
+    /// The administrator's certificate of a deployment.
+    fn admin(&self, deployment: &str) -> BoxFuture<'_, Result<AdminCredential>>;
+    /// Deletes all that a deployment had; fine when there is nothing.
+    fn forget(&self, deployment: &str) -> BoxFuture<'_, Result<()>>;
+}
+
+/// A deployment's instance, as far as this service looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Instance group.
+    pub group: String,
+    /// Its address, once it is placed.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// How a director task stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// Queued, running or being cancelled; what it does at the moment.
+    Running(String),
+    /// Ended well.
+    Done,
+    /// Ended otherwise, and why.
+    Failed(String),
+}
+
+/// The director.
+pub trait Director: Send + Sync + 'static {
+    /// Stores the deployment's cloud config.
+    fn set_cloud_config<'a>(&'a self, deployment: &'a str, yaml: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// Deletes it; fine when there is none.
+    fn delete_cloud_config<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// Starts a deploy under a context id and gives the task. A context that has a task gives that one again.
+    fn deploy<'a>(&'a self, deployment: &'a str, manifest: &'a str, context: &'a str) -> BoxFuture<'a, Result<u64>>;
+    /// Starts a deletion, as [`Director::deploy`]. `None` when there is no such deployment.
+    fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>>;
+    /// How a task stands; waits a moment for news when it runs. `seen` is the text seen last.
+    fn task<'a>(&'a self, id: u64, seen: &'a str) -> BoxFuture<'a, Result<TaskState>>;
+    /// Asks a task to stop.
+    fn cancel(&self, id: u64) -> BoxFuture<'_, Result<()>>;
+    /// The instances of a deployment; empty when there is none.
+    fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
+}
+
+/// A cluster's API server.
+pub trait Kubernetes: Send + Sync + 'static {
+    /// Runs a pod that looks a name up, and takes it away again.
+    fn smoke_test<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        progress: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<()>>;
+    /// A kubeconfig with a fresh identity of `user` that administers the cluster, PKS's shape.
+    fn bind<'a>(
+        &'a self,
+        cluster: &'a crate::db::ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        user: &'a str,
+    ) -> BoxFuture<'a, Result<serde_json::Value>>;
+}

@@ -1,0 +1,147 @@
+//! What is done for a person who asks for a cluster, or for its end.
+//!
+//! Each flow is one readable list of named steps. Steps can be repeated: what they make is keyed by the cluster or by the
+//! flow, so a second run finds the first one's work.
+
+mod create;
+mod delete;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use stolos_api::pks::{LastAction, LastActionState, OperationState};
+use stolos_base::ids::{ClusterId, OperationId};
+use stolos_base::{Class, Classify, chain};
+use stolos_flow::{Change, FlowState, StepContext, StepError};
+use stolos_store::{Db, Tx};
+
+pub(crate) use create::Create;
+pub(crate) use delete::Delete;
+
+use crate::db;
+use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
+use crate::error::Error;
+use crate::render::Artifacts;
+
+/// What the flows work with.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    pub(crate) db: Db,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) vault: Arc<dyn Vault>,
+    pub(crate) director: Arc<dyn Director>,
+    pub(crate) kubernetes: Arc<dyn Kubernetes>,
+    pub(crate) artifacts: Artifacts,
+}
+
+/// The input of both flows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Input {
+    pub(crate) cluster: ClusterId,
+    pub(crate) operation: OperationId,
+}
+
+impl From<Error> for StepError {
+    fn from(error: Error) -> Self {
+        Self::new(&error)
+    }
+}
+
+/// A flow's id is its operation's, and its subject is the cluster's id.
+fn input_of(change: &Change<'_>) -> Option<Input> {
+    let cluster = change.flow.subject.parse();
+    if let Err(error) = &cluster {
+        tracing::error!(flow = %change.flow.id, %error, "a flow's subject is no cluster id");
+    }
+    Some(Input { cluster: cluster.ok()?, operation: OperationId::from(change.flow.id.as_uuid()) })
+}
+
+/// Follows a director task to its end; a cancelled step cancels the task and waits until it has stopped.
+async fn follow(tools: &Tools, ctx: &StepContext, task: u64) -> Result<(), StepError> {
+    let mut seen = String::new();
+    let mut asked_to_stop = false;
+    loop {
+        if ctx.cancel().is_cancelled() && !asked_to_stop {
+            asked_to_stop = true;
+            tools.director.cancel(task).await?;
+        }
+        match tools.director.task(task, &seen).await {
+            Ok(TaskState::Running(text)) => {
+                if text != seen {
+                    ctx.progress(text.clone());
+                    seen = text;
+                }
+            }
+            Ok(TaskState::Done) => return Ok(()),
+            Ok(TaskState::Failed(why)) => {
+                return Err(StepError::failed(format!("director task {task} failed: {why}")));
+            }
+            Err(error) if error.retryable() => {
+                tracing::debug!(task, error = %chain(&error), "the director does not answer; asking again");
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The addresses of a deployment's masters, as far as they are placed.
+async fn masters(tools: &Tools, deployment: &str) -> Result<Vec<Ipv4Addr>, Error> {
+    let instances = tools.director.instances(deployment).await?;
+    Ok(instances.into_iter().filter(|instance| instance.group == "master").filter_map(|one| one.address).collect())
+}
+
+/// Writes what a flow's new state means for the operation and its cluster.
+async fn write_state(
+    tx: &mut Tx,
+    input: &Input,
+    action: LastAction,
+    change: &Change<'_>,
+) -> Result<(), stolos_store::Error> {
+    let noun = match action {
+        LastAction::Create => "provisioning",
+        LastAction::Delete => "deletion",
+        LastAction::Update => "update",
+        LastAction::Upgrade => "upgrade",
+    };
+    let why = change.failure.map(|failure| match &failure.step {
+        Some(step) => format!("step `{step}`: {}", failure.message),
+        None => failure.message.clone(),
+    });
+    let (operation, cluster, words) = match change.state {
+        FlowState::Pending => {
+            (OperationState::Queued, LastActionState::InProgress, format!("Instance {noun} in progress"))
+        }
+        FlowState::Running => {
+            (OperationState::Running, LastActionState::InProgress, format!("Instance {noun} in progress"))
+        }
+        FlowState::Succeeded => {
+            (OperationState::Succeeded, LastActionState::Succeeded, format!("Instance {noun} completed"))
+        }
+        FlowState::Failed => (
+            OperationState::Failed,
+            LastActionState::Failed,
+            format!("Instance {noun} failed: {}", why.as_deref().unwrap_or("unknown cause")),
+        ),
+        FlowState::Canceled => {
+            (OperationState::Cancelled, LastActionState::Failed, format!("Instance {noun} was cancelled"))
+        }
+    };
+    let run = async {
+        db::set_operation_state(tx, input.operation, operation, why.as_deref()).await?;
+        if action == LastAction::Delete && change.state == FlowState::Succeeded {
+            db::delete_cluster(tx, input.cluster).await
+        } else {
+            db::set_cluster_state(tx, input.cluster, action, cluster, &words).await
+        }
+    };
+    run.await.map_err(|error| match error {
+        Error::Database { source, .. } => source,
+        other => {
+            debug_assert_eq!(other.class(), Class::Internal, "writing a state only fails with the database");
+            tracing::error!(error = %chain(&other), "failed to write the state of an operation");
+            stolos_store::Error::NoRow
+        }
+    })
+}

@@ -1,0 +1,209 @@
+//! The running service: accepted operations become flows, flows become news for those who wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use stolos_api::pks;
+use stolos_api::token::Verifier;
+use stolos_base::ids::{FlowId, OperationId};
+use stolos_base::{Clock, IdSource, chain};
+use stolos_flow::{Flows, StepState};
+use stolos_store::Db;
+
+use crate::accept::{Capacity, Desk};
+use crate::db::{self, ClusterRow, OperationRow};
+use crate::deps::{Director, Kubernetes, Network, Vault};
+use crate::error::{Error, Result};
+use crate::flows::{Create, Delete, Input, Tools};
+use crate::plans::Plans;
+use crate::render::Artifacts;
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Plans on offer.
+    pub plans: Plans,
+    /// What the host can carry, where machines are made on it.
+    pub capacity: Option<Capacity>,
+    /// What `GET /stolos/v1/info` answers.
+    pub info: pks::Info,
+    /// What machines are made of.
+    pub artifacts: Artifacts,
+    /// This process among those that share the database.
+    pub holder: String,
+}
+
+/// The services below.
+pub struct Deps {
+    /// A database opened with [`crate::SCHEMA`].
+    pub db: Db,
+    /// Verifies tokens of requests.
+    pub verifier: Verifier,
+    /// Leases and virtual addresses.
+    pub network: Arc<dyn Network>,
+    /// Generated credentials.
+    pub vault: Arc<dyn Vault>,
+    /// The director.
+    pub director: Arc<dyn Director>,
+    /// Clusters' API servers.
+    pub kubernetes: Arc<dyn Kubernetes>,
+    /// Wall-clock time.
+    pub clock: Clock,
+    /// Ids of clusters and operations.
+    pub ids: IdSource,
+}
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Service(Arc<Inner>);
+
+struct Inner {
+    desk: Desk,
+    flows: Flows,
+    tools: Tools,
+    verifier: Verifier,
+    info: pks::Info,
+}
+
+impl Service {
+    /// Starts the service and goes on with operations that a former process left unfinished.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn start(config: Config, deps: Deps) -> Result<Self> {
+        let tools = Tools {
+            db: deps.db.clone(),
+            network: deps.network,
+            vault: deps.vault,
+            director: deps.director,
+            kubernetes: deps.kubernetes,
+            artifacts: config.artifacts,
+        };
+        let flows = Flows::builder(deps.db.clone(), config.holder)
+            .kind(Create(tools.clone()))
+            .kind(Delete(tools.clone()))
+            .start();
+        let desk = Desk { db: deps.db, plans: config.plans, capacity: config.capacity, clock: deps.clock, ids: deps.ids };
+        let service =
+            Self(Arc::new(Inner { desk, flows, tools, verifier: deps.verifier, info: config.info }));
+        // A process that died between accepting and submitting left an operation without a flow.
+        for operation in db::unfinished(&service.0.desk.db).await? {
+            service.submit(&operation).await?;
+        }
+        Ok(service)
+    }
+
+    /// The PKS API.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        crate::http::router(self.clone())
+    }
+
+    /// Stops taking up work; running steps are interrupted and go on in the next process.
+    pub async fn stop(&self) {
+        self.0.flows.stop().await;
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
+    }
+
+    pub(crate) fn verifier(&self) -> &Verifier {
+        &self.0.verifier
+    }
+
+    pub(crate) fn info(&self) -> &pks::Info {
+        &self.0.info
+    }
+
+    /// Makes sure that an accepted operation has its flow. The flow's id is the operation's: twice is once.
+    pub(crate) async fn submit(&self, operation: &OperationRow) -> Result<()> {
+        let id = FlowId::from(operation.id.as_uuid());
+        let input = Input { cluster: operation.cluster_id, operation: operation.id };
+        let subject = operation.cluster_id.to_string();
+        let submitted = match operation.action {
+            pks::LastAction::Create => self.0.flows.submit_as::<Create>(id, &subject, &input).await,
+            pks::LastAction::Delete => self.0.flows.submit_as::<Delete>(id, &subject, &input).await,
+            pks::LastAction::Update | pks::LastAction::Upgrade => {
+                return Err(Error::Request("updates and upgrades are not offered by this version".to_owned()));
+            }
+        };
+        submitted.map_err(|error| Error::service("begin the operation", error))
+    }
+
+    /// Asks a running operation to stop.
+    pub(crate) async fn cancel(&self, operation: &OperationRow) -> Result<()> {
+        let mut tx = self.0.desk.db.begin("cancel an operation").await.map_err(Error::database("begin cancelling"))?;
+        db::request_cancel(&mut tx, operation.id).await?;
+        tx.commit().await.map_err(Error::database("note the cancellation"))?;
+        let id = FlowId::from(operation.id.as_uuid());
+        self.0.flows.cancel(id).await.map_err(|error| Error::service("cancel the operation", error))
+    }
+
+    /// Waits until the operation has ended, or for `limit`.
+    pub(crate) async fn wait_ended(&self, id: OperationId, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.0.flows.wait(FlowId::from(id.as_uuid()))).await;
+    }
+
+    /// Waits until something happens in the operation, or for `limit`.
+    pub(crate) async fn wait_news(&self, id: OperationId, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.0.flows.news(FlowId::from(id.as_uuid()))).await;
+    }
+
+    /// An operation with its steps.
+    pub(crate) async fn show_operation(&self, row: &OperationRow) -> pks::Operation {
+        let now = self.0.desk.clock.now_millis();
+        let steps = match self.0.flows.view(FlowId::from(row.id.as_uuid())).await {
+            Ok(Some(view)) => view.steps.iter().map(|step| show_step(step, now)).collect(),
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(operation = %row.id, error = %chain(&error), "failed to read the steps of an operation");
+                Vec::new()
+            }
+        };
+        pks::Operation {
+            id: row.id.to_string(),
+            cluster: row.cluster.clone(),
+            action: row.action,
+            state: row.state,
+            user: row.actor.clone(),
+            created_at: row.created_at.to_string(),
+            ended_at: row.ended_at.map(|time| time.to_string()),
+            steps,
+            error: row.error.clone(),
+        }
+    }
+
+    /// A kubeconfig for a cluster.
+    pub(crate) async fn bind(&self, cluster: &ClusterRow, user: &str) -> Result<serde_json::Value> {
+        let not_ready = || Error::NotReady {
+            cluster: cluster.name.to_string(),
+            action: cluster.action.as_str(),
+            state: cluster.state.as_str(),
+        };
+        // While a cluster is made or deleted there may be half an API; after a failed smoke test there is one to look at.
+        let settled = cluster.state.is_final() && cluster.action != pks::LastAction::Delete;
+        let address = cluster.address.as_ref().and_then(|text| text.parse().ok()).filter(|_| settled);
+        let address = address.ok_or_else(not_ready)?;
+        let admin = self.0.tools.vault.admin(&crate::render::deployment_name(cluster.id)).await?;
+        self.0.tools.kubernetes.bind(cluster, address, &admin, user).await
+    }
+}
+
+fn show_step(step: &stolos_flow::StepView, now: i64) -> pks::OperationStep {
+    let state = match step.state {
+        StepState::Pending => "pending",
+        StepState::Running => "running",
+        StepState::Done => "done",
+        StepState::Skipped => "skipped",
+        StepState::Failed => "failed",
+    };
+    pks::OperationStep {
+        name: step.name.clone(),
+        state: state.to_owned(),
+        detail: step.progress.clone(),
+        elapsed_ms: step.started_at.map(|start| step.ended_at.unwrap_or(now) - start),
+        waiting_for: step.waiting_for.clone(),
+    }
+}

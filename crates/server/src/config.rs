@@ -1,0 +1,128 @@
+//! The operator's configuration of `stolosd`, `config.yml`.
+//!
+//! Written by `stolos up` on the first start and never overwritten afterwards; unknown keys are errors, because a typing error
+//! must not silently become a default.
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+use stolos_clusters::plans::{InvalidPlans, MachineSize, Plan, Plans};
+
+/// The configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `sqlite` (files in the instance's directory) or a `postgres://` URL.
+    #[serde(default = "sqlite")]
+    pub database: String,
+    /// Upstream programs that the services start.
+    pub programs: Programs,
+    /// Plans on offer, in order; the first four get PKS's fixed ids.
+    #[serde(default = "default_plans")]
+    pub plans: Vec<Plan>,
+}
+
+/// Paths of programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Programs {
+    /// `nats-server`.
+    pub nats_server: Utf8PathBuf,
+    /// `stolos-cpi-host`.
+    pub cpi_host: Utf8PathBuf,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is not readable.
+    #[error("failed to read the configuration `{path}`")]
+    Read {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the source says line and column.
+    #[error("the configuration `{path}` is not valid: {problem}")]
+    Parse {
+        /// The file.
+        path: Utf8PathBuf,
+        /// With line and column.
+        problem: String,
+    },
+    /// The plans do not make sense.
+    #[error("the configuration `{path}` is not valid")]
+    Plans {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        #[source]
+        source: InvalidPlans,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn read(path: &camino::Utf8Path) -> Result<(Self, Plans), Error> {
+        let text = fs_err::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let config: Self = serde_saphyr::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), problem: error.to_string() })?;
+        let plans =
+            Plans::new(config.plans.clone()).map_err(|source| Error::Plans { path: path.to_owned(), source })?;
+        Ok((config, plans))
+    }
+}
+
+fn sqlite() -> String {
+    "sqlite".to_owned()
+}
+
+/// What is on offer until an operator says otherwise: sizes that fit a laptop.
+#[must_use]
+pub fn default_plans() -> Vec<Plan> {
+    let master = MachineSize { cpu: 2, ram: 2048, ephemeral_disk: 8192, persistent_disk: 5120 };
+    let plan = |name: &str, description: &str, worker_instances, worker_ram| Plan {
+        name: name.to_owned(),
+        description: description.to_owned(),
+        kubernetes_version: "1.37.1".to_owned(),
+        master,
+        worker_instances,
+        max_worker_instances: 50,
+        worker: MachineSize { cpu: 2, ram: worker_ram, ephemeral_disk: 16_384, persistent_disk: 0 },
+        allow_privileged_containers: true,
+    };
+    vec![
+        plan("small", "1 master, 1 worker with 2 GiB: for trying things", 1, 2048),
+        plan("medium", "1 master, 3 workers with 4 GiB: for a team", 3, 4096),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<(Config, Plans), Error> {
+        let dir = camino_tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("config.yml");
+        fs_err::write(&path, text).expect("the file");
+        Config::read(&path)
+    }
+
+    #[test]
+    fn the_least_configuration_has_plans() {
+        let (config, plans) = read("programs: {nats_server: /n, cpi_host: /c}\n").expect("valid");
+        assert_eq!(config.database, "sqlite");
+        assert!(plans.find("small").is_some());
+    }
+
+    #[test]
+    fn a_typing_error_is_named_with_its_line() {
+        let error = read("programs: {nats_server: /n, cpi_host: /c}\ndatabse: sqlite\n").expect_err("a typing error");
+        let text = error.to_string();
+        assert!(text.contains("databse") && text.contains('2'), "{text}");
+    }
+}
