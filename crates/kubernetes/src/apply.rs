@@ -1,0 +1,196 @@
+//! Server-side apply of YAML documents.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use serde_json::Value;
+use stolos_base::{Class, Classify as _, retry};
+
+use crate::client::Cluster;
+use crate::error::Error;
+
+/// The owner of the fields that we apply.
+pub const FIELD_MANAGER: &str = "stolos";
+
+/// One Kubernetes object to be applied.
+#[derive(Clone, Debug)]
+pub struct Document {
+    api_version: String,
+    kind: String,
+    namespace: Option<String>,
+    name: String,
+    body: Value,
+}
+
+impl Document {
+    /// Reads a text with one or more documents; empty ones are passed over.
+    ///
+    /// # Errors
+    /// When the text is not YAML or a document has no `apiVersion`, `kind` or `metadata.name`.
+    pub fn parse(yaml: &str) -> Result<Vec<Self>, Error> {
+        let values: Vec<Value> = serde_saphyr::from_multiple(yaml).map_err(Error::Yaml)?;
+        values
+            .into_iter()
+            .enumerate()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(at, value)| Self::from_value(at + 1, value))
+            .collect()
+    }
+
+    fn from_value(position: usize, body: Value) -> Result<Self, Error> {
+        let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let needed = |pointer: &str| {
+            text(pointer).ok_or_else(|| Error::Document {
+                position,
+                problem: format!("`{}` is missing or no text", pointer[1..].replace('/', ".")),
+            })
+        };
+        Ok(Self {
+            api_version: needed("/apiVersion")?,
+            kind: needed("/kind")?,
+            namespace: text("/metadata/namespace"),
+            name: needed("/metadata/name")?,
+            body,
+        })
+    }
+
+    /// Kind and name, as people write it: `Service kube-system/kube-dns`.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{} {namespace}/{}", self.kind, self.name),
+            None => format!("{} {}", self.kind, self.name),
+        }
+    }
+}
+
+impl Cluster {
+    /// Applies documents in order, each until it is taken or `limit` is over.
+    ///
+    /// Meant for a cluster that is just starting: an API server that does not answer yet, lacks its roles or its namespaces is asked
+    /// again. An object that is wrong in itself fails at once. `done` hears of each applied document.
+    ///
+    /// # Errors
+    /// The last error of the first document that could not be applied.
+    pub async fn apply(
+        &self,
+        documents: &[Document],
+        limit: Duration,
+        mut done: impl FnMut(&Document),
+    ) -> Result<(), Error> {
+        let policy = retry::Policy {
+            first: Duration::from_millis(25),
+            longest: Duration::from_millis(200),
+            deadline: limit,
+        };
+        let mut kinds: HashMap<&str, Kinds> = HashMap::new();
+        for document in documents {
+            let api_version = document.api_version.as_str();
+            if !kinds.contains_key(api_version) {
+                let found = retry::run(policy, may_come, || self.kinds(api_version)).await?;
+                kinds.insert(api_version, found);
+            }
+            let resource = kinds.get(api_version).and_then(|kinds| kinds.get(&document.kind));
+            let resource = resource.ok_or_else(|| Error::UnknownKind {
+                kind: document.kind.clone(),
+                api_version: api_version.to_owned(),
+            })?;
+            retry::run(policy, may_come, || self.apply_one(document, resource)).await?;
+            done(document);
+        }
+        Ok(())
+    }
+
+    /// The kinds of one group and version, as the server knows them.
+    async fn kinds(&self, api_version: &str) -> Result<Kinds, Error> {
+        let list = if api_version.contains('/') {
+            self.client.list_api_group_resources(api_version).await
+        } else {
+            self.client.list_core_api_resources(api_version).await
+        }
+        .map_err(Error::request(format!("ask for the kinds of `{api_version}`")))?;
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let kind = |resource: APIResource| {
+            let api = ApiResource {
+                group: group.to_owned(),
+                version: version.to_owned(),
+                api_version: api_version.to_owned(),
+                kind: resource.kind.clone(),
+                plural: resource.name,
+            };
+            (
+                resource.kind,
+                Resource {
+                    api,
+                    namespaced: resource.namespaced,
+                },
+            )
+        };
+        // Names with a slash are subresources, which share the kind of their owner.
+        Ok(list
+            .resources
+            .into_iter()
+            .filter(|resource| !resource.name.contains('/'))
+            .map(kind)
+            .collect())
+    }
+
+    async fn apply_one(&self, document: &Document, resource: &Resource) -> Result<(), Error> {
+        let what = format!("apply {}", document.title());
+        let api: Api<DynamicObject> = if resource.namespaced {
+            let namespace = document.namespace.as_deref().unwrap_or("default");
+            Api::namespaced_with(self.client.clone(), namespace, &resource.api)
+        } else {
+            Api::all_with(self.client.clone(), &resource.api)
+        };
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        api.patch(&document.name, &params, &Patch::Apply(&document.body))
+            .await
+            .map_err(Error::request(what))?;
+        Ok(())
+    }
+}
+
+/// Whether a cluster that is just starting may take it later: no answer, no roles yet, no namespace yet.
+fn may_come(error: &Error) -> bool {
+    matches!(
+        error.class(),
+        Class::Unavailable | Class::Denied | Class::NotFound | Class::Conflict
+    )
+}
+
+struct Resource {
+    api: ApiResource,
+    namespaced: bool,
+}
+
+/// By kind.
+type Kinds = HashMap<String, Resource>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_read_in_order_and_empty_ones_passed_over() {
+        let text = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n---\napiVersion: apps/v1\nkind: Deployment\n\
+                    metadata: {name: b, namespace: a}\nspec: {replicas: 2}\n";
+        let documents = Document::parse(text).expect("two documents");
+        let titles: Vec<String> = documents.iter().map(Document::title).collect();
+        assert_eq!(titles, ["Namespace a", "Deployment a/b"]);
+        assert_eq!(documents[1].body["spec"]["replicas"], 2);
+    }
+
+    #[test]
+    fn a_document_without_a_name_is_told_by_its_position() {
+        let error =
+            Document::parse("kind: A\n---\napiVersion: v1\nkind: A\n").expect_err("two bad documents");
+        assert_eq!(
+            error.to_string(),
+            "document 1 is no Kubernetes object: `apiVersion` is missing or no text"
+        );
+    }
+}

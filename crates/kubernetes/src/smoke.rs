@@ -1,0 +1,281 @@
+//! Proof that a cluster works: a pod is scheduled, runs, and DNS answers from within it.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, LogParams, PostParams, WatchEvent, WatchParams};
+use serde_json::json;
+use stolos_base::poll::{self, TimedOut};
+use stolos_base::{Class, Classify as _, chain, retry};
+
+use crate::client::Cluster;
+use crate::error::Error;
+
+const NAMESPACE: &str = "default";
+
+/// What is tested.
+#[derive(Clone, Debug)]
+pub struct SmokeTest {
+    /// Name of the pod. A pod of that name left by an earlier test is removed first.
+    pub pod: String,
+    /// An image with `sh`, `nslookup`, `timeout` and `sleep` that is on every node.
+    pub image: String,
+    /// The name that DNS is asked for.
+    pub lookup: String,
+    /// How long it may take as a whole.
+    pub limit: Duration,
+}
+
+impl SmokeTest {
+    /// The usual test: the API's own service name, asked from a pod with our busybox image.
+    pub fn new(pod: impl Into<String>, limit: Duration) -> Self {
+        Self {
+            pod: pod.into(),
+            image: "stolos.local/busybox:1".to_owned(),
+            lookup: "kubernetes.default.svc.cluster.local".to_owned(),
+            limit,
+        }
+    }
+}
+
+/// When things happened, counted from the start of the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmokeTimes {
+    /// The API server took the pod.
+    pub created: Duration,
+    /// The pod was seen running.
+    pub running: Duration,
+    /// DNS had answered.
+    pub answered: Duration,
+}
+
+impl Cluster {
+    /// Runs the test and removes its pod again, also when it failed.
+    ///
+    /// # Errors
+    /// [`Error::Smoke`] with the pod's own words when it ran and failed, [`Error::TimedOut`] with what is being waited for.
+    pub async fn smoke_test(&self, test: &SmokeTest) -> Result<SmokeTimes, Error> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let result = match self.remove(&pods, &test.pod, test.limit).await {
+            Ok(()) => self.run(&pods, test).await,
+            Err(error) => Err(error),
+        };
+        let removed = self.remove(&pods, &test.pod, test.limit).await;
+        let times = result?;
+        removed?;
+        Ok(times)
+    }
+
+    async fn remove(&self, pods: &Api<Pod>, name: &str, limit: Duration) -> Result<(), Error> {
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        };
+        poll::until(
+            &format!("pod `{name}` to be gone"),
+            Duration::from_millis(50),
+            limit,
+            || async {
+                match pods
+                    .delete(name, &params)
+                    .await
+                    .map_err(Error::request(format!("delete pod `{name}`")))
+                {
+                    Ok(_) => Err("it is being deleted".to_owned()),
+                    Err(error) if error.class() == Class::NotFound => Ok(()),
+                    Err(error) => Err(chain(&error)),
+                }
+            },
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn run(&self, pods: &Api<Pod>, test: &SmokeTest) -> Result<SmokeTimes, Error> {
+        let start = Instant::now();
+        let pod = pod(test);
+        let policy = retry::Policy {
+            first: Duration::from_millis(25),
+            longest: Duration::from_millis(200),
+            deadline: test.limit,
+        };
+        // A fresh namespace gets its service account a moment after it appears; until then pods are refused with 403.
+        let may_come = |error: &Error| {
+            matches!(
+                error.class(),
+                Class::Unavailable | Class::Denied | Class::NotFound
+            )
+        };
+        retry::run(policy, may_come, || async {
+            pods.create(&PostParams::default(), &pod)
+                .await
+                .map_err(Error::request(format!("create pod `{}`", test.pod)))
+        })
+        .await?;
+        let created = start.elapsed();
+        let mut running = None;
+        let mut last = "nothing has happened to the pod yet".to_owned();
+        let wait = async {
+            loop {
+                match self.watch(pods, test, start, &mut running, &mut last).await {
+                    Ok(Some(outcome)) => return outcome,
+                    Ok(None) => {}
+                    Err(error) => last = chain(&error),
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        match tokio::time::timeout(test.limit.saturating_sub(created), wait).await {
+            Ok(Ok(())) => {
+                let answered = start.elapsed();
+                Ok(SmokeTimes {
+                    created,
+                    running: running.unwrap_or(answered),
+                    answered,
+                })
+            }
+            Ok(Err(problem)) => {
+                let params = LogParams {
+                    tail_lines: Some(5),
+                    ..LogParams::default()
+                };
+                let said = pods.logs(&test.pod, &params).await.unwrap_or_default();
+                let problem = if said.trim().is_empty() {
+                    problem
+                } else {
+                    format!("{problem}: {}", said.trim())
+                };
+                Err(Error::Smoke {
+                    pod: test.pod.clone(),
+                    problem,
+                })
+            }
+            Err(_) => Err(TimedOut {
+                what: format!("the test pod `{}`", test.pod),
+                last,
+                after: test.limit,
+            }
+            .into()),
+        }
+    }
+
+    /// One watch; `None` when it ended before the pod did.
+    async fn watch(
+        &self,
+        pods: &Api<Pod>,
+        test: &SmokeTest,
+        start: Instant,
+        running: &mut Option<Duration>,
+        last: &mut String,
+    ) -> Result<Option<Result<(), String>>, Error> {
+        let what = || Error::request(format!("watch pod `{}`", test.pod));
+        let params = WatchParams::default()
+            .fields(&format!("metadata.name={}", test.pod))
+            .timeout(20);
+        let events = pods.watch(&params, "0").await.map_err(what())?;
+        let mut events = pin!(events);
+        while let Some(event) = events.try_next().await.map_err(what())? {
+            let pod = match event {
+                WatchEvent::Added(pod) | WatchEvent::Modified(pod) => pod,
+                WatchEvent::Deleted(_) => return Ok(Some(Err("somebody deleted it".to_owned()))),
+                WatchEvent::Bookmark(_) => continue,
+                WatchEvent::Error(_) => return Ok(None),
+            };
+            match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+                Some("Succeeded") => return Ok(Some(Ok(()))),
+                Some("Failed") => return Ok(Some(Err(words(&pod)))),
+                Some("Running") => {
+                    running.get_or_insert_with(|| start.elapsed());
+                    *last = "the pod runs, but DNS has not answered in it".to_owned();
+                }
+                _ => *last = words(&pod),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Why the pod is where it is, in the cluster's own words.
+fn words(pod: &Pod) -> String {
+    let Some(status) = &pod.status else {
+        return "the pod has no status".to_owned();
+    };
+    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        let state = container.state.as_ref()?;
+        if let Some(waiting) = &state.waiting {
+            return Some(format!(
+                "container waits: {} {}",
+                waiting.reason.as_deref().unwrap_or(""),
+                waiting.message.as_deref().unwrap_or("")
+            ));
+        }
+        let ended = state.terminated.as_ref()?;
+        Some(format!("container ended with {}", ended.exit_code))
+    });
+    let unmet = || {
+        let conditions = status.conditions.iter().flatten();
+        let unmet = conditions
+            .filter(|c| c.status != "True")
+            .find(|c| c.message.is_some())?;
+        Some(format!(
+            "{}: {}",
+            unmet.type_,
+            unmet.message.as_deref().unwrap_or("")
+        ))
+    };
+    waiting
+        .or_else(unmet)
+        .or_else(|| status.message.clone())
+        .unwrap_or_else(|| format!("phase {}", status.phase.as_deref().unwrap_or("unknown")))
+        .trim()
+        .to_owned()
+}
+
+fn pod(test: &SmokeTest) -> Pod {
+    // Each question gets a second: an answer takes milliseconds, and one that was asked before the service is known
+    // on the node is lost, which the resolver would notice after 5 s only.
+    let script = format!(
+        "until timeout 1 nslookup {name} >/tmp/said 2>&1; do cat /tmp/said; sleep 0.1; done",
+        name = test.lookup
+    );
+    serde_json::from_value(json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": test.pod, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": "stolos"}},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 0,
+            "activeDeadlineSeconds": test.limit.as_secs().max(1),
+            "containers": [{
+                "name": "lookup",
+                "image": test.image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", script],
+            }],
+        },
+    }))
+    .expect("the pod above is one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_hangs_says_why() {
+        let pod: Pod = serde_json::from_value(json!({"status": {"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}}))
+        .expect("a pod");
+        assert_eq!(words(&pod), "PodScheduled: 0/1 nodes are available");
+        let pod: Pod = serde_json::from_value(json!({"status": {"phase": "Pending", "containerStatuses": [
+            {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+             "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]}}))
+        .expect("a pod");
+        assert_eq!(words(&pod), "container waits: ErrImagePull no such image");
+    }
+}
