@@ -14,6 +14,7 @@ pub mod lock;
 pub mod logging;
 pub mod pki;
 pub mod poll;
+pub mod process;
 pub mod retry;
 pub mod secret;
 pub mod task;
