@@ -177,13 +177,22 @@ fn binaries() -> Result<Utf8PathBuf, String> {
         .ok_or_else(|| "no `initdb` and `postgres` in /usr/lib/postgresql/*/bin or PATH".to_owned())
 }
 
-/// `setpriv` and its arguments, before the program to be run as an ordinary user.
-fn ordinary_user() -> io::Result<(Vec<String>, Option<(u32, u32)>)> {
+/// Whom the server runs as.
+struct User {
+    /// `setpriv` and its arguments, before the program.
+    setpriv: Vec<String>,
+    /// Who must own the directory, when that is not the present user.
+    ids: Option<(u32, u32)>,
+}
+
+/// The present user, or an ordinary one where that is root.
+fn ordinary_user() -> io::Result<User> {
+    let mut setpriv = vec!["setpriv".to_owned()];
     if !rustix::process::geteuid().is_root() {
-        return Ok((vec!["setpriv".to_owned()], None));
+        return Ok(User { setpriv, ids: None });
     }
     let users = fs_err::read_to_string("/etc/passwd")?;
-    let (uid, gid) = ["postgres", "nobody"]
+    let (uid, gid): (u32, u32) = ["postgres", "nobody"]
         .iter()
         .find_map(|name| {
             let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
@@ -191,18 +200,19 @@ fn ordinary_user() -> io::Result<(Vec<String>, Option<(u32, u32)>)> {
             Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         })
         .ok_or_else(|| io::Error::other("there is no user `postgres` or `nobody` to run it as"))?;
-    let arguments = [
-        "setpriv".to_owned(),
+    setpriv.extend([
         format!("--reuid={uid}"),
         format!("--regid={gid}"),
-    ];
-    let mut arguments = arguments.to_vec();
-    arguments.push("--clear-groups".to_owned());
-    Ok((arguments, Some((uid, gid))))
+        "--clear-groups".to_owned(),
+    ]);
+    Ok(User {
+        setpriv,
+        ids: Some((uid, gid)),
+    })
 }
 
 fn start(binaries: &Utf8Path) -> io::Result<Utf8PathBuf> {
-    let (user, ids) = ordinary_user()?;
+    let User { setpriv: user, ids } = ordinary_user()?;
     // Kept, not a guard: the statics of a process are never dropped. The shell below removes it.
     let directory = camino_tempfile::Builder::new()
         .prefix("stolos-pg-")
