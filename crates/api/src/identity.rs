@@ -1,0 +1,232 @@
+//! The client of the token service (UAA's wire).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stolos_base::{Clock, Secret};
+use tokio::sync::Mutex;
+
+use crate::http::{self, Error};
+use crate::token::KeySet;
+
+/// The client that PKS's command line uses; its secret is empty.
+pub const PKS_CLI: &str = "pks_cli";
+/// A cached token is renewed when it has less than this left, so that it does not end on its way.
+const RENEW_BEFORE: Duration = Duration::from_secs(30);
+
+/// The answer of `/oauth/token`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Tokens {
+    /// The access token.
+    pub access_token: Secret<String>,
+    /// `bearer`
+    #[serde(default)]
+    pub token_type: String,
+    /// Gets the next access token; absent for clients on their own.
+    #[serde(default)]
+    pub refresh_token: Option<Secret<String>>,
+    /// OpenID Connect.
+    #[serde(default)]
+    pub id_token: Option<Secret<String>>,
+    /// Seconds.
+    pub expires_in: u64,
+    /// Scopes, joined by spaces.
+    #[serde(default)]
+    pub scope: String,
+    /// The access token's id.
+    #[serde(default)]
+    pub jti: String,
+}
+
+/// `/info`: what a client wants to know before anybody has logged in.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Info {
+    /// The service's version.
+    #[serde(default)]
+    pub app: App,
+    /// Addresses: `uaa`, `login`.
+    #[serde(default)]
+    pub links: indexmap::IndexMap<String, String>,
+    /// What to ask a person for: kind and text by field.
+    #[serde(default)]
+    pub prompts: indexmap::IndexMap<String, (String, String)>,
+    /// `uaa`
+    #[serde(default)]
+    pub zone_name: String,
+}
+
+/// `app` of [`Info`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct App {
+    /// Version.
+    #[serde(default)]
+    pub version: String,
+}
+
+/// A client of one token service. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// `base` is the service's base address, `https://HOST:8443`.
+    #[must_use]
+    pub fn new(base: &str, http: reqwest::Client) -> Self {
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            http,
+        }
+    }
+
+    /// The base address.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// A person's tokens by name and password, through a client with an empty secret ([`PKS_CLI`]).
+    ///
+    /// # Errors
+    /// A refusal with code `unauthorized` when the name or password is wrong.
+    pub async fn password(
+        &self,
+        client: &str,
+        user: &str,
+        password: &Secret<String>,
+    ) -> Result<Tokens, Error> {
+        self.token(
+            client,
+            &Secret::from(""),
+            &[
+                ("grant_type", "password"),
+                ("username", user),
+                ("password", password.expose()),
+            ],
+        )
+        .await
+    }
+
+    /// A client's own token.
+    ///
+    /// # Errors
+    /// A refusal with code `invalid_client` (or `unauthorized`) when the secret is wrong.
+    pub async fn client_credentials(&self, client: &str, secret: &Secret<String>) -> Result<Tokens, Error> {
+        self.token(client, secret, &[("grant_type", "client_credentials")])
+            .await
+    }
+
+    /// New tokens for a refresh token; the answer may hold a new refresh token too.
+    ///
+    /// # Errors
+    /// A refusal with code `invalid_token` when one has to log in again.
+    pub async fn refresh(&self, client: &str, refresh_token: &Secret<String>) -> Result<Tokens, Error> {
+        self.token(
+            client,
+            &Secret::from(""),
+            &[
+                ("grant_type", "refresh_token"),
+                ("refresh_token", refresh_token.expose()),
+            ],
+        )
+        .await
+    }
+
+    async fn token(
+        &self,
+        client: &str,
+        secret: &Secret<String>,
+        form: &[(&str, &str)],
+    ) -> Result<Tokens, Error> {
+        let url = format!("{}/oauth/token", self.base);
+        let request = self
+            .http
+            .post(url)
+            .basic_auth(client, Some(secret.expose()))
+            .header("Accept", "application/json")
+            .form(form);
+        http::json(request).await
+    }
+
+    /// The keys that verify tokens.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn token_keys(&self) -> Result<KeySet, Error> {
+        http::json(self.http.get(format!("{}/token_keys", self.base))).await
+    }
+
+    /// What the service says about itself.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn info(&self) -> Result<Info, Error> {
+        let request = self.http.get(format!("{}/info", self.base));
+        http::json(request.header("Accept", "application/json")).await
+    }
+}
+
+/// A client's own token, kept and renewed: for a service that calls another. Cheap to clone.
+#[derive(Clone)]
+pub struct TokenSource(Arc<Source>);
+
+struct Source {
+    identity: Client,
+    client: String,
+    secret: Secret<String>,
+    clock: Clock,
+    kept: Mutex<Option<(i64, Secret<String>)>>,
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenSource")
+            .field("client", &self.0.client)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TokenSource {
+    /// Tokens of the given client.
+    #[must_use]
+    pub fn new(identity: Client, client: impl Into<String>, secret: Secret<String>, clock: Clock) -> Self {
+        Self(Arc::new(Source {
+            identity,
+            client: client.into(),
+            secret,
+            clock,
+            kept: Mutex::default(),
+        }))
+    }
+
+    /// A token that lives for half a minute at least. Callers at the same time wait for one request.
+    ///
+    /// # Errors
+    /// As [`Client::client_credentials`].
+    pub async fn token(&self) -> Result<Secret<String>, Error> {
+        let mut kept = self.0.kept.lock().await;
+        let now = self.0.clock.now_millis();
+        if let Some((until, token)) = &*kept
+            && now < *until
+        {
+            return Ok(token.clone());
+        }
+        let tokens = self
+            .0
+            .identity
+            .client_credentials(&self.0.client, &self.0.secret)
+            .await?;
+        let lives = Duration::from_secs(tokens.expires_in).saturating_sub(RENEW_BEFORE);
+        let until = now.saturating_add(i64::try_from(lives.as_millis()).unwrap_or(i64::MAX));
+        *kept = Some((until, tokens.access_token.clone()));
+        Ok(tokens.access_token)
+    }
+
+    /// Forgets the kept token: after a service has answered 401 to it.
+    pub async fn forget(&self) {
+        *self.0.kept.lock().await = None;
+    }
+}
