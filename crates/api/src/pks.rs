@@ -4,8 +4,12 @@
 //! `pks` CLI printed; nothing here decides anything. Our own resources live under `/stolos/v1`, so that no path of the
 //! foreign API is bent.
 
+mod client;
+
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+
+pub use client::Client;
 
 /// The port of the PKS API.
 pub const PORT: u16 = 9021;

@@ -36,9 +36,6 @@ pub enum Command {
     GetCredentials(Credentials),
     /// Show what was asked of clusters and how far it is.
     Operations(Operations),
-    /// Load a container image from a file into all nodes of a cluster.
-    #[command(after_help = "Example:\n  stolos load-image demo ./my-app.tar")]
-    LoadImage(LoadImage),
     /// Deploy a BOSH manifest with the director.
     #[command(after_help = "Example:\n  stolos deploy etcd.yml --cloud-config cloud.yml")]
     Deploy(Deploy),
@@ -170,14 +167,6 @@ pub struct Operations {
     /// Print JSON in place of a table.
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct LoadImage {
-    /// Name of the cluster.
-    pub cluster: String,
-    /// Archive as `docker save` or an OCI tool writes it (.tar).
-    pub file: Utf8PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -185,7 +185,7 @@ impl FromRequestParts<Arc<Service>> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Service>) -> Result<Self, Failure> {
         let actor = app
             .verifier()
-            .verify_request(&parts.headers)
+            .actor(&parts.headers)
             .await
             .map_err(|error| match error.class() {
                 stolos_base::Class::Unavailable => Error::service("verify the token", error),

@@ -1,0 +1,141 @@
+//! The client of port 9021.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::Value;
+use stolos_base::Secret;
+
+use super::{Cluster, ClusterRequest, Info, Operation, Plan};
+use crate::http::{self, Error};
+
+/// Header of answers to create and delete requests: the operation's id.
+const OPERATION_HEADER: &str = "x-stolos-operation";
+
+/// Talks to one installation, as one person. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    base: String,
+    http: reqwest::Client,
+    token: Secret<String>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for `base` (`https://HOST:9021`). An empty token is for [`Client::info`] only.
+    #[must_use]
+    pub fn new(base: &str, http: reqwest::Client, token: Secret<String>) -> Self {
+        Self { base: base.trim_end_matches('/').to_owned(), http, token }
+    }
+
+    /// What the server says about itself; needs no token.
+    ///
+    /// # Errors
+    /// See [`Error`]; so for all methods.
+    pub async fn info(&self) -> Result<Info, Error> {
+        http::json(self.http.get(format!("{}/stolos/v1/info", self.base))).await
+    }
+
+    /// The plans on offer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn plans(&self) -> Result<Vec<Plan>, Error> {
+        http::json(self.request(Method::GET, &["v1", "plans"])).await
+    }
+
+    /// The clusters that the caller may see.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn clusters(&self) -> Result<Vec<Cluster>, Error> {
+        http::json(self.request(Method::GET, &["v1", "clusters"])).await
+    }
+
+    /// One cluster.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster(&self, name: &str) -> Result<Cluster, Error> {
+        http::json(self.request(Method::GET, &["v1", "clusters", name])).await
+    }
+
+    /// Asks for a cluster; gives it as accepted, and the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create_cluster(&self, request: &ClusterRequest) -> Result<(Cluster, Option<String>), Error> {
+        let response = http::send(self.request(Method::POST, &["v1", "clusters"]).json(request)).await?;
+        let operation = operation(&response);
+        let url = response.url().path().to_owned();
+        let cluster = response.json().await.map_err(|source| Error::BadReply { url, source: source.into() })?;
+        Ok((cluster, operation))
+    }
+
+    /// Asks for a cluster's end; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_cluster(&self, name: &str) -> Result<Option<String>, Error> {
+        Ok(operation(&http::send(self.request(Method::DELETE, &["v1", "clusters", name])).await?))
+    }
+
+    /// A kubeconfig with a fresh identity.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn bind(&self, cluster: &str) -> Result<Value, Error> {
+        http::json(self.request(Method::POST, &["v1", "clusters", cluster, "binds"])).await
+    }
+
+    /// The newest operations, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn operations(&self, cluster: Option<&str>) -> Result<Vec<Operation>, Error> {
+        let request = self.request(Method::GET, &["stolos", "v1", "operations"]);
+        http::json(request.query(&[("cluster", cluster.unwrap_or_default())])).await
+    }
+
+    /// One operation; answers when something happens in it, at the latest after `wait`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn operation(&self, id: &str, wait: Duration) -> Result<Operation, Error> {
+        let request = self.request(Method::GET, &["stolos", "v1", "operations", id]);
+        http::json(request.query(&[("wait_ms", wait.as_millis().to_string())])).await
+    }
+
+    /// Asks an operation to stop.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancel_operation(&self, id: &str) -> Result<(), Error> {
+        http::send(self.request(Method::POST, &["stolos", "v1", "operations", id, "cancel"])).await.map(drop)
+    }
+
+    /// Names are encoded: whatever a person typed stays one segment of the path.
+    fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        for segment in segments {
+            url.push('/');
+            for byte in segment.bytes() {
+                if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) || (byte == b'.' && segment.len() > 2) {
+                    url.push(char::from(byte));
+                } else {
+                    url.push_str(&format!("%{byte:02X}"));
+                }
+            }
+        }
+        self.http.request(method, url).bearer_auth(self.token.expose())
+    }
+}
+
+fn operation(response: &reqwest::Response) -> Option<String> {
+    response.headers().get(OPERATION_HEADER)?.to_str().ok().map(str::to_owned)
+}

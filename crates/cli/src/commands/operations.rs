@@ -1,0 +1,172 @@
+//! Operations: what was asked, how far it is, what it waits for.
+
+use std::time::Duration;
+
+use stolos_api::pks::{Client, Operation, OperationState};
+use stolos_base::Classify as _;
+
+use super::login::pks_client;
+use crate::args::Operations;
+use crate::failure::Failure;
+use crate::progress::{State, Steps};
+use crate::{output, program_name};
+
+/// How long the server may hold an answer back while nothing happens.
+const WAIT: Duration = Duration::from_secs(20);
+/// How often an unreachable server is asked again, and how long: `stolosd` may be restarting.
+const AGAIN: Duration = Duration::from_millis(500);
+const GIVE_UP_AFTER: u32 = 60;
+
+/// `stolos operations`
+pub(crate) async fn run(args: &Operations) -> Result<(), Failure> {
+    let client = pks_client().await?;
+    let failure = |error| Failure::from_error(&error);
+    if let (Some(id), true) = (&args.id, args.cancel) {
+        client.cancel_operation(id).await.map_err(failure)?;
+        output::note(&format!("Operation {id} was asked to stop."));
+        if !args.follow {
+            return Ok(());
+        }
+    }
+    let operations = match &args.id {
+        Some(id) => vec![client.operation(id, Duration::ZERO).await.map_err(failure)?],
+        None => client.operations(args.cluster.as_deref()).await.map_err(failure)?,
+    };
+    if args.follow {
+        let Some(newest) = operations.first() else {
+            return Err(Failure::user("there is no operation to follow"));
+        };
+        return follow(&client, &newest.id).await;
+    }
+    if args.json {
+        return output::json(&operations);
+    }
+    match (&args.id, operations.first()) {
+        (Some(_), Some(operation)) => show(operation),
+        _ => table(&operations),
+    }
+    Ok(())
+}
+
+/// Follows an operation to its end. Ctrl-C ends the following only.
+pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
+    output::note(&format!("Operation {id}"));
+    let following = async {
+        let mut steps = Steps::new();
+        let mut unreachable = 0;
+        let mut client = client.clone();
+        loop {
+            let operation = match client.operation(id, WAIT).await {
+                Ok(operation) => operation,
+                Err(error) if error.retryable() && unreachable < GIVE_UP_AFTER => {
+                    unreachable += 1;
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                // The token has ended while we waited: a create can take longer than ten minutes on a slow host.
+                Err(error) if error.class() == stolos_base::Class::Unauthenticated && unreachable < GIVE_UP_AFTER => {
+                    unreachable += 1;
+                    client = pks_client().await?;
+                    continue;
+                }
+                Err(error) => return Err(Failure::from_error(&error)),
+            };
+            unreachable = 0;
+            show_steps(&mut steps, &operation);
+            match operation.state {
+                OperationState::Queued | OperationState::Running => {}
+                OperationState::Succeeded => {
+                    output::note(&format!("Operation succeeded in {:.1} s", steps.elapsed().as_secs_f64()));
+                    return Ok(());
+                }
+                OperationState::Failed => {
+                    let why = operation.error.unwrap_or_else(|| "the server gave no cause".to_owned());
+                    return Err(Failure::user(format!("operation {id} failed: {why}")));
+                }
+                OperationState::Cancelled => return Err(Failure::user(format!("operation {id} was cancelled"))),
+            }
+        }
+    };
+    tokio::select! {
+        result = following => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the operation goes on")
+            .hint(format!("Follow it again with `{} operations {id} --follow`.", program_name()))),
+    }
+}
+
+fn show_steps(steps: &mut Steps, operation: &Operation) {
+    for step in &operation.steps {
+        let state = match step.state.as_str() {
+            "running" => State::Running,
+            "done" => State::Done,
+            "skipped" => State::Skipped,
+            "failed" => State::Failed,
+            _ => continue,
+        };
+        let elapsed = step.elapsed_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        steps.show(&step.name, state, step.detail.as_deref(), elapsed);
+    }
+}
+
+fn table(operations: &[Operation]) {
+    let rows: Vec<Vec<String>> = operations
+        .iter()
+        .map(|operation| {
+            vec![
+                operation.id.clone(),
+                operation.cluster.clone(),
+                operation.action.as_str().to_owned(),
+                operation.state.as_str().to_owned(),
+                operation.user.clone(),
+                operation.created_at.clone(),
+                now_doing(operation),
+            ]
+        })
+        .collect();
+    output::data(&output::table(&["ID", "Cluster", "Action", "State", "User", "Created", "Now"], &rows));
+}
+
+/// What it does, since when, waiting on what; or why it failed.
+fn now_doing(operation: &Operation) -> String {
+    if let Some(error) = &operation.error {
+        return error.clone();
+    }
+    operation
+        .steps
+        .iter()
+        .filter(|step| step.state == "running" && !operation.state.is_final())
+        .map(|step| {
+            let detail = step.detail.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+            let since = step.elapsed_ms.unwrap_or(0) / 1000;
+            format!("{}{detail} ({since} s)", step.name)
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn show(operation: &Operation) {
+    output::data(&output::block(&[
+        ("ID", operation.id.clone()),
+        ("Cluster", operation.cluster.clone()),
+        ("Action", operation.action.as_str().to_owned()),
+        ("State", operation.state.as_str().to_owned()),
+        ("User", operation.user.clone()),
+        ("Created", operation.created_at.clone()),
+        ("Ended", operation.ended_at.clone().unwrap_or_default()),
+        ("Error", operation.error.clone().unwrap_or_default()),
+    ]));
+    let rows: Vec<Vec<String>> = operation
+        .steps
+        .iter()
+        .map(|step| {
+            let took = step.elapsed_ms.map(|ms| format!("{:.1} s", Duration::from_millis(ms.max(0).unsigned_abs()).as_secs_f64()));
+            let about = match (&step.detail, step.waiting_for.is_empty()) {
+                (Some(detail), _) => detail.clone(),
+                (None, false) => format!("waiting for {}", step.waiting_for.join(", ")),
+                (None, true) => String::new(),
+            };
+            vec![step.name.clone(), step.state.clone(), took.unwrap_or_default(), about]
+        })
+        .collect();
+    output::data(&format!("\n{}", output::table(&["Step", "State", "Took", "About"], &rows)));
+}
