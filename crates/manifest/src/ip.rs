@@ -42,7 +42,10 @@ impl Range {
     /// All of a network, its network and broadcast addresses included.
     #[must_use]
     pub fn of(net: IpNet) -> Self {
-        Self { first: net.network(), last: net.broadcast() }
+        Self {
+            first: net.network(),
+            last: net.broadcast(),
+        }
     }
 
     /// The lowest address.
@@ -72,7 +75,9 @@ impl Range {
     /// How many addresses; stops at `u64::MAX`.
     #[must_use]
     pub fn len(&self) -> u64 {
-        u64::try_from(bits(self.last) - bits(self.first)).unwrap_or(u64::MAX).saturating_add(1)
+        u64::try_from(bits(self.last) - bits(self.first))
+            .unwrap_or(u64::MAX)
+            .saturating_add(1)
     }
 
     /// Never: a range has at least one address.
@@ -101,7 +106,12 @@ impl FromStr for Range {
         if text.contains('/') {
             return text.parse::<IpNet>().map(Self::of).map_err(|_| syntax());
         }
-        text.parse().map(|address| Self { first: address, last: address }).map_err(|_| syntax())
+        text.parse()
+            .map(|address| Self {
+                first: address,
+                last: address,
+            })
+            .map_err(|_| syntax())
     }
 }
 
@@ -132,7 +142,10 @@ impl IpSet {
     pub fn insert(&mut self, address: IpAddr) -> bool {
         let there = self.contains(address);
         if !there {
-            self.insert_range(&Range { first: address, last: address });
+            self.insert_range(&Range {
+                first: address,
+                last: address,
+            });
         }
         !there
     }
@@ -158,13 +171,21 @@ impl IpSet {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let bits = bits(address);
-        self.intervals.range(..=bits).next_back().is_some_and(|(_, &last)| last >= bits)
+        self.intervals
+            .range(..=bits)
+            .next_back()
+            .is_some_and(|(_, &last)| last >= bits)
     }
 
     /// Whether any address of the range is in the set.
     #[must_use]
     pub fn overlaps(&self, range: &Range) -> bool {
-        self.contains(range.first) || self.intervals.range(bits(range.first)..=bits(range.last)).next().is_some()
+        self.contains(range.first)
+            || self
+                .intervals
+                .range(bits(range.first)..=bits(range.last))
+                .next()
+                .is_some()
     }
 
     /// The lowest address of `range`, from `from` on, that is in none of `sets`.
@@ -189,7 +210,8 @@ impl IpSet {
     /// How many addresses; stops at `u64::MAX`.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.ranges().fold(0_u64, |sum, range| sum.saturating_add(range.len()))
+        self.ranges()
+            .fold(0_u64, |sum, range| sum.saturating_add(range.len()))
     }
 
     /// Whether it has no address.
@@ -200,7 +222,10 @@ impl IpSet {
 
     /// The merged intervals, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = Range> + '_ {
-        self.intervals.iter().map(|(&first, &last)| Range { first: address(first), last: address(last) })
+        self.intervals.iter().map(|(&first, &last)| Range {
+            first: address(first),
+            last: address(last),
+        })
     }
 }
 
@@ -223,7 +248,10 @@ impl Serialize for IpSet {
 impl<'de> Deserialize<'de> for IpSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let ranges = Vec::<String>::deserialize(deserializer)?;
-        ranges.iter().map(|text| text.parse::<Range>().map_err(de::Error::custom)).collect()
+        ranges
+            .iter()
+            .map(|text| text.parse::<Range>().map_err(de::Error::custom))
+            .collect()
     }
 }
 
@@ -268,9 +296,18 @@ mod tests {
     #[test]
     fn bad_ranges_say_why() {
         for (text, expect) in [
-            ("10.0.0.9-10.0.0.1", "the range '10.0.0.9-10.0.0.1' does not go from a lower to a higher address of one family"),
-            ("10.0.0", "'10.0.0' is not an IP address, a range (10.0.0.1-10.0.0.9) or a CIDR (10.0.0.0/24)"),
-            ("10.0.0.0/33", "'10.0.0.0/33' is not an IP address, a range (10.0.0.1-10.0.0.9) or a CIDR (10.0.0.0/24)"),
+            (
+                "10.0.0.9-10.0.0.1",
+                "the range '10.0.0.9-10.0.0.1' does not go from a lower to a higher address of one family",
+            ),
+            (
+                "10.0.0",
+                "'10.0.0' is not an IP address, a range (10.0.0.1-10.0.0.9) or a CIDR (10.0.0.0/24)",
+            ),
+            (
+                "10.0.0.0/33",
+                "'10.0.0.0/33' is not an IP address, a range (10.0.0.1-10.0.0.9) or a CIDR (10.0.0.0/24)",
+            ),
         ] {
             assert_eq!(text.parse::<Range>().unwrap_err().to_string(), expect);
         }

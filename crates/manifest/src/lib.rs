@@ -13,30 +13,34 @@
 //! The way through: [`Manifest::parse`] + [`CloudConfig::parse`] → [`resolve()`] → `director::plan`.
 
 mod cloud;
-
-
+pub mod diff;
+mod fields;
 pub mod ip;
 mod model;
 mod node;
 
-mod problem;
-
+pub mod problem;
+mod read;
+mod read_cloud;
 mod resolve;
-
+mod resolved;
+pub mod variables;
 mod version;
-
+pub mod yaml;
 
 pub use cloud::{Az, CloudConfig, Compilation, DiskType, Network, Subnet, VmType};
 pub use ip::{IpSet, Range};
 pub use model::{
-    Addon, Consume, Count, DefaultFor, Features, GroupNetwork, InstanceGroup, Job, Lifecycle, Link, ManualInstance,
-    Manifest, MigratedFrom, ProviderDefinition, Provide, Release, Stemcell, UpdateOverride, Variable, VersionWish, WatchTime,
+    Addon, Consume, Count, DefaultFor, Features, GroupNetwork, InstanceGroup, Job, Lifecycle, Link, Manifest,
+    ManualInstance, MigratedFrom, Provide, ProviderDefinition, Release, Stemcell, UpdateOverride, Variable,
+    VersionWish, WatchTime,
 };
 pub use node::{At, Entry, Located, Map, Node, Place, Value};
 pub use problem::{Problem, Problems};
-pub use resolve::{
-    Known, PersistentDisk, ResolvedAz, ResolvedCompilation, ResolvedDeployment, ResolvedGroup, ResolvedGroupNetwork,
-    ResolvedConsume, ResolvedJob, ResolvedNetwork, ResolvedProvide, ResolvedProvider, ResolvedRelease, ResolvedStemcell, ResolvedSubnet, ResolvedVariable, StemcellOffer,
-    Update,
+pub use resolve::{canonical_name, resolve};
+pub use resolved::{
+    Known, PersistentDisk, ResolvedAz, ResolvedCompilation, ResolvedConsume, ResolvedDeployment,
+    ResolvedGroup, ResolvedGroupNetwork, ResolvedJob, ResolvedNetwork, ResolvedProvide, ResolvedProvider,
+    ResolvedRelease, ResolvedStemcell, ResolvedSubnet, ResolvedVariable, StemcellOffer, Update,
 };
 pub use version::compare as compare_versions;

@@ -86,7 +86,10 @@ impl Count {
         match self {
             Self::Absolute(count) => count,
             Self::Percent(percent) => {
-                let share = u64::try_from(size).unwrap_or(u64::MAX).saturating_mul(u64::from(percent)) / 100;
+                let share = u64::try_from(size)
+                    .unwrap_or(u64::MAX)
+                    .saturating_mul(u64::from(percent))
+                    / 100;
                 u32::try_from(share).unwrap_or(u32::MAX)
             }
         }
@@ -317,7 +320,9 @@ impl GroupNetwork {
     /// How many static addresses are named; stops at `u64::MAX`.
     #[must_use]
     pub fn n_static(&self) -> u64 {
-        self.static_ips.iter().fold(0, |sum, range| sum.saturating_add(range.len()))
+        self.static_ips
+            .iter()
+            .fold(0, |sum, range| sum.saturating_add(range.len()))
     }
 
     /// The static addresses in the order in which they are named.

@@ -29,14 +29,21 @@ impl Place {
     /// The place of the value below `key`.
     #[must_use]
     pub fn key(&self, key: &str, at: At) -> Self {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
         Self { at, path }
     }
 
     /// The place of the element `index`.
     #[must_use]
     pub fn index(&self, index: usize, at: At) -> Self {
-        Self { at, path: format!("{}[{index}]", self.path) }
+        Self {
+            at,
+            path: format!("{}[{index}]", self.path),
+        }
     }
 }
 
@@ -113,7 +120,11 @@ impl Node {
     /// A node that was not read from a text.
     #[must_use]
     pub fn new(value: Value) -> Self {
-        Self { value, at: At::default(), text: None }
+        Self {
+            value,
+            at: At::default(),
+            text: None,
+        }
     }
 
     /// A string node that was not read from a text.
@@ -166,7 +177,11 @@ impl Node {
     pub fn scalar_text(&self) -> Option<String> {
         match &self.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Number(number) => Some(self.text.as_deref().map_or_else(|| number.to_string(), str::to_owned)),
+            Value::Number(number) => Some(
+                self.text
+                    .as_deref()
+                    .map_or_else(|| number.to_string(), str::to_owned),
+            ),
             Value::Bool(flag) => Some(flag.to_string()),
             Value::Null | Value::List(_) | Value::Map(_) => None,
         }
@@ -195,9 +210,11 @@ impl Node {
             Value::Number(number) => serde_json::Value::Number(number.clone()),
             Value::Text(text) => text.clone().into(),
             Value::List(list) => list.iter().map(Node::to_json).collect(),
-            Value::Map(map) => {
-                serde_json::Value::Object(map.iter().map(|(key, entry)| (key.clone(), entry.node.to_json())).collect())
-            }
+            Value::Map(map) => serde_json::Value::Object(
+                map.iter()
+                    .map(|(key, entry)| (key.clone(), entry.node.to_json()))
+                    .collect(),
+            ),
         }
     }
 }
@@ -211,7 +228,17 @@ impl From<serde_json::Value> for Node {
             serde_json::Value::String(text) => Value::Text(text),
             serde_json::Value::Array(list) => Value::List(list.into_iter().map(Node::from).collect()),
             serde_json::Value::Object(map) => Value::Map(
-                map.into_iter().map(|(key, value)| (key, Entry { key_at: At::default(), node: Node::from(value) })).collect(),
+                map.into_iter()
+                    .map(|(key, value)| {
+                        (
+                            key,
+                            Entry {
+                                key_at: At::default(),
+                                node: Node::from(value),
+                            },
+                        )
+                    })
+                    .collect(),
             ),
         })
     }
@@ -231,17 +258,26 @@ impl<'de> Deserialize<'de> for Node {
             Value::Number(number) if number.is_f64() => {
                 let span = spanned.defined.span();
                 // Resolved to the written text by `yaml::parse`, which has the source at hand.
-                span.byte_offset().zip(span.byte_len()).map(|(from, len)| format!("{from}+{len}").into_boxed_str())
+                span.byte_offset()
+                    .zip(span.byte_len())
+                    .map(|(from, len)| format!("{from}+{len}").into_boxed_str())
             }
             _ => None,
         };
-        Ok(Self { value: spanned.value, at: at(&spanned.referenced), text })
+        Ok(Self {
+            value: spanned.value,
+            at: at(&spanned.referenced),
+            text,
+        })
     }
 }
 
 fn at(location: &serde_saphyr::Location) -> At {
     let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    At { line: number(location.line()), column: number(location.column()) }
+    At {
+        line: number(location.line()),
+        column: number(location.column()),
+    }
 }
 
 impl<'de> Deserialize<'de> for Value {
@@ -280,11 +316,15 @@ impl<'de> Deserialize<'de> for Value {
             }
 
             fn visit_i128<E: de::Error>(self, number: i128) -> Result<Value, E> {
-                Err(E::custom(format!("the integer {number} does not fit into 64 bits; quote it to make it a string")))
+                Err(E::custom(format!(
+                    "the integer {number} does not fit into 64 bits; quote it to make it a string"
+                )))
             }
 
             fn visit_u128<E: de::Error>(self, number: u128) -> Result<Value, E> {
-                Err(E::custom(format!("the integer {number} does not fit into 64 bits; quote it to make it a string")))
+                Err(E::custom(format!(
+                    "the integer {number} does not fit into 64 bits; quote it to make it a string"
+                )))
             }
 
             fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
@@ -313,7 +353,13 @@ impl<'de> Deserialize<'de> for Value {
                 let mut map = Map::new();
                 while let Some(key) = access.next_key::<serde_saphyr::Spanned<String>>()? {
                     let node = access.next_value::<Node>()?;
-                    map.insert(key.value, Entry { key_at: at(&key.referenced), node });
+                    map.insert(
+                        key.value,
+                        Entry {
+                            key_at: at(&key.referenced),
+                            node,
+                        },
+                    );
                 }
                 Ok(Value::Map(map))
             }

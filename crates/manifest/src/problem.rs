@@ -90,7 +90,13 @@ impl Problems {
         if list.is_empty() {
             return Ok(());
         }
-        list.sort_by_key(|problem| (problem.document != "manifest", problem.place.at.line, problem.place.at.column));
+        list.sort_by_key(|problem| {
+            (
+                problem.document != "manifest",
+                problem.place.at.line,
+                problem.place.at.column,
+            )
+        });
         Err(Self(list))
     }
 }

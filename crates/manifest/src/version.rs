@@ -30,8 +30,12 @@ struct Parts<'t> {
 
 impl<'t> Parts<'t> {
     fn of(text: &'t str) -> Self {
-        let (rest, post) = text.split_once('+').map_or((text, None), |(rest, post)| (rest, Some(post)));
-        let (release, pre) = rest.split_once('-').map_or((rest, None), |(release, pre)| (release, Some(pre)));
+        let (rest, post) = text
+            .split_once('+')
+            .map_or((text, None), |(rest, post)| (rest, Some(post)));
+        let (release, pre) = rest
+            .split_once('-')
+            .map_or((rest, None), |(release, pre)| (release, Some(pre)));
         Self { release, pre, post }
     }
 }
@@ -67,12 +71,36 @@ mod tests {
     #[test]
     fn versions_ascend() {
         let ascending = [
-            "1", "1.1-rc.1", "1.1-rc.2", "1.1-rc.10", "1.1", "1.1+dev.1", "1.1+dev.9", "1.1.1", "1.9", "1.10", "2-alpha", "2.0.0", "2.0.0.1",
+            "1",
+            "1.1-rc.1",
+            "1.1-rc.2",
+            "1.1-rc.10",
+            "1.1",
+            "1.1+dev.1",
+            "1.1+dev.9",
+            "1.1.1",
+            "1.9",
+            "1.10",
+            "2-alpha",
+            "2.0.0",
+            "2.0.0.1",
             "2.a",
         ];
         for pair in ascending.windows(2) {
-            assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{} < {}", pair[0], pair[1]);
-            assert_eq!(compare(pair[1], pair[0]), Ordering::Greater, "{} > {}", pair[1], pair[0]);
+            assert_eq!(
+                compare(pair[0], pair[1]),
+                Ordering::Less,
+                "{} < {}",
+                pair[0],
+                pair[1]
+            );
+            assert_eq!(
+                compare(pair[1], pair[0]),
+                Ordering::Greater,
+                "{} > {}",
+                pair[1],
+                pair[0]
+            );
         }
         assert_eq!(compare("1.0", "1"), Ordering::Equal);
     }
