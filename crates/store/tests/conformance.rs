@@ -1,4 +1,5 @@
 //! What every service relies on, on both engines.
+#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::time::Duration;
 
