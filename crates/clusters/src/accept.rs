@@ -6,11 +6,13 @@
 use stolos_api::pks::{ClusterRequest, LastAction, LastActionState, OperationState};
 use stolos_base::ids::{ClusterId, OperationId};
 use stolos_base::{Clock, IdSource};
-use stolos_store::Db;
+use stolos_flow::Flows;
+use stolos_store::{Db, Tx};
 
 use crate::authorize::{Caller, Right};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::error::{Error, Result};
+use crate::flows::flow_of;
 use crate::model::{ClusterName, Hostname};
 use crate::plans::{Plan, Plans};
 use crate::render::API_PORT;
@@ -25,13 +27,13 @@ pub struct Capacity {
 }
 
 /// What acceptance needs.
-#[derive(Debug)]
 pub(crate) struct Desk {
     pub(crate) db: Db,
     pub(crate) plans: Plans,
     pub(crate) capacity: Option<Capacity>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
+    pub(crate) flows: Flows,
 }
 
 impl Desk {
@@ -49,8 +51,9 @@ impl Desk {
             }
         }
         db::insert_cluster(&mut tx, &cluster, needed_mib).await?;
-        db::insert_operation(&mut tx, &operation).await?;
+        self.begin(&mut tx, &operation).await?;
         tx.commit().await.map_err(Error::database("accept the cluster"))?;
+        self.flows.nudge();
         Ok((cluster, operation))
     }
 
@@ -65,13 +68,23 @@ impl Desk {
             None => {
                 let operation = self.operation(&cluster, LastAction::Delete, caller);
                 let mut tx = self.db.begin("accept a deletion").await.map_err(Error::database("begin a deletion"))?;
-                db::insert_operation(&mut tx, &operation).await?;
+                self.begin(&mut tx, &operation).await?;
                 let (state, words) = (LastActionState::InProgress, "Instance deletion in progress");
                 db::set_cluster_state(&mut tx, cluster.id, LastAction::Delete, state, words).await?;
                 tx.commit().await.map_err(Error::database("accept the deletion"))?;
+                self.flows.nudge();
                 Ok(Deletion::Accepted(operation))
             }
         }
+    }
+
+    /// Writes an operation together with its flow: there is never one without the other.
+    async fn begin(&self, tx: &mut Tx, operation: &OperationRow) -> Result<()> {
+        db::insert_operation(tx, operation).await?;
+        let flow = flow_of(operation)
+            .ok_or_else(|| Error::Request("updates and upgrades are not offered by this version".to_owned()))?;
+        self.flows.submit_in(tx, flow).await.map_err(|error| Error::service("begin the operation", error))?;
+        Ok(())
     }
 
     fn check_create(&self, caller: &Caller, request: &ClusterRequest) -> Result<ClusterRow> {

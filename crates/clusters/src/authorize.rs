@@ -6,15 +6,15 @@ use crate::db::Whose;
 use crate::error::{Error, Result};
 
 /// All clusters, reading and writing.
-pub const ADMIN: &str = "pks.clusters.admin";
+pub(crate) const ADMIN: &str = "pks.clusters.admin";
 /// Own clusters, reading and writing.
-pub const MANAGE: &str = "pks.clusters.manage";
+pub(crate) const MANAGE: &str = "pks.clusters.manage";
 /// All clusters, reading.
-pub const ADMIN_READ: &str = "pks.clusters.admin.read";
+pub(crate) const ADMIN_READ: &str = "pks.clusters.admin.read";
 
 /// What a caller wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
+pub(crate) enum Right {
     /// See plans.
     Plans,
     /// See clusters, at least one's own.
@@ -29,18 +29,18 @@ pub enum Right {
 
 /// Somebody with a verified token.
 #[derive(Clone, Debug)]
-pub struct Caller(Actor);
+pub(crate) struct Caller(Actor);
 
 impl Caller {
     /// Takes a verified actor.
     #[must_use]
-    pub fn new(actor: Actor) -> Self {
+    pub(crate) fn new(actor: Actor) -> Self {
         Self(actor)
     }
 
     /// The user's or client's name: the owner of what it makes.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.0.name
     }
 
@@ -48,13 +48,13 @@ impl Caller {
     ///
     /// # Errors
     /// [`Error::Denied`].
-    pub fn may(&self, right: Right) -> Result<()> {
+    pub(crate) fn may(&self, right: Right) -> Result<()> {
         if self.has(right) { Ok(()) } else { Err(Error::Denied) }
     }
 
     /// Everybody's clusters with the right, else one's own.
     #[must_use]
-    pub fn own(&self, right: Right) -> Whose<'_> {
+    pub(crate) fn own(&self, right: Right) -> Whose<'_> {
         if self.has(right) { Whose::All } else { Whose::Of(self.name()) }
     }
 

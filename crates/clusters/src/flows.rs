@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stolos_api::pks::{LastAction, LastActionState, OperationState};
-use stolos_base::ids::{ClusterId, OperationId};
+use stolos_base::ids::{ClusterId, FlowId, OperationId};
 use stolos_base::{Class, Classify, chain};
-use stolos_flow::{Change, FlowState, StepContext, StepError};
+use stolos_flow::{Change, FlowState, NewFlow, StepContext, StepError};
 use stolos_store::{Db, Tx};
 
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
 
-use crate::db;
+use crate::db::{self, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
 use crate::error::Error;
 use crate::render::Artifacts;
@@ -42,10 +42,16 @@ pub(crate) struct Input {
     pub(crate) operation: OperationId,
 }
 
-impl From<Error> for StepError {
-    fn from(error: Error) -> Self {
-        Self::new(&error)
-    }
+/// The flow of an operation: it has the operation's id, so that twice is once.
+pub(crate) fn flow_of(operation: &OperationRow) -> Option<NewFlow> {
+    let input = Input { cluster: operation.cluster_id, operation: operation.id };
+    let subject = operation.cluster_id.to_string();
+    let flow = match operation.action {
+        LastAction::Create => NewFlow::new::<Create>(subject, &input),
+        LastAction::Delete => NewFlow::new::<Delete>(subject, &input),
+        LastAction::Update | LastAction::Upgrade => return None,
+    };
+    Some(flow.id(FlowId::from(operation.id.as_uuid())))
 }
 
 /// A flow's id is its operation's, and its subject is the cluster's id.
@@ -75,7 +81,7 @@ async fn follow(tools: &Tools, ctx: &StepContext, task: u64) -> Result<(), StepE
             }
             Ok(TaskState::Done) => return Ok(()),
             Ok(TaskState::Failed(why)) => {
-                return Err(StepError::failed(format!("director task {task} failed: {why}")));
+                return Err(StepError::fatal(Class::Internal, format!("director task {task} failed: {why}")));
             }
             Err(error) if error.retryable() => {
                 tracing::debug!(task, error = %chain(&error), "the director does not answer; asking again");

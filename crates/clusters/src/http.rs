@@ -44,42 +44,50 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/stolos/v1/operations/{id}/cancel", post(operation_cancel))
         .fallback(async || Failure(Error::Request("there is no such path".to_owned()), StatusCode::NOT_FOUND))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(Arc::new(service))
+        .with_state(App(Arc::new(service)))
 }
 
-type App = State<Arc<Service>>;
+/// The state of the router.
+#[derive(Clone)]
+struct App(Arc<Service>);
 
-async fn plan_list(State(app): App, caller: Caller) -> Result<Json<Vec<pks::Plan>>, Failure> {
+impl std::ops::Deref for App {
+    type Target = Service;
+    fn deref(&self) -> &Service {
+        &self.0
+    }
+}
+
+async fn plan_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Plan>>, Failure> {
     caller.may(Right::Plans)?;
     Ok(Json(app.desk().plans.iter().map(|(id, plan)| show::plan(id, plan)).collect()))
 }
 
-async fn cluster_list(State(app): App, caller: Caller) -> Result<Json<Vec<pks::Cluster>>, Failure> {
+async fn cluster_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Cluster>>, Failure> {
     caller.may(Right::Read)?;
     let rows = db::clusters(&app.desk().db, caller.own(Right::ReadAll)).await?;
     Ok(Json(rows.iter().map(show::cluster).collect()))
 }
 
-async fn cluster_view(State(app): App, caller: Caller, Path(name): Path<String>) -> Result<Json<pks::Cluster>, Failure> {
+async fn cluster_view(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Json<pks::Cluster>, Failure> {
     caller.may(Right::Read)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
     Ok(Json(show::cluster(&row)))
 }
 
 async fn cluster_create(
-    State(app): App,
+    State(app): State<App>,
     caller: Caller,
     body: Result<Json<pks::ClusterRequest>, JsonRejection>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(|rejection| Error::Request(rejection.body_text()))?;
     let (cluster, operation) = app.desk().create(&caller, &request).await?;
-    app.submit(&operation).await?;
     let id = operation_header(&operation.id.to_string());
     Ok((StatusCode::ACCEPTED, id, Json(show::cluster(&cluster))).into_response())
 }
 
-async fn cluster_delete(State(app): App, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
+async fn cluster_delete(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
     let operation = match app.desk().delete(&caller, &name).await? {
         Deletion::Accepted(operation) => operation,
         // The running operation has to stop first; that is quick, because every step can be cancelled. Should it not be,
@@ -93,11 +101,10 @@ async fn cluster_delete(State(app): App, caller: Caller, Path(name): Path<String
             }
         }
     };
-    app.submit(&operation).await?;
     Ok((StatusCode::NO_CONTENT, operation_header(&operation.id.to_string())).into_response())
 }
 
-async fn bind_create(State(app): App, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
+async fn bind_create(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
     let kubeconfig = app.bind(&row, caller.name()).await?;
@@ -105,7 +112,7 @@ async fn bind_create(State(app): App, caller: Caller, Path(name): Path<String>) 
 }
 
 async fn bind_view(
-    State(app): App,
+    State(app): State<App>,
     caller: Caller,
     Path((name, user)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
@@ -115,7 +122,7 @@ async fn bind_view(
     Ok((StatusCode::OK, [(header::CACHE_CONTROL, "no-store")], Json(kubeconfig)).into_response())
 }
 
-async fn info(State(app): App) -> Json<pks::Info> {
+async fn info(State(app): State<App>) -> Json<pks::Info> {
     Json(app.info().clone())
 }
 
@@ -128,7 +135,7 @@ struct OperationQuery {
 }
 
 async fn operation_list(
-    State(app): App,
+    State(app): State<App>,
     caller: Caller,
     Query(query): Query<OperationQuery>,
 ) -> Result<Json<Vec<pks::Operation>>, Failure> {
@@ -151,7 +158,7 @@ struct WaitQuery {
 }
 
 async fn operation_view(
-    State(app): App,
+    State(app): State<App>,
     caller: Caller,
     Path(id): Path<String>,
     Query(query): Query<WaitQuery>,
@@ -167,7 +174,7 @@ async fn operation_view(
     Ok(Json(app.show_operation(&row).await))
 }
 
-async fn operation_cancel(State(app): App, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+async fn operation_cancel(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Failure> {
     caller.may(Right::Manage)?;
     let row = db::operation(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
     app.cancel(&row).await?;
@@ -179,10 +186,10 @@ fn operation_header(id: &str) -> [(header::HeaderName, String); 1] {
     [(header::HeaderName::from_static("x-stolos-operation"), id.to_owned())]
 }
 
-impl FromRequestParts<Arc<Service>> for Caller {
+impl FromRequestParts<App> for Caller {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<Service>) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
         let actor = app
             .verifier()
             .actor(&parts.headers)

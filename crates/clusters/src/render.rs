@@ -9,6 +9,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stolos_base::ids::ClusterId;
 
@@ -51,7 +52,7 @@ pub struct ClusterSpec {
 }
 
 /// What the network gave the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkLease {
     /// Name of the network segment, see [`stolos_base::instance::is_segment_name`].
     pub segment: String,

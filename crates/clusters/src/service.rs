@@ -15,7 +15,7 @@ use crate::accept::{Capacity, Desk};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
-use crate::flows::{Create, Delete, Input, Tools};
+use crate::flows::{Create, Delete, Tools};
 use crate::plans::Plans;
 use crate::render::Artifacts;
 
@@ -67,11 +67,9 @@ struct Inner {
 }
 
 impl Service {
-    /// Starts the service and goes on with operations that a former process left unfinished.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn start(config: Config, deps: Deps) -> Result<Self> {
+    /// Starts the service and goes on with operations that a former process left unfinished. Needs a Tokio runtime.
+    #[must_use]
+    pub fn start(config: Config, deps: Deps) -> Self {
         let tools = Tools {
             db: deps.db.clone(),
             network: deps.network,
@@ -84,14 +82,15 @@ impl Service {
             .kind(Create(tools.clone()))
             .kind(Delete(tools.clone()))
             .start();
-        let desk = Desk { db: deps.db, plans: config.plans, capacity: config.capacity, clock: deps.clock, ids: deps.ids };
-        let service =
-            Self(Arc::new(Inner { desk, flows, tools, verifier: deps.verifier, info: config.info }));
-        // A process that died between accepting and submitting left an operation without a flow.
-        for operation in db::unfinished(&service.0.desk.db).await? {
-            service.submit(&operation).await?;
-        }
-        Ok(service)
+        let desk = Desk {
+            db: deps.db,
+            plans: config.plans,
+            capacity: config.capacity,
+            clock: deps.clock,
+            ids: deps.ids,
+            flows: flows.clone(),
+        };
+        Self(Arc::new(Inner { desk, flows, tools, verifier: deps.verifier, info: config.info }))
     }
 
     /// The PKS API.
@@ -117,28 +116,17 @@ impl Service {
         &self.0.info
     }
 
-    /// Makes sure that an accepted operation has its flow. The flow's id is the operation's: twice is once.
-    pub(crate) async fn submit(&self, operation: &OperationRow) -> Result<()> {
-        let id = FlowId::from(operation.id.as_uuid());
-        let input = Input { cluster: operation.cluster_id, operation: operation.id };
-        let subject = operation.cluster_id.to_string();
-        let submitted = match operation.action {
-            pks::LastAction::Create => self.0.flows.submit_as::<Create>(id, &subject, &input).await,
-            pks::LastAction::Delete => self.0.flows.submit_as::<Delete>(id, &subject, &input).await,
-            pks::LastAction::Update | pks::LastAction::Upgrade => {
-                return Err(Error::Request("updates and upgrades are not offered by this version".to_owned()));
-            }
-        };
-        submitted.map_err(|error| Error::service("begin the operation", error))
-    }
-
     /// Asks a running operation to stop.
     pub(crate) async fn cancel(&self, operation: &OperationRow) -> Result<()> {
         let mut tx = self.0.desk.db.begin("cancel an operation").await.map_err(Error::database("begin cancelling"))?;
         db::request_cancel(&mut tx, operation.id).await?;
         tx.commit().await.map_err(Error::database("note the cancellation"))?;
         let id = FlowId::from(operation.id.as_uuid());
-        self.0.flows.cancel(id).await.map_err(|error| Error::service("cancel the operation", error))
+        match self.0.flows.cancel(id).await {
+            // It ended while we were asking; there is nothing left to cancel.
+            Ok(()) | Err(stolos_flow::Error::State { .. }) => Ok(()),
+            Err(error) => Err(Error::service("cancel the operation", error)),
+        }
     }
 
     /// Waits until the operation has ended, or for `limit`.
@@ -148,7 +136,17 @@ impl Service {
 
     /// Waits until something happens in the operation, or for `limit`.
     pub(crate) async fn wait_news(&self, id: OperationId, limit: Duration) {
-        let _ = tokio::time::timeout(limit, self.0.flows.news(FlowId::from(id.as_uuid()))).await;
+        let id = FlowId::from(id.as_uuid());
+        let mut events = self.0.flows.subscribe();
+        let news = async {
+            // Too slow a listener, or the end of the executor, is news too: the caller looks for itself.
+            while let Ok(event) = events.recv().await {
+                if event.flow == id {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, news).await;
     }
 
     /// An operation with its steps.
@@ -193,17 +191,18 @@ impl Service {
 
 fn show_step(step: &stolos_flow::StepView, now: i64) -> pks::OperationStep {
     let state = match step.state {
-        StepState::Pending => "pending",
+        StepState::Waiting => "waiting",
         StepState::Running => "running",
         StepState::Done => "done",
         StepState::Skipped => "skipped",
         StepState::Failed => "failed",
+        StepState::Canceled => "cancelled",
     };
     pks::OperationStep {
         name: step.name.clone(),
         state: state.to_owned(),
-        detail: step.progress.clone(),
-        elapsed_ms: step.started_at.map(|start| step.ended_at.unwrap_or(now) - start),
-        waiting_for: step.waiting_for.clone(),
+        detail: step.progress.clone().or_else(|| step.note.clone()),
+        elapsed_ms: step.began_at.map(|start| step.ended_at.unwrap_or(now) - start),
+        waiting_for: step.waiting_on.clone(),
     }
 }

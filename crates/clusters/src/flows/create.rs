@@ -86,7 +86,7 @@ impl Kind for Create {
                         },
                     )
                     .await
-                    .map_err(|error| StepError::failed(error.to_string()))?;
+                    .map_err(|error| StepError::transient(error.to_string()))?;
                     tools.network.publish(input.cluster, lease.virtual_address, addresses).await?;
                     Ok(())
                 }
