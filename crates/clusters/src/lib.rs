@@ -8,6 +8,7 @@
 //! `flows` (named steps) → `render` (pure) → director.
 
 mod accept;
+mod api_server;
 mod authorize;
 pub mod db;
 pub mod deps;
@@ -21,6 +22,7 @@ mod service;
 mod show;
 
 pub use accept::Capacity;
+pub use api_server::ApiServers;
 pub use error::{Error, Result};
 pub use service::{Config, Deps, Service};
 

@@ -1,0 +1,117 @@
+//! Clusters' API servers through `kubernetes`.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use stolos_base::pki::Identity;
+use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::smoke::SmokeTest;
+use stolos_kubernetes::{Cluster, Credentials, Endpoint};
+
+use crate::db::ClusterRow;
+use crate::deps::{AdminCredential, Kubernetes};
+use crate::error::{Error, Result};
+use crate::render::API_PORT;
+
+/// The pod has to be scheduled, started and to get an answer from a DNS server that may be starting itself.
+const SMOKE_LIMIT: Duration = Duration::from_secs(4 * 60);
+/// The controller that fills in tokens answers within a second on an idle control plane.
+const BIND_LIMIT: Duration = Duration::from_secs(30);
+const SMOKE_POD: &str = "stolos-smoke-test";
+
+/// Real API servers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ApiServers;
+
+impl Kubernetes for ApiServers {
+    fn smoke_test<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        progress: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            progress("waiting for a pod to run and DNS to answer in it".to_owned());
+            let failed = |error| Error::service("run a pod that looks a name up", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            let times = cluster.smoke_test(&SmokeTest::new(SMOKE_POD, SMOKE_LIMIT)).await.map_err(failed)?;
+            tracing::info!(
+                running_ms = times.running.as_millis(),
+                answered_ms = times.answered.as_millis(),
+                "smoke test passed"
+            );
+            Ok(())
+        })
+    }
+
+    fn bind<'a>(
+        &'a self,
+        cluster: &'a ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        user: &'a str,
+    ) -> BoxFuture<'a, Result<serde_json::Value>> {
+        Box::pin(async move {
+            let failed = |error| Error::service(format!("give `{user}` access to cluster `{}`", cluster.name), error);
+            // One identity per cluster and person: asking again gives the same, so bindings do not pile up.
+            let name = binding_name(user);
+            let token = connect(address, admin).map_err(failed)?.bind(&name, BIND_LIMIT).await.map_err(failed)?;
+            Ok(kubeconfig(&Kubeconfig {
+                cluster: cluster.name.as_str(),
+                server: &server(address),
+                ca: &admin.ca,
+                tls_server_name: None,
+                user: &format!("{}-{name}", cluster.name),
+                token: &token,
+            }))
+        })
+    }
+}
+
+fn connect(address: Ipv4Addr, admin: &AdminCredential) -> std::result::Result<Cluster, stolos_kubernetes::Error> {
+    Cluster::new(&Endpoint {
+        server: server(address),
+        ca: admin.ca.clone(),
+        tls_server_name: None,
+        credentials: Credentials::Certificate(Identity {
+            certificate: admin.certificate.clone(),
+            key: admin.private_key.clone(),
+        }),
+    })
+}
+
+/// The virtual address is in the API server's certificate, so kubeconfigs work without DNS.
+fn server(address: Ipv4Addr) -> String {
+    format!("https://{address}:{API_PORT}")
+}
+
+/// The name of a person's service account: their own name as far as Kubernetes takes it, and what makes it unique.
+fn binding_name(user: &str) -> String {
+    let plain: String = user
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(40)
+        .collect();
+    // FNV-1a: two people whose names differ only in what was replaced must not share an identity.
+    let hash = user.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("stolos-{}-{hash:016x}", plain.trim_matches('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binding_names_are_unique_and_valid() {
+        let names = ["admin", "a.b@example.com", "a-b@example.com", "Ä", &"x".repeat(200)].map(binding_name);
+        for name in &names {
+            assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
+        }
+        let unique: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(unique.len(), names.len());
+    }
+}
