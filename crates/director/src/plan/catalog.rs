@@ -93,7 +93,10 @@ impl Catalog {
     /// # Errors
     /// The release has a job of that name already.
     pub fn add_job(&mut self, release: &ResolvedRelease, job: JobSpec) -> Result<(), CatalogError> {
-        let key = JobKey { release: release.clone(), name: job.name.clone() };
+        let key = JobKey {
+            release: release.clone(),
+            name: job.name.clone(),
+        };
         add(&mut self.jobs, key, job)
     }
 
@@ -101,26 +104,42 @@ impl Catalog {
     ///
     /// # Errors
     /// The release has a package of that name already.
-    pub fn add_package(&mut self, release: &ResolvedRelease, package: PackageSpec) -> Result<(), CatalogError> {
-        let key = JobKey { release: release.clone(), name: package.name.clone() };
+    pub fn add_package(
+        &mut self,
+        release: &ResolvedRelease,
+        package: PackageSpec,
+    ) -> Result<(), CatalogError> {
+        let key = JobKey {
+            release: release.clone(),
+            name: package.name.clone(),
+        };
         add(&mut self.packages, key, package)
     }
 
     /// A job of a release.
     #[must_use]
     pub fn job(&self, release: &ResolvedRelease, name: &str) -> Option<&JobSpec> {
-        self.jobs.get(&JobKey { release: release.clone(), name: name.to_owned() })
+        self.jobs.get(&JobKey {
+            release: release.clone(),
+            name: name.to_owned(),
+        })
     }
 
     /// A package of a release.
     #[must_use]
     pub fn package(&self, release: &ResolvedRelease, name: &str) -> Option<&PackageSpec> {
-        self.packages.get(&JobKey { release: release.clone(), name: name.to_owned() })
+        self.packages.get(&JobKey {
+            release: release.clone(),
+            name: name.to_owned(),
+        })
     }
 
     /// Names of all jobs of a release.
     pub fn job_names<'c>(&'c self, release: &'c ResolvedRelease) -> impl Iterator<Item = &'c str> {
-        self.jobs.keys().filter(move |key| key.release == *release).map(|key| key.name.as_str())
+        self.jobs
+            .keys()
+            .filter(move |key| key.release == *release)
+            .map(|key| key.name.as_str())
     }
 }
 

@@ -31,7 +31,9 @@ pub enum Error {
         release: String,
     },
     /// Two jobs of a group want different packages of one name.
-    #[error("package name collision detected in instance group '{group}': job '{job}' needs '{package}' of '{release}', job '{other_job}' that of '{other_release}'")]
+    #[error(
+        "package name collision detected in instance group '{group}': job '{job}' needs '{package}' of '{release}', job '{other_job}' that of '{other_release}'"
+    )]
     PackageCollision {
         /// Group.
         group: String,
@@ -66,18 +68,10 @@ pub enum Error {
         /// Who has it.
         owner: String,
     },
-    /// A static address is in no subnet of the network.
-    #[error("static IP '{address}' of instance group '{group}' is in no subnet of network '{network}'")]
-    AddressOutside {
-        /// Address.
-        address: IpAddr,
-        /// Group.
-        group: String,
-        /// Network.
-        network: String,
-    },
     /// The static addresses of several networks cannot be matched zone by zone.
-    #[error("failed to evenly distribute static IPs of instance group '{group}' among its zones: zone '{az}' has {have} of network '{network}' and {want} of network '{other}'")]
+    #[error(
+        "failed to evenly distribute static IPs of instance group '{group}' among its zones: zone '{az}' has {have} of network '{network}' and {want} of network '{other}'"
+    )]
     StaticAddressesUneven {
         /// Group.
         group: String,
@@ -131,7 +125,9 @@ pub enum Error {
         candidates: Vec<String>,
     },
     /// A link's provider is not on the network that the consumer asks for.
-    #[error("failed to resolve link '{link}' from job '{job}' in instance group '{group}': provider group '{provider}' is not on network '{network}'")]
+    #[error(
+        "failed to resolve link '{link}' from job '{job}' in instance group '{group}': provider group '{provider}' is not on network '{network}'"
+    )]
     LinkNetwork {
         /// Link.
         link: String,
@@ -168,7 +164,11 @@ fn details(candidates: &[String]) -> String {
     if candidates.is_empty() {
         return String::new();
     }
-    candidates.iter().fold(" Details below:".to_owned(), |text, candidate| text + "\n    - Link provider " + candidate)
+    candidates
+        .iter()
+        .fold(" Details below:".to_owned(), |text, candidate| {
+            text + "\n    - Link provider " + candidate
+        })
 }
 
 impl Error {
@@ -180,7 +180,7 @@ impl Error {
             Self::PackageCollision { .. } => 80011,
             Self::NoAddressLeft { .. } => 130_011,
             Self::AddressInUse { .. } => 130_008,
-            Self::AddressOutside { .. } | Self::StaticAddressesUneven { .. } => 150_002,
+            Self::StaticAddressesUneven { .. } => 150_002,
             Self::Ignored { .. } => 190_020,
             Self::NoProvider { .. } => 140_014,
             Self::SeveralProviders { .. } | Self::LinkNetwork { .. } | Self::UnknownLink { .. } => 190_016,
@@ -225,7 +225,9 @@ impl Classify for Errors {
     }
 
     fn hints(&self) -> Vec<String> {
-        let known = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}.", names.join(", ")));
+        let known = |what: &str, names: &[String]| {
+            (!names.is_empty()).then(|| format!("{what}: {}.", names.join(", ")))
+        };
         self.0
             .iter()
             .filter_map(|error| match error {

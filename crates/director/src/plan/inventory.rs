@@ -125,7 +125,11 @@ impl NetworkSettings {
             "netmask": self.range.netmask(),
             "cloud_properties": self.cloud_properties,
         });
-        let default: Vec<_> = self.default.iter().filter(|what| **what != DefaultFor::Addressable).collect();
+        let default: Vec<_> = self
+            .default
+            .iter()
+            .filter(|what| **what != DefaultFor::Addressable)
+            .collect();
         if !default.is_empty() {
             wire["default"] = json!(default);
         }

@@ -19,7 +19,7 @@
 //! - when [`place`] has returned: nothing yet; a dry run ends after [`decide`];
 //! - before anything is made: every [`InstancePlan`]'s id, group, index, zone, bootstrap flag and addresses;
 //! - when a machine was made: its cid, agent id and [`Placed::machine`] as [`ExistingMachine::made_as`];
-//! - when a disk was made: its cid and [`PersistentDisk`](manifest::PersistentDisk) as [`ExistingDisk::disk`];
+//! - when a disk was made: its cid and [`PersistentDisk`](stolos_manifest::PersistentDisk) as [`ExistingDisk::disk`];
 //! - when the agent runs what it should: [`InstancePlan::desired`] as [`Existing::applied`], and `update_completed`.
 //!
 //! Invariants of a [`Plan`]: no address is used twice; an instance keeps its index, zone and addresses while they are
@@ -27,31 +27,32 @@
 //! `vacate_first` is gone before anything is made; a plan of an unchanged deployment [is empty](Plan::is_empty).
 //! The same input always gives the same plan.
 
-
+mod addresses;
 mod catalog;
 mod decide;
 mod error;
 mod inventory;
-
-
+mod links;
+mod order;
 mod place;
 mod properties;
 mod report;
 mod types;
+mod zones;
 
-use stolos_manifest as manifest;
-
-pub use catalog::{Catalog, CatalogError, ConsumeSpec, JobKey, JobSpec, PackageSpec, PropertySpec, ProvideSpec};
+pub use catalog::{
+    Catalog, CatalogError, ConsumeSpec, JobKey, JobSpec, PackageSpec, PropertySpec, ProvideSpec,
+};
 pub use decide::decide;
 pub use error::{Error, Errors};
 pub use inventory::{
-    Applied, AppliedJob, Existing, ExistingDisk, ExistingMachine, Inventory, MachineSpec, NetworkSettings, PackageRef, Settings,
-    State, StemcellRef,
+    Applied, AppliedJob, Existing, ExistingDisk, ExistingMachine, Inventory, MachineSpec, NetworkSettings,
+    PackageRef, Settings, State, StemcellRef,
 };
 pub use place::place;
 pub use properties::lookup as property_at;
 pub use report::{Phase, Report, ReportLine};
 pub use types::{
-    Action, Change, Deletion, DiskPlan, GroupOrder, GroupPlacement, InstancePlan, JobPlacement, Link, LinkInstance, MachineRef,
-    Options, Placed, Placement, Plan, Reason, Recreate, Rendered, Stage, Wave,
+    Action, Change, Deletion, DiskPlan, GroupOrder, GroupPlacement, InstancePlan, JobPlacement, Link,
+    LinkInstance, MachineRef, Options, Placed, Placement, Plan, Reason, Recreate, Rendered, Stage, Wave,
 };

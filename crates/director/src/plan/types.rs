@@ -407,7 +407,10 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.deletions.is_empty()
-            && self.instances.iter().all(|instance| instance.action == Action::Nothing && instance.leftover_disks.is_empty())
+            && self
+                .instances
+                .iter()
+                .all(|instance| instance.action == Action::Nothing && instance.leftover_disks.is_empty())
     }
 
     /// The plan of one instance.
