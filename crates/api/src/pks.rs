@@ -239,7 +239,7 @@ pub struct Operation {
 pub struct OperationStep {
     /// Name, as people read it.
     pub name: String,
-    /// `pending`, `running`, `done`, `skipped`, `failed`.
+    /// `waiting`, `running`, `done`, `skipped`, `failed`, `cancelled`.
     pub state: String,
     /// What it does at the moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,8 @@ use super::{
 
 /// How long to wait for a connection: the director is on this host or near it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// BOSH's header for the context of a task (bosh.md 1.1); at most 64 characters.
+const CONTEXT_HEADER: &str = "X-Bosh-Context-Id";
 /// How long an answer may be silent: longer than [`super::LONGEST_WAIT_MS`].
 const READ_LIMIT: Duration = Duration::from_secs(60);
 /// How long [`Client::follow`] lets one request wait for news.
@@ -194,6 +196,7 @@ pub struct Client {
     http: reqwest::Client,
     url: Arc<str>,
     tokens: TokenSource,
+    context: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Client {
@@ -229,7 +232,15 @@ impl Client {
             http,
             url: url.trim_end_matches('/').into(),
             tokens,
+            context: None,
         }
+    }
+
+    /// The same client with a context: tasks that it starts carry it, and [`TaskFilter::context`] finds them again, so
+    /// that a caller that lost the answer to a call does not start the task twice.
+    #[must_use]
+    pub fn with_context(&self, context: &str) -> Self {
+        Self { context: Some(context.into()), ..self.clone() }
     }
 
     /// Who is there.
@@ -465,6 +476,9 @@ impl Client {
         if let Some(deployment) = filter.deployment {
             query.push(("deployment", deployment.to_owned()));
         }
+        if let Some(context) = filter.context {
+            query.push(("context_id", context.to_owned()));
+        }
         if let Some(limit) = filter.limit {
             query.push(("limit", limit.to_string()));
         }
@@ -627,16 +641,19 @@ impl Client {
 
     async fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         let token = self.tokens.token().await.map_err(Error::Token)?;
-        Ok(self
-            .http
-            .request(method, format!("{}{path}", self.url))
-            .bearer_auth(token.expose()))
+        let request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(token.expose());
+        Ok(match &self.context {
+            Some(context) => request.header(CONTEXT_HEADER, context.as_ref()),
+            None => request,
+        })
     }
 }
 
 /// Which tasks to list.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskFilter<'a> {
+    /// Only those started under this context.
+    pub context: Option<&'a str>,
     /// Only in these states; empty: any.
     pub states: &'a [TaskState],
     /// Only of this deployment.
