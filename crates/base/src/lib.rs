@@ -15,6 +15,7 @@ pub mod logging;
 pub mod pki;
 pub mod poll;
 pub mod process;
+pub mod range;
 pub mod retry;
 pub mod secret;
 pub mod task;

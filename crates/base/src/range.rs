@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use camino::Utf8Path;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use stolos_base::{files, lock::FileLock};
+use crate::{files, lock::FileLock};
 
 /// The candidates, in order: 10.117.0.0/16 and the fifteen after it.
 const FIRST: u8 = 117;

@@ -1,0 +1,208 @@
+//! The director, as far as a person uses it directly.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stolos_api::director::{
+    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, EventState, TaskFilter, TokenSource,
+};
+use stolos_api::pks;
+use stolos_base::{Class, Secret};
+
+use super::clusters::confirm;
+use super::login;
+use crate::args::{Delete, Deploy, Json, Named, Tasks};
+use crate::failure::Failure;
+use crate::progress::{State, Steps};
+use crate::{output, program_name};
+
+/// A client of the director for the current session.
+pub(crate) async fn client() -> Result<Client, Failure> {
+    let (session, http) = login::current().await?;
+    let token = Secret::from(session.access_token.as_str());
+    let info = pks::Client::new(&session.api, http, token.clone()).info().await;
+    let info = info.map_err(|error| Failure::from_error(&error))?;
+    let tokens: TokenSource = Arc::new(token);
+    if session.ca_cert.is_empty() {
+        let http = stolos_api::http::client(
+            &if session.skip_ssl_verification { stolos_api::http::Trust::Everybody } else { stolos_api::http::Trust::System },
+            None,
+        )
+        .map_err(|error| Failure::from_error(&error))?;
+        return Ok(Client::with_http(&info.director, http, tokens));
+    }
+    Client::new(&info.director, &session.ca_cert, tokens).map_err(|error| Failure::from_error(&error))
+}
+
+/// `stolos deploy MANIFEST`
+pub(crate) async fn deploy(args: &Deploy) -> Result<(), Failure> {
+    let manifest = read(&args.manifest)?;
+    let name = deployment_name(&manifest)?;
+    let client = client().await?;
+    if let Some(path) = &args.cloud_config {
+        let update =
+            ConfigUpdate { kind: "cloud".into(), name: name.clone(), content: read(path)?, expected_latest_id: None };
+        client.update_config(&update).await.map_err(failed)?;
+    }
+    let diff = client.diff(&name, manifest.clone()).await.map_err(failed)?;
+    if let Some(error) = &diff.error {
+        output::note(&format!("warning: no difference can be shown: {error}"));
+    }
+    for (line, change) in &diff.diff {
+        let mark = match change.as_deref() {
+            Some("added") => "+",
+            Some("removed") => "-",
+            _ => " ",
+        };
+        output::note(&format!("{mark} {line}"));
+    }
+    if !args.dry_run {
+        confirm(&format!("Continue with deployment {name}? (y/n)"), args.non_interactive)?;
+    }
+    let options = DeployOptions { dry_run: args.dry_run, ..DeployOptions::default() };
+    let task = client.deploy(manifest, &options).await.map_err(failed)?;
+    follow(&client, task).await
+}
+
+/// `stolos deployments`
+pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
+    let deployments = client().await?.deployments().await.map_err(failed)?;
+    if args.json {
+        return output::json(&deployments);
+    }
+    let names = |list: &[stolos_api::director::NameVersion]| {
+        list.iter().map(|one| format!("{}/{}", one.name, one.version)).collect::<Vec<_>>().join(", ")
+    };
+    let rows: Vec<Vec<String>> = deployments
+        .iter()
+        .map(|one| vec![one.name.clone(), names(&one.releases), names(&one.stemcells)])
+        .collect();
+    output::data(&output::table(&["Name", "Release(s)", "Stemcell(s)"], &rows));
+    Ok(())
+}
+
+/// `stolos instances DEPLOYMENT`
+pub(crate) async fn instances(args: &Named) -> Result<(), Failure> {
+    let client = client().await?;
+    let states = client.instance_states(&args.name).await.map_err(failed)?;
+    if args.json {
+        return output::json(&states);
+    }
+    let rows: Vec<Vec<String>> = states
+        .iter()
+        .map(|one| {
+            vec![
+                format!("{}/{}", one.job_name, one.index),
+                one.id.clone(),
+                one.job_state.clone().unwrap_or_default(),
+                one.az.clone().unwrap_or_default(),
+                one.ips.join(", "),
+                one.vm_cid.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::data(&output::table(&["Instance", "ID", "State", "AZ", "IPs", "VM CID"], &rows));
+    Ok(())
+}
+
+/// `stolos delete-deployment NAME`
+pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
+    let client = client().await?;
+    client.deployment(&args.name).await.map_err(failed)?;
+    confirm(&format!("Are you sure you want to delete deployment {}? (y/n)", args.name), args.non_interactive)?;
+    let task = client.delete_deployment(&args.name, DeleteOptions::default()).await.map_err(failed)?;
+    if args.wait {
+        return follow(&client, task).await;
+    }
+    output::note(&format!("Task {task}"));
+    Ok(())
+}
+
+/// `stolos tasks [ID]`
+pub(crate) async fn tasks(args: &Tasks) -> Result<(), Failure> {
+    let client = client().await?;
+    if let Some(id) = args.id {
+        let id = i64::try_from(id).map_err(|_| Failure::user("there is no such task"))?;
+        return follow(&client, id).await;
+    }
+    let tasks = client.tasks(&TaskFilter { limit: Some(30), ..TaskFilter::default() }).await.map_err(failed)?;
+    if args.json {
+        return output::json(&tasks);
+    }
+    let rows: Vec<Vec<String>> = tasks
+        .iter()
+        .map(|task| {
+            vec![
+                task.id.to_string(),
+                task.state.as_str().to_owned(),
+                task.user.clone(),
+                task.deployment.clone().unwrap_or_default(),
+                task.description.clone(),
+                task.result.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::data(&output::table(&["ID", "State", "User", "Deployment", "Description", "Result"], &rows));
+    Ok(())
+}
+
+/// Follows a director task to its end. Ctrl-C ends the following only.
+pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
+    output::note(&format!("Task {task}"));
+    let mut steps = Steps::new();
+    let followed = tokio::select! {
+        followed = client.follow(task, |event| show(&mut steps, event)) => followed,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(Failure::user("stopped following; the task goes on")
+                .hint(format!("Follow it again with `{} tasks {task}`.", program_name())));
+        }
+    };
+    match followed {
+        Ok(done) => {
+            output::note(&format!("Task {task} done in {:.1} s", steps.elapsed().as_secs_f64()));
+            if let Some(result) = done.result {
+                output::data(&result);
+            }
+            Ok(())
+        }
+        Err(error @ Error::TaskFailed { .. }) => Err(Failure::user(stolos_base::chain(&error))),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn show(steps: &mut Steps, event: &Event) {
+    if let (Some(kind), Some(message)) = (&event.kind, &event.message) {
+        output::note(&format!("{kind}: {message}"));
+    }
+    let (Some(stage), Some(task), Some(state)) = (&event.stage, &event.task, event.state) else { return };
+    let name = format!("{stage}: {task}");
+    let data = event.data.as_ref();
+    let detail = data.and_then(|data| data.error.as_deref().or(data.status.as_deref()));
+    let state = match state {
+        EventState::Started | EventState::InProgress => State::Running,
+        EventState::Finished => State::Done,
+        EventState::Failed => State::Failed,
+    };
+    steps.show(&name, state, detail, None::<Duration>);
+}
+
+fn read(path: &camino::Utf8Path) -> Result<String, Failure> {
+    fs_err::read_to_string(path).map_err(|error| Failure::user(error.to_string()))
+}
+
+fn deployment_name(manifest: &str) -> Result<String, Failure> {
+    let document: serde_json::Value = serde_saphyr::from_str(manifest)
+        .map_err(|error| Failure::user(format!("the manifest is not YAML: {error}")))?;
+    match document["name"].as_str() {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(Failure::user("the manifest has no `name`")),
+    }
+}
+
+fn failed(error: Error) -> Failure {
+    use stolos_base::Classify as _;
+    match error.class() {
+        Class::Unauthenticated => Failure::not_logged_in(),
+        _ => Failure::from_error(&error),
+    }
+}

@@ -1,0 +1,162 @@
+//! The director as `clusters` needs it, over its HTTP API.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use stolos_api::director::{Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, OutputKind, TaskFilter, code};
+use stolos_clusters::Result;
+use stolos_clusters::deps::{Director, Instance, TaskState};
+
+/// How long one look at a running task waits for news.
+const NEWS_WAIT: Duration = Duration::from_secs(5);
+
+/// The director at the end of a client.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteDirector(pub(crate) Client);
+
+impl Director for RemoteDirector {
+    fn set_cloud_config<'a>(&'a self, deployment: &'a str, yaml: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let update = ConfigUpdate {
+                kind: "cloud".to_owned(),
+                name: deployment.to_owned(),
+                content: yaml.to_owned(),
+                expected_latest_id: None,
+            };
+            self.0.update_config(&update).await.map(drop).map_err(|error| service("store the cloud config", error))
+        })
+    }
+
+    fn delete_cloud_config<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            match self.0.delete_config("cloud", deployment).await {
+                Err(error) if !is_missing(&error) => Err(service("delete the cloud config", error)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn deploy<'a>(&'a self, _deployment: &'a str, manifest: &'a str, context: &'a str) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(async move {
+            if let Some(task) = self.started(context).await? {
+                return Ok(task);
+            }
+            let client = self.0.with_context(context);
+            let task = client.deploy(manifest, &DeployOptions::default()).await;
+            number(task.map_err(|error| service("start the deployment", error))?)
+        })
+    }
+
+    fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
+        Box::pin(async move {
+            if let Some(task) = self.started(context).await? {
+                return Ok(Some(task));
+            }
+            let client = self.0.with_context(context);
+            match client.delete_deployment(deployment, DeleteOptions { force: true }).await {
+                Ok(task) => number(task).map(Some),
+                Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(service("start the deletion", error)),
+            }
+        })
+    }
+
+    fn task<'a>(&'a self, id: u64, seen: &'a str) -> BoxFuture<'a, Result<TaskState>> {
+        Box::pin(async move {
+            let id = signed(id)?;
+            let failed = |error| service(&format!("look at task {id}"), error);
+            let text = self.0.whole_output(id, OutputKind::Event).await.map_err(failed)?;
+            let mut now = doing(&text);
+            if now == seen {
+                // Nothing new yet: the answer may wait for some.
+                let from = text.len() as u64;
+                let more = self.0.output(id, OutputKind::Event, from, Some(NEWS_WAIT)).await.map_err(failed)?;
+                now = doing(&format!("{text}{}", more.text));
+            }
+            let task = self.0.task(id).await.map_err(failed)?;
+            Ok(match task.state {
+                stolos_api::director::TaskState::Done => TaskState::Done,
+                state if state.is_final() => {
+                    let all = self.0.whole_output(id, OutputKind::Event).await.map_err(failed)?;
+                    let fallback = || task.result.clone().unwrap_or_else(|| state.as_str().to_owned());
+                    TaskState::Failed(error_of(&all).unwrap_or_else(fallback))
+                }
+                _ => TaskState::Running(now),
+            })
+        })
+    }
+
+    fn cancel(&self, id: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            match self.0.cancel_task(signed(id)?).await {
+                // It ended while we asked.
+                Err(error) if error.code() == Some(code::TASK_STATE) => Ok(()),
+                other => other.map_err(|error| service("cancel the task", error)),
+            }
+        })
+    }
+
+    fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>> {
+        Box::pin(async move {
+            match self.0.instances(deployment).await {
+                Ok(instances) => Ok(instances
+                    .into_iter()
+                    .map(|one| Instance {
+                        group: one.job,
+                        address: one.ips.first().and_then(|text| text.parse().ok()),
+                    })
+                    .collect()),
+                Err(error) if is_missing(&error) => Ok(Vec::new()),
+                Err(error) => Err(service("list the instances", error)),
+            }
+        })
+    }
+}
+
+impl RemoteDirector {
+    /// The task that was started under a context, unless that failed: then a new one is to be started.
+    async fn started(&self, context: &str) -> Result<Option<u64>> {
+        let filter = TaskFilter { context: Some(context), limit: Some(1), ..TaskFilter::default() };
+        let tasks = self.0.tasks(&filter).await.map_err(|error| service("look for a started task", error))?;
+        let usable = |task: &stolos_api::director::Task| {
+            !task.state.is_final() || task.state == stolos_api::director::TaskState::Done
+        };
+        tasks.into_iter().next().filter(usable).map(|task| number(task.id)).transpose()
+    }
+}
+
+fn service(what: &str, error: Error) -> stolos_clusters::Error {
+    stolos_clusters::Error::service(what, error)
+}
+
+fn is_missing(error: &Error) -> bool {
+    matches!(error.code(), Some(code::DEPLOYMENT_NOT_FOUND | code::CONFIG_NOT_FOUND))
+}
+
+fn number(task: i64) -> Result<u64> {
+    u64::try_from(task).map_err(|_| stolos_clusters::Error::Request(format!("the director named task {task}")))
+}
+
+fn signed(task: u64) -> Result<i64> {
+    i64::try_from(task).map_err(|_| stolos_clusters::Error::Request(format!("there is no task {task}")))
+}
+
+/// What a task does at the moment, from its event lines: the last thing that was begun, with its status.
+fn doing(events: &str) -> String {
+    let last = events.lines().rev().find_map(|line| serde_json::from_str::<Event>(line).ok().filter(|e| e.stage.is_some()));
+    let Some(event) = last else { return "queued".to_owned() };
+    let mut text = event.stage.unwrap_or_default();
+    if let Some(task) = event.task {
+        text.push_str(": ");
+        text.push_str(&task);
+    }
+    if let Some(status) = event.data.and_then(|data| data.status) {
+        text.push_str(", ");
+        text.push_str(&status);
+    }
+    text
+}
+
+fn error_of(events: &str) -> Option<String> {
+    events.lines().rev().find_map(|line| serde_json::from_str::<Event>(line).ok()?.error.map(|error| error.message))
+}
