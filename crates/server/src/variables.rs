@@ -1,0 +1,135 @@
+//! Generated credentials as `director` and `clusters` need them, over `credentials`.
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+use stolos_base::ids::{AgentId, CredentialId};
+use stolos_base::pki::{Authority, Identity, Leaf, Usage};
+use stolos_base::{Clock, Secret};
+use stolos_clusters::deps::{AdminCredential, Vault};
+use stolos_clusters::render::ADMIN_VARIABLE;
+use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope};
+use stolos_director::{AgentTrust, Failure, GenerateVariable, Variables};
+use stolos_mbus::settings::MbusCert;
+
+/// The director's name: the first part of the absolute names of its variables.
+pub(crate) const DIRECTOR_NAME: &str = "stolos";
+/// Agents' certificates live as long as upstream's; a machine is made anew far more often.
+const AGENT_CERTIFICATE_VALIDITY: std::time::Duration = std::time::Duration::from_secs(2 * 365 * 24 * 3600);
+
+/// The credentials below.
+#[derive(Clone)]
+pub(crate) struct Store(pub(crate) Credentials);
+
+impl Variables for Store {
+    fn generate<'a>(
+        &'a self,
+        deployment: &'a str,
+        variable: &'a GenerateVariable,
+    ) -> BoxFuture<'a, Result<CredentialId, Failure>> {
+        Box::pin(async move {
+            let scope = Scope::deployment(DIRECTOR_NAME, deployment)?;
+            let name = scope.name(&variable.name)?;
+            let parameters = Parameters::parse(&variable.kind, &variable.options, &scope)?;
+            let mode: Mode = variable.mode.parse()?;
+            Ok(self.0.generate(&name, &parameters, mode).await?.id)
+        })
+    }
+
+    fn find<'a>(&'a self, deployment: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>> {
+        Box::pin(async move {
+            let name = Scope::deployment(DIRECTOR_NAME, deployment)?.name(name)?;
+            Ok(self.0.find(&name).await?.map(|credential| credential.id))
+        })
+    }
+
+    fn value(&self, id: CredentialId) -> BoxFuture<'_, Result<Value, Failure>> {
+        Box::pin(async move { Ok(self.0.get_by_id(id).await?.value.expose()) })
+    }
+
+    fn absolute_name(&self, deployment: &str, name: &str) -> String {
+        match Scope::deployment(DIRECTOR_NAME, deployment).and_then(|scope| scope.name(name)) {
+            Ok(name) => name.as_str().to_owned(),
+            // A name that cannot be one is shown as it was written; using it fails with the reason.
+            Err(_) => name.to_owned(),
+        }
+    }
+}
+
+impl Vault for Store {
+    fn admin(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<AdminCredential>> {
+        let deployment = deployment.to_owned();
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("read the cluster's administrator certificate", error);
+            let name = Scope::deployment(DIRECTOR_NAME, &deployment).and_then(|scope| scope.name(ADMIN_VARIABLE));
+            let credential = self.0.get(&name.map_err(failed)?).await.map_err(failed)?;
+            let certificate = credential.value.certificate().ok_or_else(|| {
+                stolos_clusters::Error::Request(format!("`{}` is no certificate", credential.name))
+            })?;
+            Ok(AdminCredential {
+                ca: certificate.ca.clone(),
+                certificate: certificate.certificate.clone(),
+                private_key: certificate.private_key.clone(),
+            })
+        })
+    }
+
+    fn forget(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<()>> {
+        let deployment = deployment.to_owned();
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("delete the deployment's credentials", error);
+            let scope = Scope::deployment(DIRECTOR_NAME, &deployment).map_err(failed)?;
+            self.0.delete_below(&scope.prefix()).await.map(drop).map_err(failed)
+        })
+    }
+}
+
+/// A secret text of the installation itself: made once, then the same.
+pub(crate) async fn password(credentials: &Credentials, name: &str) -> stolos_credentials::Result<Secret<String>> {
+    let name = Name::absolute(name)?;
+    let scope = Scope::deployment(DIRECTOR_NAME, "installation")?;
+    let parameters = Parameters::parse("password", &serde_json::json!({"length": 40}), &scope)?;
+    let credential = credentials.generate(&name, &parameters, Mode::NoOverwrite).await?;
+    credential.value.text().cloned().ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
+}
+
+/// A certificate of the installation itself: made again when its options change or its CA does.
+pub(crate) async fn certificate(
+    credentials: &Credentials,
+    name: &str,
+    options: Value,
+) -> stolos_credentials::Result<stolos_credentials::Certificate> {
+    let name = Name::absolute(name)?;
+    let scope = Scope::deployment(DIRECTOR_NAME, "installation")?;
+    let parameters = Parameters::parse("certificate", &options, &scope)?;
+    let credential = credentials.generate(&name, &parameters, Mode::Converge).await?;
+    credential.value.certificate().cloned().ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
+}
+
+/// Certificate and key of a credential, as TLS takes them.
+pub(crate) fn identity(certificate: &stolos_credentials::Certificate) -> Identity {
+    Identity { certificate: certificate.certificate.clone(), key: certificate.private_key.clone() }
+}
+
+/// Issues agents' certificates from the bus's CA.
+pub(crate) struct BusAuthority {
+    pub(crate) authority: Authority,
+    pub(crate) clock: Clock,
+}
+
+impl AgentTrust for BusAuthority {
+    fn issue(&self, agent: AgentId) -> BoxFuture<'_, Result<MbusCert, Failure>> {
+        Box::pin(async move {
+            let mut leaf = Leaf::new(stolos_mbus::Peer::Agent(agent).to_string(), Usage::Client);
+            leaf.validity = AGENT_CERTIFICATE_VALIDITY;
+            let issued = self.authority.issue(&leaf, self.clock.now()).map_err(|error| Failure {
+                class: stolos_base::Class::Internal,
+                source: Box::new(error),
+            })?;
+            Ok(MbusCert {
+                ca: self.authority.certificate().to_owned(),
+                certificate: issued.certificate,
+                private_key: issued.key,
+            })
+        })
+    }
+}
