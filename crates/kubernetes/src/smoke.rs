@@ -1,9 +1,11 @@
-//! Proof that a cluster works: a pod is scheduled, runs, and DNS answers from within it.
+//! Proof that a cluster works: a pod is scheduled, runs, DNS answers from within it, and its log can be read.
+//!
+//! The answer is taken from the pod's log as it is written: that a container has ended is noticed up to a second later.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt as _;
+use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, LogParams, PostParams, WatchEvent, WatchParams};
@@ -15,6 +17,10 @@ use crate::client::Cluster;
 use crate::error::Error;
 
 const NAMESPACE: &str = "default";
+/// What the pod writes when DNS has answered.
+const ANSWERED: &str = "answered";
+/// Pause between attempts to read the log of a container that has not started.
+const LOG_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is tested.
 #[derive(Clone, Debug)]
@@ -118,7 +124,7 @@ impl Cluster {
         let created = start.elapsed();
         let mut running = None;
         let mut last = "nothing has happened to the pod yet".to_owned();
-        let wait = async {
+        let fate = async {
             loop {
                 match self.watch(pods, test, start, &mut running, &mut last).await {
                     Ok(Some(outcome)) => return outcome,
@@ -126,6 +132,12 @@ impl Cluster {
                     Err(error) => last = chain(&error),
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let wait = async {
+            tokio::select! {
+                outcome = fate => outcome,
+                () = self.answer(pods, &test.pod) => Ok(()),
             }
         };
         match tokio::time::timeout(test.limit.saturating_sub(created), wait).await {
@@ -159,6 +171,25 @@ impl Cluster {
                 after: test.limit,
             }
             .into()),
+        }
+    }
+
+    /// Reads the pod's log until it says that DNS answered. While there is no log yet, or when the stream breaks, it is tried again.
+    async fn answer(&self, pods: &Api<Pod>, pod: &str) {
+        let params = LogParams {
+            follow: true,
+            ..LogParams::default()
+        };
+        loop {
+            if let Ok(log) = pods.log_stream(pod, &params).await {
+                let mut lines = pin!(log.lines());
+                while let Ok(Some(line)) = lines.try_next().await {
+                    if line.trim() == ANSWERED {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(LOG_PAUSE).await;
         }
     }
 
@@ -238,7 +269,7 @@ fn pod(test: &SmokeTest) -> Pod {
     // Each question gets a second: an answer takes milliseconds, and one that was asked before the service is known
     // on the node is lost, which the resolver would notice after 5 s only.
     let script = format!(
-        "until timeout 1 nslookup {name} >/tmp/said 2>&1; do cat /tmp/said; sleep 0.1; done",
+        "until timeout 1 nslookup {name} >/tmp/said 2>&1; do cat /tmp/said; sleep 0.1; done; echo {ANSWERED}",
         name = test.lookup
     );
     serde_json::from_value(json!({

@@ -33,13 +33,16 @@ pub(crate) struct Await {
     /// Unix socket that has to accept a connection
     #[arg(long)]
     unix: Vec<Utf8PathBuf>,
+    /// HOST:PORT that has to complete a TLS handshake: a server that serves, whatever it would answer
+    #[arg(long, requires = "ca")]
+    tls: Vec<String>,
     /// https URL that has to answer with 200
     #[arg(long, requires = "ca")]
     url: Vec<String>,
-    /// PEM file of the CA of `--url`
+    /// PEM file of the CA of `--tls` and `--url`
     #[arg(long)]
     ca: Option<Utf8PathBuf>,
-    /// PEM file of a client certificate for `--url`
+    /// PEM file of a client certificate for `--tls` and `--url`
     #[arg(long, requires = "key")]
     cert: Option<Utf8PathBuf>,
     /// PEM file of the key of `--cert`
@@ -65,6 +68,20 @@ impl Await {
             wait(path.as_str(), start, limit, || {
                 Ok(UnixStream::connect(path).map(drop)?)
             })?;
+        }
+        for address in &self.tls {
+            let host = address
+                .rsplit_once(':')
+                .context("--tls takes HOST:PORT")?
+                .0
+                .to_owned();
+            let target = Target {
+                address: address.clone(),
+                host,
+                path: String::new(),
+            };
+            let tls = tls.as_ref().context("--tls needs --ca")?;
+            wait(address, start, limit, || target.handshake(tls).map(drop))?;
         }
         for url in &self.url {
             let target = Target::parse(url)?;
@@ -165,15 +182,26 @@ impl Target {
         Ok(Self { address, host, path })
     }
 
-    /// One request; anything but 200 is an error.
-    fn ask(&self, tls: &Arc<rustls::ClientConfig>) -> anyhow::Result<()> {
-        let stream = connect(&self.address)?;
+    /// A connection on which the server has shown its certificate.
+    fn handshake(
+        &self,
+        tls: &Arc<rustls::ClientConfig>,
+    ) -> anyhow::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
+        let mut stream = connect(&self.address)?;
         // A server that listens but does not serve yet holds the connection; it may take this attempt's whole time.
         stream.set_read_timeout(Some(ATTEMPT))?;
         stream.set_write_timeout(Some(ATTEMPT))?;
         let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())?;
-        let connection = rustls::ClientConnection::new(Arc::clone(tls), name)?;
-        let mut stream = rustls::StreamOwned::new(connection, stream);
+        let mut connection = rustls::ClientConnection::new(Arc::clone(tls), name)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream)?;
+        }
+        Ok(rustls::StreamOwned::new(connection, stream))
+    }
+
+    /// One request; anything but 200 is an error.
+    fn ask(&self, tls: &Arc<rustls::ClientConfig>) -> anyhow::Result<()> {
+        let mut stream = self.handshake(tls)?;
         write!(
             stream,
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
