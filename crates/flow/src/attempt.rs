@@ -135,7 +135,7 @@ fn too_late(spec: &Spec, ctx: &StepContext) -> StepError {
         .map(|text| format!(" ({text})"))
         .unwrap_or_default();
     StepError {
-        message: format!("the step was not done within {} s{last}", spec.deadline.as_secs()),
+        message: format!("the step was not done within {:?}{last}", spec.deadline),
         class: Class::Unavailable,
         retryable: false,
         hints: Vec::new(),

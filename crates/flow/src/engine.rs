@@ -153,8 +153,8 @@ pub(crate) struct Inner {
     crashed: CancellationToken,
     nudge: Notify,
     running: Mutex<HashMap<FlowId, Running>>,
-    /// The executor and its runs.
-    runs: TaskTracker,
+    /// The executor, its runs and their steps.
+    pub(crate) runs: TaskTracker,
 }
 
 struct Running {

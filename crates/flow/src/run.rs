@@ -661,12 +661,13 @@ impl Steps<'_> {
         };
         let (graph, faults, report) = (self.graph.clone(), run.inner.faults.clone(), self.report.clone());
         let name = format!("{} {}: {}", run.taken.info.kind, run.taken.info.id, spec.name);
-        let handle = task::spawn(task::Kind::Job, name, async move {
+        let work = run.inner.runs.track_future(async move {
             let end = attempt::run(&graph.steps[index], ctx, &faults).await;
             // Nobody listens any more only when the run is over, which ends this task too.
             let _ = report.send((index, end));
             Ok::<(), std::convert::Infallible>(())
         });
+        let handle = task::spawn(task::Kind::Job, name, work);
         self.tasks.0.insert(index, handle);
     }
 
