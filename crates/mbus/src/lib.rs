@@ -13,11 +13,15 @@
 //! the agent's end remembers what it has answered; no message is larger than 1 MiB.
 
 pub mod call;
+pub mod callout;
+mod claims;
 pub mod client;
 pub mod endpoint;
 pub mod memory;
 pub mod message;
+pub mod nats;
 pub mod rights;
+pub mod server;
 pub mod settings;
 pub mod spec;
 pub mod state;
@@ -25,8 +29,11 @@ pub mod subject;
 pub mod transport;
 
 pub use call::Call;
+pub use callout::{AgentDirectory, AuthCallout};
 pub use client::{AgentClient, Bus};
 pub use endpoint::Endpoint;
 pub use message::{Exception, Reply, Request};
+pub use nats::NatsTransport;
 pub use rights::Peer;
+pub use server::NatsServer;
 pub use transport::{Message, Subscription, Transport};
