@@ -18,10 +18,12 @@ mod fields;
 pub mod ip;
 mod model;
 mod node;
+pub mod ops;
 
 pub mod problem;
 mod read;
 mod read_cloud;
+mod read_group;
 mod resolve;
 mod resolved;
 pub mod variables;

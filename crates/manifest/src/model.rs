@@ -72,6 +72,7 @@ pub enum VersionWish {
 
 /// A number of instances or a share of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Count {
     /// So many.
     Absolute(u32),

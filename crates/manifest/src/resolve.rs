@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::node::{Located, Place};
 use crate::problem::{Problems, code};
-use crate::read::default_word;
+use crate::read_group::default_word;
 use crate::resolved::{
     Known, PersistentDisk, ResolvedAz, ResolvedCompilation, ResolvedConsume, ResolvedDeployment,
     ResolvedGroup, ResolvedGroupNetwork, ResolvedJob, ResolvedNetwork, ResolvedProvide, ResolvedProvider,

@@ -30,7 +30,7 @@ pub fn parse(document: &'static str, text: &str) -> Result<Node, Problem> {
                 at,
                 path: String::new(),
             },
-            text: format!("not valid YAML: {}", message.escape_debug()),
+            text: format!("not valid YAML: {}", message.replace(char::is_control, " ")),
             hint: None,
             code: code::INVALID_YAML,
         }
@@ -240,7 +240,7 @@ mod tests {
             ("a: [1\nb: 2\n", 2),
             ("a: 1\na: 2\n", 2),
             ("a: *nobody\n", 1),
-            ("x: 1\n---\ny: 2\n", 2),
+            ("x: 1\n---\ny: 2\n", 3),
         ] {
             let problem = parse("manifest", text).unwrap_err();
             assert_eq!(
