@@ -547,5 +547,5 @@ fn watch_process(process: Process) -> io::Result<AsyncFd<OwnedFd>> {
     if !process.is_alive() {
         return Err(io::Error::other("it has ended"));
     }
-    AsyncFd::register(fd)
+    Ok(AsyncFd::register(fd)?)
 }
