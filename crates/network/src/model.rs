@@ -24,7 +24,7 @@ pub const SERVICE_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 100, 20
 /// The cluster DNS of every cluster.
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 100, 200, 2);
 
-/// The /16 of an instance.
+/// The /16 of an instance; `stolos_base::range` chooses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Ipv4Net", into = "Ipv4Net")]
 pub struct Base(Ipv4Net);
@@ -37,17 +37,6 @@ pub struct Base(Ipv4Net);
 pub struct InvalidBase(String);
 
 impl Base {
-    /// The ranges that an instance takes its own from, in the order of trying: 10.117.0.0/16 to 10.132.0.0/16.
-    pub fn candidates() -> impl Iterator<Item = Self> {
-        (117..=132).map(|second| Self(Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16)))
-    }
-
-    /// The first candidate that shares no address with what is in use on the host (routes and addresses).
-    #[must_use]
-    pub fn first_free(in_use: &[Ipv4Net]) -> Option<Self> {
-        Self::candidates().find(|base| !in_use.iter().any(|used| overlap(base.0, *used)))
-    }
-
     /// The whole range.
     #[must_use]
     pub fn range(self) -> Ipv4Net {
@@ -241,7 +230,7 @@ mod tests {
 
     #[test]
     fn no_two_leases_share_an_address_and_all_names_fit() {
-        let base = Base::candidates().next().expect("there are candidates");
+        let base = "10.117.0.0/16".parse::<Base>().expect("a range");
         let ids = IdSource::counted();
         let leases: Vec<Lease> = (1..=i64::from(CAPACITY))
             .map(|n| Lease::new(base, Number::new(n).expect("a number"), ClusterId::new(&ids)))
@@ -265,18 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_is_free_and_private() {
-        let used = |text: &str| text.parse().expect("a network");
-        assert_eq!(
-            Base::first_free(&[]).map(|b| b.to_string()).as_deref(),
-            Some("10.117.0.0/16")
-        );
-        let in_use = [used("10.117.5.0/24"), used("10.118.0.0/15")];
-        assert_eq!(
-            Base::first_free(&in_use).map(|b| b.to_string()).as_deref(),
-            Some("10.120.0.0/16")
-        );
-        assert_eq!(Base::first_free(&[used("10.0.0.0/8")]), None);
+    fn a_base_is_private_and_apart_from_pods_and_services() {
         for bad in [
             "10.117.0.0/24",
             "10.117.3.0/16",

@@ -1,0 +1,37 @@
+//! Checks of the workspace that `cargo` has no words for, and the list of all checks.
+
+mod ci;
+mod deps;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Checks of the workspace")]
+enum Task {
+    /// Checks which crate may use which (DESIGN: a service is reached by others only through its client in `api`).
+    Deps,
+    /// Everything but the tests: formatting, lints, documentation, dependency directions.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Deps => deps::check_workspace(),
+        Task::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line for people.
+#[expect(clippy::print_stderr, reason = "this program talks to people")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
