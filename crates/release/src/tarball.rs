@@ -1,4 +1,4 @@
-//! Gzip-compressed tar archives: safe reading and deterministic writing.
+//! Tar archives, with gzip around them: safe reading and deterministic writing.
 //!
 //! Reading refuses what has no place in our archives (devices, pipes, sparse files) and every path that could leave the
 //! directory: absolute ones, `..`, and any path one of whose parents is not a real directory. So a symbolic link in an
@@ -427,31 +427,55 @@ pub(crate) fn copy(archive: &str, path: &Utf8Path, data: &mut dyn Read, out: &mu
     }
 }
 
-/// How hard to compress.
+/// How to compress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Not at all: what is in it is compressed already.
+    /// No gzip around it: a plain tar archive.
+    Plain,
+    /// In gzip's format, not compressed: what is in it is compressed already.
     Store,
-    /// Level 1.
+    /// Gzip level 1.
     Fast,
 }
 
-/// Writes a gzip-compressed tar archive whose bytes depend on its entries alone.
+/// Writes a tar archive whose bytes depend on its entries alone.
 pub struct Packer<W: Write> {
-    out: BufWriter<GzEncoder<W>>,
+    out: BufWriter<Sink<W>>,
+}
+
+enum Sink<W: Write> {
+    Plain(W),
+    Gzip(GzEncoder<W>),
+}
+
+impl<W: Write> Write for Sink<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(out) => out.write(bytes),
+            Self::Gzip(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(out) => out.flush(),
+            Self::Gzip(out) => out.flush(),
+        }
+    }
 }
 
 impl<W: Write> Packer<W> {
     /// Begins an archive.
     pub fn new(out: W, level: Level) -> Self {
-        let compression = match level {
-            Level::Store => Compression::none(),
-            Level::Fast => Compression::fast(),
+        // No time and no file name in gzip's header, which is what makes the bytes repeatable.
+        let gzip = |out, compression| Sink::Gzip(GzBuilder::new().write(out, compression));
+        let sink = match level {
+            Level::Plain => Sink::Plain(out),
+            Level::Store => gzip(out, Compression::none()),
+            Level::Fast => gzip(out, Compression::fast()),
         };
-        // No time and no file name in the header, which is what makes the bytes repeatable.
-        let encoder = GzBuilder::new().write(out, compression);
         Self {
-            out: BufWriter::with_capacity(256 * 1024, encoder),
+            out: BufWriter::with_capacity(256 * 1024, sink),
         }
     }
 
@@ -655,8 +679,35 @@ impl<W: Write> Packer<W> {
     /// Any error of writing.
     pub fn finish(mut self) -> io::Result<W> {
         self.out.write_all(&[0_u8; 1024])?;
-        let encoder = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        encoder.finish()
+        self.finish_part()
+    }
+
+    /// Ends the bytes but not the archive: another part, made by another packer of the same kind, has to follow directly
+    /// behind it. (A gzip file may consist of several members.)
+    ///
+    /// # Errors
+    /// Any error of writing.
+    pub fn finish_part(self) -> io::Result<W> {
+        match self.out.into_inner().map_err(io::IntoInnerError::into_error)? {
+            Sink::Plain(out) => Ok(out),
+            Sink::Gzip(encoder) => encoder.finish(),
+        }
+    }
+
+    /// Appends a symbolic link of root's.
+    ///
+    /// # Errors
+    /// Any error of writing.
+    pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
+        self.entry(
+            EntryType::Symlink,
+            path,
+            Some(target),
+            0o777,
+            (0, 0),
+            0,
+            io::empty(),
+        )
     }
 }
 

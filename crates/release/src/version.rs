@@ -35,6 +35,17 @@ impl Version {
         &self.text
     }
 
+    /// Whether both are of one line: their first two places are the same. Compiled packages run on any stemcell of the
+    /// line that they were compiled for.
+    #[must_use]
+    pub fn same_line(&self, other: &Self) -> bool {
+        let zero = Part::Number(String::new());
+        (0..2).all(|i| {
+            let part = |version: &Self| version.release.get(i).unwrap_or(&zero).clone();
+            compare_parts(&part(self), &part(other)) == Ordering::Equal
+        })
+    }
+
     /// Whether the version is of the given line, as in `3586.latest`: its first places are those.
     fn is_of_line(&self, line: &[Part]) -> bool {
         line.len() <= self.release.len()
@@ -248,6 +259,13 @@ mod tests {
         for bad in ["", "latest", "1..2", "1 2", "1/2", "1-", "1+", "-1", "1+a+b"] {
             assert!(bad.parse::<Version>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_line_is_the_first_two_places() {
+        assert!(version("13.0+abc").same_line(&version("13")));
+        assert!(version("621.5").same_line(&version("621.5.9-rc.1")));
+        assert!(!version("13.0").same_line(&version("13.1")));
     }
 
     #[test]

@@ -1,0 +1,354 @@
+//! What can be built, from the repository into the cache.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use stolos_release::{JobArchive, ReleaseWriter, Version};
+
+use crate::cache::{Artefact, Cache, Inputs, Listed};
+use crate::definition::{ReleaseDefinition, StemcellDefinition};
+use crate::error::{Error, Result, file};
+use crate::images::{self, ImageArchive};
+use crate::programs::{self, Package, Program};
+use crate::progress::{NoProgress, Progress};
+use crate::source::{Component, GoModules, Source};
+use crate::{seed, stemcell};
+
+/// The programs of one upstream component, built.
+#[derive(Clone, Debug, Serialize)]
+pub struct Upstream {
+    /// The component's name, for instance `kubernetes-1.37`.
+    pub name: String,
+    /// Its version, for instance `v1.37.1`.
+    pub version: String,
+    /// The directory that holds the programs.
+    pub bin: Utf8PathBuf,
+}
+
+impl Upstream {
+    /// The path of one of its programs.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Utf8PathBuf {
+        self.bin.join(name)
+    }
+}
+
+/// A release tarball.
+#[derive(Clone, Debug, Serialize)]
+pub struct Release {
+    /// Its name.
+    pub name: String,
+    /// Its version: that of the definition, `+`, and a digest of everything in it.
+    pub version: String,
+    /// The tarball.
+    pub path: Utf8PathBuf,
+}
+
+/// A stemcell tarball.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stemcell {
+    /// Its name, and the operating system that packages are compiled for.
+    pub name: String,
+    /// Its version: the line, `+`, and a digest of everything in it.
+    pub version: String,
+    /// The tarball.
+    pub path: Utf8PathBuf,
+}
+
+/// The system's container images, unpacked as containerd keeps them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Seed {
+    /// What to call it below `/var/vcap/shared/images`: a digest of its inputs.
+    pub name: String,
+    /// A tree for containerd's `root`; not to be written to.
+    pub path: Utf8PathBuf,
+    /// The names of the images in it.
+    pub images: Vec<String>,
+}
+
+/// Builds. All calls block; calls for the same thing, also in other processes, wait for each other.
+#[derive(Clone)]
+pub struct Builder {
+    cache: Cache,
+    repository: Utf8PathBuf,
+    source: Arc<dyn Source>,
+    progress: Arc<dyn Progress>,
+}
+
+impl Builder {
+    /// A builder for the repository in `repository`, compiling upstream programs, without progress.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`].
+    pub fn new(cache: Cache, repository: &Utf8Path) -> Result<Self> {
+        if crate::find_repository(repository)? != repository {
+            return Err(Error::NoRepository(repository.to_owned()));
+        }
+        Ok(Self {
+            cache,
+            repository: repository.to_owned(),
+            source: Arc::new(GoModules),
+            progress: Arc::new(NoProgress),
+        })
+    }
+
+    /// Says what it is doing.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Gets upstream programs from elsewhere.
+    #[must_use]
+    pub fn with_source(mut self, source: Arc<dyn Source>) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// All upstream components that the repository pins.
+    ///
+    /// # Errors
+    /// When a `go.mod` is not understood.
+    pub fn components(&self) -> Result<Vec<Component>> {
+        Component::all(&self.repository.join("upstream"))
+    }
+
+    /// The programs of one component. `kubernetes-1.37` takes minutes when it is made for the first time.
+    ///
+    /// # Errors
+    /// [`Error::UnknownComponent`]; what the source says.
+    pub fn upstream(&self, name: &str) -> Result<Upstream> {
+        let components = self.components()?;
+        let component =
+            components
+                .iter()
+                .find(|c| c.name == name)
+                .ok_or_else(|| Error::UnknownComponent {
+                    name: name.to_owned(),
+                    known: components
+                        .iter()
+                        .map(|c| c.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                })?;
+        let artefact = self.component(component)?;
+        Ok(Upstream {
+            name: component.name.clone(),
+            version: component.version.clone(),
+            bin: artefact.content.join("bin"),
+        })
+    }
+
+    fn component(&self, component: &Component) -> Result<Artefact> {
+        let inputs = self.source.inputs(component)?.text("version", &component.version);
+        self.cache.get(
+            "upstream",
+            &component.name,
+            &inputs,
+            &*self.progress,
+            |directory| {
+                let bin = directory.join("bin");
+                fs_err::create_dir(&bin).map_err(file("create", &bin))?;
+                self.source.make(component, &bin, &*self.progress)
+            },
+        )
+    }
+
+    /// The release `kubernetes`, with the given `stolos-job` in it.
+    ///
+    /// # Errors
+    /// When a definition is wrong or a part cannot be built.
+    pub fn release(&self, stolos_job: &Utf8Path) -> Result<Release> {
+        let (definition, jobs) = ReleaseDefinition::read(&self.repository.join("releases/kubernetes"))?;
+        let components = self.components()?;
+        let own = BTreeMap::from([("stolos-job", stolos_job)]);
+        let mut built: BTreeMap<String, Artefact> = BTreeMap::new();
+        let mut packages = BTreeMap::new();
+        for package in &definition.packages {
+            let mut programs = BTreeMap::new();
+            for place in &package.files {
+                let name = place.file_name().unwrap_or_default();
+                let program = match own.get(name) {
+                    Some(path) => Program::at(path)?,
+                    None => {
+                        let component = builder_of(&components, name, &package.name, &definition.version)?;
+                        let artefact = match built.get(&component.name) {
+                            Some(artefact) => artefact.clone(),
+                            None => self.component(component)?,
+                        };
+                        built.insert(component.name.clone(), artefact.clone());
+                        Program::of(&artefact, name).ok_or_else(|| Error::UnknownProgram {
+                            program: name.to_owned(),
+                            package: package.name.clone(),
+                        })?
+                    }
+                };
+                programs.insert(place.clone(), program);
+            }
+            let packed = programs::pack(&self.cache, &*self.progress, &package.name, &programs)?;
+            packages.insert(package.name.clone(), packed);
+        }
+        let stemcell = StemcellDefinition::read(&self.repository.join("stemcell"))?;
+        let target = format!("{}/{}", stemcell.name, stemcell.version);
+        self.pack_release(&definition, &jobs, &packages, &target)
+    }
+
+    fn pack_release(
+        &self,
+        definition: &ReleaseDefinition,
+        jobs: &[JobArchive],
+        packages: &BTreeMap<String, Package>,
+        target: &str,
+    ) -> Result<Release> {
+        let mut inputs = Inputs::new()
+            .text("packing", "1")
+            .text("name", &definition.name)
+            .text("version", definition.version.as_str())
+            .text("stemcell", target);
+        for job in jobs {
+            inputs = inputs.bytes(format!("job {}", job.spec.name), &job.pack());
+        }
+        for (name, package) in packages {
+            inputs = inputs.text(format!("package {name}"), &package.sha256);
+        }
+        let version = with_digest(&definition.version, &inputs)?;
+        let tarball = format!("{}-{version}.tgz", definition.name);
+        let artefact = self.cache.get(
+            "release",
+            &definition.name,
+            &inputs,
+            &*self.progress,
+            |directory| {
+                let mut writer = ReleaseWriter::new(&definition.name, version.clone(), target);
+                for job in jobs {
+                    writer.job(job);
+                }
+                for (name, package) in packages {
+                    writer.compiled_package(name, &package.archive, &package.sha256, &[])?;
+                }
+                Ok(writer.write(&directory.join(&tarball))?)
+            },
+        )?;
+        Ok(Release {
+            name: definition.name.clone(),
+            version: version.to_string(),
+            path: artefact.content.join(tarball),
+        })
+    }
+
+    /// The stemcell with the given `stolos-init` and `stolos-agent` in it.
+    ///
+    /// # Errors
+    /// [`Error::NotRoot`], [`Error::MissingProgram`]; when packages cannot be had.
+    pub fn stemcell(&self, stolos_init: &Utf8Path, stolos_agent: &Utf8Path) -> Result<Stemcell> {
+        let definition = StemcellDefinition::read(&self.repository.join("stemcell"))?;
+        let base = stemcell::base(&self.cache, &*self.progress, &definition)?;
+        let (init, agent) = (Program::at(stolos_init)?, Program::at(stolos_agent)?);
+        stemcell::assemble(&self.cache, &*self.progress, &definition, &base, &init, &agent)
+    }
+
+    /// The archives of the system's container images, in OCI's layout.
+    ///
+    /// # Errors
+    /// As [`Builder::stemcell`] (the test image is made of the stemcell's packages) and [`Builder::upstream`].
+    pub fn images(&self) -> Result<Vec<ImageArchive>> {
+        let definition = StemcellDefinition::read(&self.repository.join("stemcell"))?;
+        let base = stemcell::base(&self.cache, &*self.progress, &definition)?;
+        let coredns = self.upstream("coredns")?;
+        let coredns = (coredns.version.clone(), Program::at(&coredns.program("coredns"))?);
+        images::all(&self.cache, &*self.progress, &self.repository, &base, &coredns)
+    }
+
+    /// The images unpacked as a node's containerd needs them, so that nothing is pulled or unpacked when a node starts.
+    ///
+    /// # Errors
+    /// As [`Builder::images`]; [`Error::ContainerdNotReady`].
+    pub fn images_seed(&self) -> Result<Seed> {
+        let images = self.images()?;
+        let containerd = self.upstream("containerd")?;
+        let artefact = seed::make(&self.cache, &*self.progress, &images, &containerd)?;
+        Ok(Seed {
+            name: artefact.short_key().to_owned(),
+            path: artefact.content,
+            images: images.into_iter().map(|image| image.name).collect(),
+        })
+    }
+
+    /// Builds what takes long and needs no program of ours: all upstream programs, the root file system of the
+    /// stemcell, the images. Network and processor are used at the same time.
+    ///
+    /// # Errors
+    /// The first thing that failed.
+    pub fn prepare(&self) -> Result<()> {
+        let definition = StemcellDefinition::read(&self.repository.join("stemcell"))?;
+        let components = self.components()?;
+        std::thread::scope(|scope| {
+            let base = scope.spawn(|| stemcell::base(&self.cache, &*self.progress, &definition).map(drop));
+            let compiled = components
+                .iter()
+                .try_for_each(|component| self.component(component).map(drop));
+            let base = base.join().expect("the thread does not panic");
+            compiled.and(base)
+        })?;
+        self.images_seed().map(drop)
+    }
+
+    /// Everything in the cache.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn list(&self) -> Result<Vec<Listed>> {
+        self.cache.list()
+    }
+
+    /// Removes what nobody has asked for since `age`.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn collect_garbage(&self, age: Duration) -> Result<Vec<Utf8PathBuf>> {
+        self.cache.collect_garbage(age)
+    }
+}
+
+/// The component that builds a program. Where several do (two Kubernetes minors), the one of the release's version.
+fn builder_of<'a>(
+    components: &'a [Component],
+    program: &str,
+    package: &str,
+    release: &Version,
+) -> Result<&'a Component> {
+    let able: Vec<&Component> = components
+        .iter()
+        .filter(|c| c.programs.contains_key(program))
+        .collect();
+    let wanted = format!("v{release}");
+    able.iter()
+        .find(|component| component.version == wanted)
+        .or_else(|| {
+            able.first()
+                .filter(|c| able.len() == 1 && !c.name.starts_with("kubernetes-"))
+        })
+        .copied()
+        .ok_or_else(|| match able.first() {
+            None => Error::UnknownProgram {
+                program: program.to_owned(),
+                package: package.to_owned(),
+            },
+            Some(_) => Error::Definition {
+                path: "releases/kubernetes/release.yml".into(),
+                reason: format!("it has version {release}, but `{program}` is pinned at {}", {
+                    let versions: Vec<&str> = able.iter().map(|c| c.version.as_str()).collect();
+                    versions.join(" and ")
+                }),
+            },
+        })
+}
+
+/// `VERSION+DIGEST`.
+pub(crate) fn with_digest(version: &Version, inputs: &Inputs) -> Result<Version> {
+    Ok(format!("{version}+{}", inputs.short()).parse::<Version>()?)
+}
