@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::context::{StepContext, StepError};
 use crate::event::EventKind;
@@ -42,7 +43,13 @@ enum Attempt {
 }
 
 /// Runs the step until it is done, fails for good, its deadline passes, or it is canceled. `ctx.cancel` is the step's own.
-pub(crate) async fn run(spec: &Spec, mut ctx: StepContext, faults: &Faults) -> StepEnd {
+/// Once `give_up` is canceled, no further attempt is made.
+pub(crate) async fn run(
+    spec: &Spec,
+    mut ctx: StepContext,
+    give_up: &CancellationToken,
+    faults: &Faults,
+) -> StepEnd {
     if let Some(error) = faults.instead_of(&spec.name) {
         return StepEnd::Failed { attempts: 1, error };
     }
@@ -75,18 +82,19 @@ pub(crate) async fn run(spec: &Spec, mut ctx: StepContext, faults: &Faults) -> S
         if ctx.cancel.is_cancelled() {
             return StepEnd::Canceled { attempts };
         }
-        if !error.retryable || Instant::now() + pause >= deadline {
+        if !error.retryable || give_up.is_cancelled() || Instant::now() + pause >= deadline {
             return StepEnd::Failed { attempts, error };
         }
         ctx.live.note(ctx.index, &error.message);
         ctx.live.emit(EventKind::StepRetrying {
             step: spec.name.to_string(),
             attempt: attempts,
-            error: error.message,
+            error: error.message.clone(),
             pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
         });
         tokio::select! {
             () = sleep(pause) => {}
+            () = give_up.cancelled() => return StepEnd::Failed { attempts, error },
             () = ctx.cancel.cancelled() => return StepEnd::Canceled { attempts },
         }
         pause = (pause * 2).min(spec.retry.longest);

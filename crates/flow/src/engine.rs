@@ -1,18 +1,21 @@
 //! The executor of a service's flows: takes them up, keeps their leases, and is the handle that everybody else uses.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use stolos_base::ids::FlowId;
 use stolos_base::{Clock, IdSource, task};
 use stolos_store::lease::{self, Acquired};
-use stolos_store::{Db, Tx};
+use stolos_store::{Db, Fence, Tx};
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attempt::panic_text;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventKind, Observer};
 use crate::faults::Faults;
@@ -27,8 +30,8 @@ const LEASE: Duration = Duration::from_secs(30);
 const RENEWAL: Duration = Duration::from_secs(10);
 /// How often the executor looks for what other processes have submitted, canceled or left; its own are told at once.
 const POLL: Duration = Duration::from_secs(2);
-/// Flows looked at in one go.
-const BATCH: i64 = 500;
+/// Flows looked at in one go beyond twice those that may run (ours that run are among them).
+const MARGIN: usize = 100;
 /// Events that a slow subscriber may be behind before it misses some.
 const BACKLOG: usize = 4096;
 /// Flows that run at once unless said otherwise.
@@ -160,7 +163,15 @@ pub(crate) struct Inner {
 struct Running {
     cancel: CancellationToken,
     /// Absent while the flow is being taken.
-    live: Option<Arc<Live>>,
+    run: Option<Taking>,
+}
+
+/// What belongs to a flow that was taken.
+struct Taking {
+    live: Arc<Live>,
+    fence: Fence,
+    /// Ends the run at once: somebody else has the flow.
+    lost: CancellationToken,
 }
 
 impl Inner {
@@ -225,7 +236,7 @@ impl std::fmt::Debug for Flows {
 impl Flows {
     /// Begins to put an executor together. `holder` names this process among those that run flows of this database: the
     /// same name after each restart of one that is alone (it then takes up at once what it left), different names for
-    /// processes that run side by side. The schema of `db` must have [`crate::TABLES`].
+    /// processes that run side by side. One executor per name and database. The schema of `db` must have [`crate::TABLES`].
     #[must_use]
     pub fn builder(db: Db, holder: impl Into<String>) -> Builder {
         Builder {
@@ -389,7 +400,7 @@ impl Flows {
             .inner
             .running()
             .get(&id)
-            .and_then(|running| running.live.clone());
+            .and_then(|running| running.run.as_ref().map(|run| run.live.clone()));
         if let Some(live) = live {
             live.enrich(&mut view);
         } else if view.state() == FlowState::Pending {
@@ -490,9 +501,7 @@ async fn execute(inner: Arc<Inner>) {
         let round = async {
             if !inner.running().is_empty() {
                 if renewed.elapsed() >= RENEWAL {
-                    let mut tx = inner.db.begin("renew leases").await?;
-                    lease::renew_all(&mut tx, &inner.holder, LEASE).await?;
-                    tx.commit().await?;
+                    renew(&inner).await?;
                     renewed = Instant::now();
                 }
                 for id in journal::cancel_requests(&inner.db).await? {
@@ -515,8 +524,33 @@ async fn execute(inner: Arc<Inner>) {
     }
 }
 
+/// Says that this process lives, and ends the runs of flows that somebody else has taken meanwhile, so that no step goes
+/// on beside its repetition by the other for longer than it has to.
+async fn renew(inner: &Arc<Inner>) -> Result<()> {
+    let held: Vec<(Fence, CancellationToken)> = inner
+        .running()
+        .values()
+        .filter_map(|running| running.run.as_ref())
+        .map(|run| (run.fence.clone(), run.lost.clone()))
+        .collect();
+    let mut tx = inner.db.begin("renew leases").await?;
+    for (fence, lost) in held {
+        match lease::renew(&mut tx, &fence, LEASE).await {
+            Ok(_) => {}
+            // Also one that ended just now, whose run has nothing left to do.
+            Err(stolos_store::Error::LeaseLost { .. }) => lost.cancel(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(tx.commit().await?)
+}
+
 async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>) -> Result<()> {
-    for (id, kind) in journal::candidates(&inner.db, BATCH).await? {
+    if inner.running().len() >= inner.max_running {
+        return Ok(());
+    }
+    let limit = i64::try_from(inner.max_running * 2 + MARGIN).unwrap_or(i64::MAX);
+    for (id, kind) in journal::candidates(&inner.db, &inner.holder, limit).await? {
         let Some(kind) = inner.kinds.get(kind.as_str()) else {
             if unknown.insert(id) {
                 tracing::error!(flow = %id, kind, "a flow waits for a program that knows its kind");
@@ -536,7 +570,7 @@ async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>) -> Result<()
                 id,
                 Running {
                     cancel: cancel.clone(),
-                    live: None,
+                    run: None,
                 },
             );
         }
@@ -558,11 +592,16 @@ fn start(inner: &Arc<Inner>, kind: Arc<dyn AnyKind>, taken: journal::Taken, canc
     let id = taken.info.id;
     let name = format!("flow {} {id}", taken.info.kind);
     let live = Arc::new(Live::new(Arc::new(taken.info.clone()), inner.sink.clone()));
+    let lost = CancellationToken::new();
     inner.running().insert(
         id,
         Running {
             cancel: cancel.clone(),
-            live: Some(live.clone()),
+            run: Some(Taking {
+                live: live.clone(),
+                fence: taken.fence.clone(),
+                lost: lost.clone(),
+            }),
         },
     );
     let inner = inner.clone();
@@ -571,17 +610,24 @@ fn start(inner: &Arc<Inner>, kind: Arc<dyn AnyKind>, taken: journal::Taken, canc
         async move {
             let crashed = inner.crashed.clone();
             let end = tokio::select! {
-                end = run::run(inner.clone(), kind, taken, live, cancel) => end,
+                end = AssertUnwindSafe(run::run(inner.clone(), kind, taken, live, cancel)).catch_unwind() => end,
+                () = lost.cancelled() => Ok(RunEnd::LeaseLost),
                 // One run "kills" the process: all others die with it, at whatever they do.
-                () = crashed.cancelled() => RunEnd::Crashed,
+                () = crashed.cancelled() => Ok(RunEnd::Crashed),
             };
             inner.running().remove(&id);
             match end {
-                RunEnd::Ended | RunEnd::Stopped => {}
-                RunEnd::LeaseLost => tracing::warn!(flow = %id, "the flow is somebody else's now"),
-                RunEnd::Crashed => inner.crashed.cancel(),
+                Ok(RunEnd::Ended | RunEnd::Stopped) => inner.nudge.notify_one(),
+                Ok(RunEnd::LeaseLost) => {
+                    tracing::warn!(flow = %id, "the flow is somebody else's now");
+                    inner.nudge.notify_one();
+                }
+                Ok(RunEnd::Crashed) => inner.crashed.cancel(),
+                // A bug in `Kind::on_state` or an observer. The flow is taken up again at the next look, not at once.
+                Err(panic) => {
+                    tracing::error!(flow = %id, panic = panic_text(&*panic), "the run of a flow panicked");
+                }
             }
-            inner.nudge.notify_one();
             Ok::<(), std::convert::Infallible>(())
         }
     });

@@ -29,7 +29,7 @@ pub struct Graph {
 /// What one step's failure means to the steps that do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// No further step begins; those that run end in their own time.
+    /// No further step begins, and none is attempted again; attempts that run end in their own time.
     #[default]
     Stop,
     /// All steps that do not depend on the failed one are still run.
@@ -75,8 +75,8 @@ pub enum Interrupt {
     Anytime,
     /// It sees [`StepContext::canceled`] and is given this long to return, then it is dropped.
     Within(Duration),
-    /// It is left to end by itself; its deadline only ends the attempts. For what another process does for us
-    /// and cannot be told to stop.
+    /// It is left to end by itself; its deadline only ends the attempts, and only the end of our process cuts it off. For
+    /// what another process does for us and cannot be told to stop.
     Never,
 }
 

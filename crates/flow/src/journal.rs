@@ -140,16 +140,21 @@ pub(crate) async fn insert(tx: &mut Tx, new: NewRow<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Unfinished flows, oldest first, without those that wait for an earlier one with the same lock.
-pub(crate) async fn candidates(db: &Db, limit: i64) -> Result<Vec<(FlowId, String)>> {
+/// Unfinished flows with their kinds, oldest first, without those that wait for an earlier one with the same lock or
+/// belong to another living process.
+pub(crate) async fn candidates(db: &Db, holder: &str, limit: i64) -> Result<Vec<(FlowId, String)>> {
     query(
         "SELECT f.id, f.kind FROM flow_flows f
+         LEFT JOIN store_leases l ON l.name = 'flow/' || f.id
          WHERE f.state IN ('pending', 'running')
+           AND (l.name IS NULL OR l.holder = '' OR l.holder = $1 OR l.expires_at <= $2)
            AND NOT EXISTS (
              SELECT 1 FROM flow_flows o
              WHERE o.lock_key = f.lock_key AND o.seq < f.seq AND o.state IN ('pending', 'running'))
-         ORDER BY f.seq LIMIT $1",
+         ORDER BY f.seq LIMIT $3",
     )
+    .bind(holder)
+    .bind(db.clock().now_millis())
     .bind(limit)
     .fetch_all(db.read())
     .await?

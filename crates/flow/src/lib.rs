@@ -6,7 +6,8 @@
 //!
 //! A flow is a [`Kind`] with an input. Its graph is made by code each time the flow is taken up, so the same input must
 //! give the same step names. Steps that the journal knows as done are not run again, and their outputs are there for
-//! later steps; a step that was begun and not ended runs again, so **every step must be repeatable**.
+//! later steps; a step that was begun and not ended runs again, so **every step must be repeatable**. So does a step that
+//! failed, when the process died before the flow had ended with it.
 //!
 //! Invariants:
 //! - A step runs only after the journal says that it begins; a later step only after the journal says that the earlier

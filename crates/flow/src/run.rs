@@ -309,11 +309,29 @@ pub(crate) async fn run(
     };
     match run.all().await {
         Ok(()) => RunEnd::Ended,
-        Err(halt) => halt.into(),
+        Err(halt) => {
+            if matches!(halt, Halt::Stopped) {
+                run.leave().await;
+            }
+            halt.into()
+        }
     }
 }
 
 impl Run {
+    /// Gives the lease back, so that another process need not wait for its end.
+    async fn leave(&self) {
+        let Taken { info, fence, .. } = &self.taken;
+        let left = async {
+            let mut tx = self.inner.db.begin("leave a flow").await?;
+            stolos_store::lease::release(&mut tx, fence).await?;
+            tx.commit().await
+        };
+        if let Err(error) = left.await {
+            tracing::warn!(flow = %info.id, error = %stolos_base::chain(&error), "failed to give the lease of a flow back");
+        }
+    }
+
     async fn all(&self) -> Result<(), Halt> {
         let graph = match self.graph().await? {
             Ok(graph) => Arc::new(graph),
@@ -359,6 +377,7 @@ impl Run {
             failure: None,
             tasks: Tasks::default(),
             stop_steps: CancellationToken::new(),
+            give_up: CancellationToken::new(),
             report,
             reports,
         };
@@ -546,6 +565,8 @@ struct Steps<'a> {
     tasks: Tasks,
     /// Parent of every step's token.
     stop_steps: CancellationToken,
+    /// Canceled when the flow has failed: steps are not attempted again.
+    give_up: CancellationToken,
     report: mpsc::UnboundedSender<(usize, StepEnd)>,
     reports: mpsc::UnboundedReceiver<(usize, StepEnd)>,
 }
@@ -660,9 +681,10 @@ impl Steps<'_> {
             live: run.live.clone(),
         };
         let (graph, faults, report) = (self.graph.clone(), run.inner.faults.clone(), self.report.clone());
+        let give_up = self.give_up.clone();
         let name = format!("{} {}: {}", run.taken.info.kind, run.taken.info.id, spec.name);
         let work = run.inner.runs.track_future(async move {
-            let end = attempt::run(&graph.steps[index], ctx, &faults).await;
+            let end = attempt::run(&graph.steps[index], ctx, &give_up, &faults).await;
             // Nobody listens any more only when the run is over, which ends this task too.
             let _ = report.send((index, end));
             Ok::<(), std::convert::Infallible>(())
@@ -700,6 +722,9 @@ impl Steps<'_> {
                     attempts,
                     error: error.message.clone(),
                 });
+                if self.graph.on_failure == OnFailure::Stop {
+                    self.give_up.cancel();
+                }
                 self.failure.get_or_insert_with(|| failure(Some(&name), error));
             }
             StepEnd::Canceled { attempts } => {
@@ -772,8 +797,7 @@ impl Steps<'_> {
         }
     }
 
-    /// The process stops: gives running steps a moment, records those that are done, and gives the lease back. All
-    /// others stay "running" in the journal, which makes the next process run them again.
+    /// The process stops: gives running steps a moment and records those that are done. All others stay "running" in the journal, which makes the next process run them again.
     async fn stop(&mut self) -> Result<(), Halt> {
         self.stop_steps.cancel();
         let until = Instant::now() + STOP_GRACE;
@@ -789,15 +813,14 @@ impl Steps<'_> {
         entries.retain(|entry| matches!(entry, Entry::Done { .. } | Entry::Skipped { .. }));
         let Taken { info, fence, .. } = &self.run.taken;
         let recorded = async {
-            let mut tx = self.run.inner.db.begin("leave a flow").await?;
+            let mut tx = self.run.inner.db.begin("record what is done").await?;
             journal::write(&mut tx, fence, info.id, &entries).await?;
-            stolos_store::lease::release(&mut tx, fence).await?;
             tx.commit().await?;
             Ok::<(), Error>(())
         };
         if let Err(error) = recorded.await {
-            // Nothing is lost but time: the steps run again, and the lease runs out.
-            tracing::warn!(flow = %info.id, error = %stolos_base::chain(&error), "failed to leave a flow in order");
+            // Nothing is lost but time: the steps run again.
+            tracing::warn!(flow = %info.id, error = %stolos_base::chain(&error), "failed to record what is done");
         }
         Err(Halt::Stopped)
     }

@@ -6,6 +6,8 @@
 //!
 //! The name of a holder says who may take over at once: a process that is started under an exclusive lock (one
 //! `stolosd` per instance) uses the same name each time, so that it need not wait for its dead predecessor's lease.
+//!
+//! Other crates may read the table `store_leases` in joins; only this module writes it.
 
 use std::time::Duration;
 
@@ -129,22 +131,6 @@ pub async fn renew(tx: &mut Tx, fence: &Fence, ttl: Duration) -> Result<i64> {
     } else {
         Err(lost(fence))
     }
-}
-
-/// Moves the end of every lease that `holder` holds in one statement.
-///
-/// # Errors
-/// Those of the database.
-pub async fn renew_all(tx: &mut Tx, holder: &str, ttl: Duration) -> Result<u64> {
-    let expires_at = tx.now_millis().saturating_add(millis(ttl));
-    Ok(
-        sqlx::query("UPDATE store_leases SET expires_at = $1 WHERE holder = $2")
-            .bind(expires_at)
-            .bind(holder)
-            .execute(tx.conn())
-            .await?
-            .rows_affected(),
-    )
 }
 
 /// Gives the lease back. One that is somebody else's by now is left alone.
