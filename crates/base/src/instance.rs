@@ -103,6 +103,8 @@ places! {
     blobs => "blobs",
     /// Unpacked compiled packages by the SHA-256 of their archive; mounted read-only into machines.
     packages => "packages",
+    /// Unpacked images of system containers; mounted read-only into machines.
+    images => "images",
     /// Configuration of the CPI executable.
     cpi_config => "cpi-host.json",
     /// Journal of CPI calls: one directory a call.
