@@ -24,10 +24,10 @@ use crate::kind::{AnyKind, Change, FlowInfo, FlowState, Kind};
 use crate::run::{self, Live, RunEnd};
 use crate::view::{self, Filter, FlowSummary, FlowView};
 
-/// How long a flow belongs to a process that gives no sign of life, when others run flows of the same database.
+/// How long a flow belongs to a process that gives no sign of life, unless said otherwise.
 const LEASE: Duration = Duration::from_secs(30);
-/// How often a living process says so.
-const RENEWAL: Duration = Duration::from_secs(10);
+/// A living process says so this many times while a lease lasts, so that one late or lost renewal does no harm.
+const RENEWALS: u32 = 3;
 /// How often the executor looks for what other processes have submitted, canceled or left; its own are told at once.
 const POLL: Duration = Duration::from_secs(2);
 /// Flows looked at in one go beyond twice those that may run (ours that run are among them).
@@ -45,6 +45,7 @@ pub struct Builder {
     kinds: HashMap<&'static str, Arc<dyn AnyKind>>,
     observers: Vec<Arc<dyn Observer>>,
     max_running: usize,
+    lease: Duration,
     faults: Faults,
 }
 
@@ -77,6 +78,14 @@ impl Builder {
         self
     }
 
+    /// How long a flow belongs to a process that gives no sign of life, when several run flows of the same database;
+    /// 30 s unless said.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
     /// For tests: what goes wrong.
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
@@ -99,6 +108,7 @@ impl Builder {
             kinds: self.kinds,
             sink: Arc::new(sink),
             max_running: self.max_running,
+            lease: self.lease,
             faults: self.faults,
             stop: CancellationToken::new(),
             crashed: CancellationToken::new(),
@@ -149,6 +159,7 @@ pub(crate) struct Inner {
     kinds: HashMap<&'static str, Arc<dyn AnyKind>>,
     sink: Arc<Sink>,
     max_running: usize,
+    lease: Duration,
     pub(crate) faults: Faults,
     /// The process is to end in order.
     pub(crate) stop: CancellationToken,
@@ -246,6 +257,7 @@ impl Flows {
             kinds: HashMap::new(),
             observers: Vec::new(),
             max_running: MAX_RUNNING,
+            lease: LEASE,
             faults: Faults::default(),
         }
     }
@@ -322,8 +334,13 @@ impl Flows {
             // Nobody works on it, unless somebody takes it right now: then they have the lease, and will see the request.
             let (info, _) = journal::current(&mut tx, id).await?;
             if let Some(kind) = self.inner.kinds.get(info.kind.as_str())
-                && let Acquired::Yes(lease) =
-                    lease::acquire(&mut tx, &journal::lease_name(id), &self.inner.holder, LEASE).await?
+                && let Acquired::Yes(lease) = lease::acquire(
+                    &mut tx,
+                    &journal::lease_name(id),
+                    &self.inner.holder,
+                    self.inner.lease,
+                )
+                .await?
             {
                 let change = Change {
                     flow: &info,
@@ -500,7 +517,7 @@ async fn execute(inner: Arc<Inner>) {
         }
         let round = async {
             if !inner.running().is_empty() {
-                if renewed.elapsed() >= RENEWAL {
+                if renewed.elapsed() >= inner.lease / RENEWALS {
                     renew(&inner).await?;
                     renewed = Instant::now();
                 }
@@ -517,7 +534,7 @@ async fn execute(inner: Arc<Inner>) {
         }
         tokio::select! {
             () = inner.nudge.notified() => {}
-            () = sleep(POLL) => {}
+            () = sleep(POLL.min(inner.lease / RENEWALS)) => {}
             () = inner.stop.cancelled() => {}
             () = inner.crashed.cancelled() => {}
         }
@@ -535,7 +552,7 @@ async fn renew(inner: &Arc<Inner>) -> Result<()> {
         .collect();
     let mut tx = inner.db.begin("renew leases").await?;
     for (fence, lost) in held {
-        match lease::renew(&mut tx, &fence, LEASE).await {
+        match lease::renew(&mut tx, &fence, inner.lease).await {
             Ok(_) => {}
             // Also one that ended just now, whose run has nothing left to do.
             Err(stolos_store::Error::LeaseLost { .. }) => lost.cancel(),
@@ -574,7 +591,7 @@ async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>) -> Result<()
                 },
             );
         }
-        match journal::take(&inner.db, id, &inner.holder, LEASE).await {
+        match journal::take(&inner.db, id, &inner.holder, inner.lease).await {
             Ok(Some(taken)) => start(inner, kind.clone(), taken, cancel),
             Ok(None) => {
                 inner.running().remove(&id);

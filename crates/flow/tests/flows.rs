@@ -556,6 +556,44 @@ async fn a_failure_lets_running_steps_end_and_starts_no_others() {
     assert!(matches!(flows.cancel(id).await, Err(Error::State { .. })));
 }
 
+/// A step that could be retried for minutes does not keep a flow alive that has failed already.
+#[tokio::test]
+async fn a_failed_flow_makes_no_further_attempts() {
+    let place = Place::sqlite();
+    let db = place.open(&SCHEMA).await;
+    let flows = scripted(&db, |_| {
+        let mut graph = Graph::new();
+        graph.add(
+            Step::new("transient", |_| async {
+                Err::<(), _>(StepError::transient("not yet"))
+            })
+            .retry(Retry {
+                first: Duration::from_secs(300),
+                longest: Duration::from_secs(300),
+            }),
+        );
+        graph.add(
+            Step::new("fatal", |ctx: StepContext| async move {
+                // Fails once the other is between two attempts.
+                if ctx.attempt() < 3 {
+                    Err(StepError::transient("later"))
+                } else {
+                    Err::<(), _>(StepError::fatal(Class::User, "no"))
+                }
+            })
+            .retry(quick()),
+        );
+        graph
+    });
+    let end = flows.wait(submit(&flows).await).await.unwrap();
+    assert_eq!(
+        end.summary.failure.as_ref().unwrap().step.as_deref(),
+        Some("fatal")
+    );
+    let transient = end.step("transient").unwrap();
+    assert_eq!((transient.state, transient.attempts), (StepState::Failed, 1));
+}
+
 #[tokio::test]
 async fn a_deadline_ends_a_step_with_its_last_words() {
     let place = Place::sqlite();
@@ -785,6 +823,90 @@ async fn a_process_that_was_overtaken_writes_nothing() {
         fast.stop().await;
     })
     .await;
+}
+
+/// The same when the step of the frozen process would go on for long: it is cut off as soon as the process notices, so
+/// that it does not work beside its repetition.
+#[tokio::test]
+async fn a_process_that_was_overtaken_stops_its_steps() {
+    struct Alive(Arc<AtomicUsize>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let place = Place::sqlite();
+    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+    let db = place.open_at(&SCHEMA, clock.clone()).await;
+    let alive = Arc::new(AtomicUsize::new(0));
+    let shared = alive.clone();
+    let slow = Flows::builder(db, "slow")
+        .lease(Duration::from_millis(30))
+        .kind(Scripted(move |_: &FlowInfo| {
+            let alive = shared.clone();
+            let mut graph = Graph::new();
+            let work = move |_| {
+                let alive = alive.clone();
+                async move {
+                    alive.fetch_add(1, Ordering::SeqCst);
+                    let _alive = Alive(alive);
+                    std::future::pending::<Result<(), StepError>>().await
+                }
+            };
+            graph.add(Step::new("for ever", work).interrupt(Interrupt::Never));
+            graph
+        }))
+        .start();
+    let id = submit(&slow).await;
+    eventually("the step to run", async || {
+        (alive.load(Ordering::SeqCst) == 1)
+            .then_some(())
+            .ok_or_else(String::new)
+    })
+    .await;
+    // The real time passes for renewals only; whether a lease has run out, the database's clock says.
+    let other = place.open_at(&SCHEMA, clock.clone()).await;
+    let mut tx = other.begin("overtake").await.unwrap();
+    clock.advance(Duration::from_secs(1));
+    lease::acquire(&mut tx, &format!("flow/{id}"), "fast", Duration::from_secs(30))
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    eventually("the step to end", async || {
+        (alive.load(Ordering::SeqCst) == 0)
+            .then_some(())
+            .ok_or_else(String::new)
+    })
+    .await;
+    slow.stop().await;
+    let holder = lease::holder(&other, &format!("flow/{id}"))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(holder.holder, "fast", "the overtaken process released nothing");
+}
+
+/// A bug in an owner's hook must not leave the flow without anybody who runs it.
+#[tokio::test]
+async fn a_panic_in_a_hook_does_not_strand_the_flow() {
+    struct Panics(AtomicUsize);
+    impl Kind for Panics {
+        const NAME: &'static str = "panics";
+        type Input = ();
+        async fn graph(&self, _flow: &FlowInfo, (): ()) -> Result<Graph, StepError> {
+            Ok(Graph::new())
+        }
+        async fn on_state(&self, _tx: &mut Tx, _change: &Change<'_>) -> Result<(), stolos_store::Error> {
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "a bug");
+            Ok(())
+        }
+    }
+    let place = Place::sqlite();
+    let flows = Flows::builder(place.open(&SCHEMA).await, "test")
+        .kind(Panics(AtomicUsize::new(0)))
+        .start();
+    let id = flows.submit::<Panics>("x", &()).await.unwrap();
+    assert_eq!(flows.wait(id).await.unwrap().state(), FlowState::Succeeded);
 }
 
 // --- stopping and dying ---
