@@ -1,0 +1,267 @@
+//! The jobs of `releases/kubernetes`, rendered as the director renders them: what comes out has to be readable by what reads it.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::{Value, json};
+use stolos_kubernetes::Document;
+use stolos_release::JobArchive;
+use stolos_release::render::{
+    InstanceContext, JobInput, Link, LinkInstance, RenderedInstance, render_instance,
+};
+
+const PEM: &str = "-----BEGIN X-----\nMA==\n-----END X-----\n";
+
+fn release() -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../releases/kubernetes")
+}
+
+fn read(path: &str) -> Value {
+    let text = fs_err::read_to_string(release().join(path)).expect("a file of the release");
+    serde_saphyr::from_str(&text).expect("YAML")
+}
+
+fn jobs() -> Vec<JobArchive> {
+    let manifest = read("release.yml");
+    let names = manifest["jobs"].as_array().expect("a list of jobs");
+    names
+        .iter()
+        .map(|name| {
+            let directory = release().join("jobs").join(name.as_str().expect("a name"));
+            JobArchive::from_source(&directory).unwrap_or_else(|error| panic!("{directory}: {error}"))
+        })
+        .collect()
+}
+
+fn members(n: u64) -> Vec<LinkInstance> {
+    (0..n)
+        .map(|index| LinkInstance {
+            name: "master".to_owned(),
+            index,
+            id: format!("id-{index}"),
+            az: Some("z1".to_owned()),
+            address: format!("10.117.1.{}", 2 + index),
+            bootstrap: index == 0,
+        })
+        .collect()
+}
+
+/// Renders all jobs on instance `index` of a group of `n`, each given `given` beside what it cannot do without.
+fn rendered(n: u64, index: u64, given: &BTreeMap<&str, Value>) -> RenderedInstance {
+    let jobs = jobs();
+    let links: BTreeMap<String, Link> = ["etcd", "kube-apiserver"]
+        .into_iter()
+        .map(|name| {
+            (
+                name.to_owned(),
+                Link {
+                    instances: members(n),
+                    properties: json!({}),
+                },
+            )
+        })
+        .collect();
+    let properties: Vec<Value> = jobs
+        .iter()
+        .map(|job| {
+            let mut manifest = json!({});
+            for (name, property) in &job.spec.properties {
+                let value = match (given.get(name.as_str()), &property.default) {
+                    (Some(value), _) => value.clone(),
+                    (None, Value::Null) => json!(PEM),
+                    (None, _) => continue,
+                };
+                let mut place = &mut manifest;
+                for part in name.split('.') {
+                    place = &mut place[part];
+                }
+                *place = value;
+            }
+            job.spec.properties_for(&manifest).expect("properties")
+        })
+        .collect();
+    let inputs: Vec<JobInput<'_>> = jobs
+        .iter()
+        .zip(&properties)
+        .map(|(job, properties)| JobInput {
+            job,
+            properties,
+            links: &links,
+        })
+        .collect();
+    let me = members(n).swap_remove(usize::try_from(index).expect("small"));
+    let context = InstanceContext {
+        deployment: "service-instance_1".to_owned(),
+        name: me.name,
+        index,
+        id: me.id,
+        az: me.az,
+        bootstrap: me.bootstrap,
+        ip: me.address.clone(),
+        address: me.address,
+        networks: json!({}),
+    };
+    render_instance(&inputs, &context).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn usual() -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
+        ("api_server", json!("https://10.117.0.10:8443")),
+        ("seed", json!("seed-1")),
+    ])
+}
+
+fn text<'a>(rendered: &'a RenderedInstance, job: &str, file: &str) -> &'a str {
+    let file = rendered.jobs[job]
+        .files
+        .get(file)
+        .unwrap_or_else(|| panic!("{job} has no {file}"));
+    std::str::from_utf8(file.bytes.expose()).expect("UTF-8")
+}
+
+fn argv(rendered: &RenderedInstance, job: &str) -> Vec<String> {
+    let processes: Value = serde_saphyr::from_str(text(rendered, job, "config/processes.yml")).expect("YAML");
+    serde_json::from_value(processes["processes"][0]["argv"].clone()).expect("a list of texts")
+}
+
+#[test]
+fn processes_run_programs_of_the_jobs_own_packages() {
+    let rendered = rendered(1, 0, &usual());
+    let packages = read("release.yml");
+    let packages: Vec<&str> = packages["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .filter_map(|p| p["name"].as_str())
+        .collect();
+    for job in jobs() {
+        let name = &job.spec.name;
+        for package in &job.spec.packages {
+            assert!(
+                packages.contains(&package.as_str()),
+                "job `{name}` wants the unknown package `{package}`"
+            );
+        }
+        for (path, file) in &rendered.jobs[name].files {
+            let content = std::str::from_utf8(file.bytes.expose()).expect("UTF-8");
+            assert!(
+                !path.starts_with("bin/") || content.starts_with("#!/bin/sh\n"),
+                "{name}/{path} is no script"
+            );
+            for rest in content.split("/var/vcap/packages/").skip(1) {
+                let package = rest.split('/').next().unwrap_or_default();
+                let known = job.spec.packages.iter().any(|own| own == package);
+                assert!(
+                    known,
+                    "job `{name}` uses the package `{package}` without naming it"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_kubernetes_reads_is_readable() {
+    let rendered = rendered(1, 0, &usual());
+    let services =
+        Document::parse(text(&rendered, "cluster-services", "config/services.yml")).expect("objects");
+    let titles: Vec<String> = services.iter().map(Document::title).collect();
+    // kube-proxy waits for its role, so that has to come first.
+    assert_eq!(
+        titles[..2],
+        [
+            "ClusterRole stolos:kube-proxy",
+            "ClusterRoleBinding stolos:kube-proxy"
+        ]
+    );
+    for title in ["Service kube-system/kube-dns", "Deployment kube-system/coredns"] {
+        assert!(
+            titles.iter().any(|known| known == title),
+            "no {title} in {titles:?}"
+        );
+    }
+    for job in [
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "kube-proxy",
+        "cluster-services",
+    ] {
+        kube::config::Kubeconfig::from_yaml(text(&rendered, job, "config/kubeconfig"))
+            .unwrap_or_else(|error| panic!("kubeconfig of {job}: {error}"));
+    }
+    for (job, file) in [
+        ("kubelet", "config/kubelet.yml"),
+        ("kube-proxy", "config/kube-proxy.yml"),
+    ] {
+        let config: Value = serde_saphyr::from_str(text(&rendered, job, file)).expect("YAML");
+        assert!(
+            config["kind"]
+                .as_str()
+                .is_some_and(|kind| kind.ends_with("Configuration")),
+            "{job}"
+        );
+    }
+    let network: Value =
+        serde_json::from_str(text(&rendered, "pod-network", "config/10-stolos.conflist")).expect("JSON");
+    assert_eq!(
+        network["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],
+        "10.200.2.0/24"
+    );
+}
+
+#[test]
+fn a_machine_has_a_route_to_every_other_one_and_none_to_itself() {
+    let rendered = rendered(1, 0, &usual());
+    let routes: Vec<&str> = text(&rendered, "pod-network", "config/routes")
+        .lines()
+        .filter(|line| !line.is_empty())
+        .collect();
+    assert_eq!(routes.len(), 252);
+    assert_eq!(routes[0], "route replace 10.200.3.0/24 via 10.117.1.3");
+    assert_eq!(routes[251], "route replace 10.200.254.0/24 via 10.117.1.254");
+}
+
+#[test]
+fn etcd_members_know_each_other_and_one_alone_elects_fast() {
+    let one = argv(&rendered(1, 0, &usual()), "etcd");
+    assert!(
+        one.contains(&"--initial-cluster=master-0=https://10.117.1.2:2380".to_owned()),
+        "{one:?}"
+    );
+    assert!(one.contains(&"--election-timeout=250".to_owned()), "{one:?}");
+    let third = argv(&rendered(3, 2, &usual()), "etcd");
+    let cluster = "--initial-cluster=master-0=https://10.117.1.2:2380,master-1=https://10.117.1.3:2380,\
+                   master-2=https://10.117.1.4:2380";
+    assert!(third.contains(&cluster.to_owned()), "{third:?}");
+    assert!(
+        third.contains(&"--name=master-2".to_owned())
+            && third.contains(&"--election-timeout=1000".to_owned())
+    );
+}
+
+#[test]
+fn flags_of_an_operator_win() {
+    let mut given = usual();
+    given.insert("extra_args", json!({"profiling": "true", "v": 2}));
+    let argv = argv(&rendered(1, 0, &given), "kube-apiserver");
+    assert!(
+        argv.contains(&"--profiling=true".to_owned()) && argv.contains(&"--v=2".to_owned()),
+        "{argv:?}"
+    );
+    assert!(!argv.contains(&"--profiling=false".to_owned()), "{argv:?}");
+}
+
+#[test]
+fn only_the_first_master_applies_the_cluster_services() {
+    let script = |index| {
+        text(
+            &rendered(3, index, &usual()),
+            "cluster-services",
+            "bin/post-start",
+        )
+        .to_owned()
+    };
+    assert!(script(0).contains("$job apply") && !script(1).contains("$job apply"));
+    assert!(script(1).contains("label-node"));
+}
