@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::event::EventKind;
 use crate::graph::StepRef;
 use crate::kind::FlowInfo;
-use crate::run::Live;
+use crate::live::Live;
 
 /// The outputs of the steps that are done, by name.
 pub(crate) type Outputs = Arc<RwLock<HashMap<Arc<str>, Arc<serde_json::Value>>>>;

@@ -21,7 +21,8 @@ use crate::event::{Event, EventKind, Observer};
 use crate::faults::Faults;
 use crate::journal::{self, NewRow};
 use crate::kind::{AnyKind, Change, FlowInfo, FlowState, Kind};
-use crate::run::{self, Live, RunEnd};
+use crate::live::Live;
+use crate::run::{self, RunEnd};
 use crate::view::{self, Filter, FlowSummary, FlowView};
 
 /// How long a flow belongs to a process that gives no sign of life, unless said otherwise.

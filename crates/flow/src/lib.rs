@@ -70,7 +70,9 @@ pub mod faults;
 mod graph;
 mod journal;
 mod kind;
+mod live;
 mod run;
+mod slots;
 pub mod testing;
 mod view;
 

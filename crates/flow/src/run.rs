@@ -3,9 +3,9 @@
 //! A single task decides and writes; steps are tasks of their own that report to it. All that is decided at one moment
 //! (steps that ended, steps that begin, the end of the flow) goes to the journal in one transaction.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -17,14 +17,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::{self, StepEnd, panic_text};
 use crate::context::{Outputs, StepContext, StepError};
-use crate::engine::{Inner, Sink};
+use crate::engine::Inner;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::faults::Crash;
 use crate::graph::{Graph, OnFailure};
 use crate::journal::{self, Entry, StepRow, Taken};
-use crate::kind::{AnyKind, Change, Failure, FlowInfo, FlowState};
-use crate::view::{FlowView, StepState};
+use crate::kind::{AnyKind, Change, Failure, FlowState};
+use crate::live::{Live, LiveStep};
+use crate::slots::{self, Slots};
+use crate::view::StepState;
 
 /// The first pause after a failed journal write or a graph that could not be made yet, doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -67,184 +69,6 @@ impl From<Halt> for RunEnd {
             Halt::Crashed => Self::Crashed,
         }
     }
-}
-
-/// What is known of a flow in this process beyond the journal.
-pub(crate) struct Live {
-    flow: Arc<FlowInfo>,
-    sink: Arc<Sink>,
-    graph: OnceLock<Arc<Graph>>,
-    steps: Mutex<Vec<LiveStep>>,
-    waiting_on: Mutex<Option<String>>,
-}
-
-#[derive(Clone)]
-struct LiveStep {
-    state: StepState,
-    attempts: u32,
-    progress: Option<String>,
-    note: Option<String>,
-}
-
-impl Live {
-    pub(crate) fn new(flow: Arc<FlowInfo>, sink: Arc<Sink>) -> Self {
-        Self {
-            flow,
-            sink,
-            graph: OnceLock::new(),
-            steps: Mutex::default(),
-            waiting_on: Mutex::default(),
-        }
-    }
-
-    pub(crate) fn emit(&self, what: EventKind) {
-        self.sink.emit(&self.flow, what);
-    }
-
-    fn steps(&self) -> MutexGuard<'_, Vec<LiveStep>> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with(&self, index: usize, change: impl FnOnce(&mut LiveStep)) {
-        if let Some(step) = self.steps().get_mut(index) {
-            change(step);
-        }
-    }
-
-    pub(crate) fn attempt(&self, index: usize, number: u32) {
-        self.with(index, |step| step.attempts = number);
-    }
-
-    pub(crate) fn progress(&self, index: usize, text: &str) {
-        self.with(index, |step| step.progress = Some(text.to_owned()));
-    }
-
-    pub(crate) fn note(&self, index: usize, text: &str) {
-        self.with(index, |step| step.note = Some(text.to_owned()));
-    }
-
-    /// What the step said or failed with last.
-    pub(crate) fn last_words(&self, index: usize) -> Option<String> {
-        let steps = self.steps();
-        let step = steps.get(index)?;
-        step.note.clone().or_else(|| step.progress.clone())
-    }
-
-    fn set_waiting_on(&self, what: Option<String>) {
-        *self.waiting_on.lock().unwrap_or_else(PoisonError::into_inner) = what;
-    }
-
-    /// Adds to a view from the journal what only this process knows.
-    pub(crate) fn enrich(&self, view: &mut FlowView) {
-        let waiting_on = self
-            .waiting_on
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        view.waiting_on.extend(waiting_on);
-        let Some(graph) = self.graph.get() else { return };
-        let live = self.steps().clone();
-        let states: Vec<StepState> = live.iter().map(|step| step.state).collect();
-        let slots = Slots::new(graph, &states);
-        let by_name: HashMap<&str, usize> = graph.names().zip(0..).collect();
-        for step in &mut view.steps {
-            let Some(&index) = by_name.get(step.name.as_str()) else {
-                continue;
-            };
-            match (step.state, live.get(index)) {
-                (StepState::Running, Some(live)) => {
-                    step.attempts = live.attempts;
-                    step.progress.clone_from(&live.progress);
-                    step.note.clone_from(&live.note);
-                }
-                (StepState::Waiting, _) => step.waiting_on = waiting_on_of(graph, &states, &slots, index),
-                _ => {}
-            }
-        }
-    }
-}
-
-fn waiting_on_of(graph: &Graph, states: &[StepState], slots: &Slots, index: usize) -> Vec<String> {
-    let spec = &graph.steps[index];
-    let mut reasons: Vec<String> = spec
-        .after
-        .iter()
-        .filter(|&&earlier| !states[earlier].is_past())
-        .map(|&earlier| format!("step `{}`", graph.steps[earlier].name))
-        .collect();
-    for (group, key) in &spec.slots {
-        if !slots.free(graph, *group, key) {
-            let mut holders: Vec<&str> = slots.held[*group].iter().map(|key| &**key).collect();
-            holders.sort_unstable();
-            let group = &graph.groups[*group];
-            reasons.push(format!(
-                "limit `{}` of {}: {}",
-                group.name,
-                group.limit,
-                holders.join(", ")
-            ));
-        }
-    }
-    reasons
-}
-
-/// Which keys hold a place of each group. A key holds one from the beginning of its first step until none of its steps
-/// runs or is still to come.
-struct Slots {
-    held: Vec<HashSet<Arc<str>>>,
-}
-
-impl Slots {
-    fn new(graph: &Graph, states: &[StepState]) -> Self {
-        let blocked = blocked(graph, states);
-        let mut begun: HashSet<(usize, &str)> = HashSet::new();
-        let mut open: HashMap<(usize, &str), &Arc<str>> = HashMap::new();
-        for (index, spec) in graph.steps.iter().enumerate() {
-            for (group, key) in &spec.slots {
-                match states[index] {
-                    StepState::Running => {
-                        begun.insert((*group, key));
-                        open.insert((*group, key), key);
-                    }
-                    StepState::Done => {
-                        begun.insert((*group, key));
-                    }
-                    StepState::Waiting if !blocked[index] => {
-                        open.insert((*group, key), key);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let mut held = vec![HashSet::new(); graph.groups.len()];
-        for ((group, key), shared) in open {
-            if begun.contains(&(group, key)) {
-                held[group].insert(shared.clone());
-            }
-        }
-        Self { held }
-    }
-
-    fn free(&self, graph: &Graph, group: usize, key: &str) -> bool {
-        self.held[group].contains(key) || self.held[group].len() < graph.groups[group].limit
-    }
-
-    fn take(&mut self, group: usize, key: &Arc<str>) {
-        self.held[group].insert(key.clone());
-    }
-}
-
-/// Steps that cannot run in this life because one before them failed or was canceled.
-fn blocked(graph: &Graph, states: &[StepState]) -> Vec<bool> {
-    let mut blocked = vec![false; graph.steps.len()];
-    // Steps only come after steps added before them, so one pass is enough.
-    for (index, spec) in graph.steps.iter().enumerate() {
-        blocked[index] = spec
-            .after
-            .iter()
-            .any(|&i| blocked[i] || matches!(states[i], StepState::Failed | StepState::Canceled));
-    }
-    blocked
 }
 
 /// The tasks of running steps; ended with the run, whichever way that ends.
@@ -749,7 +573,7 @@ impl Steps<'_> {
         let slots = Slots::new(&self.graph, &self.states);
         let stuck = (0..self.states.len()).find(|&index| self.states[index] == StepState::Waiting);
         let why = stuck.map_or_else(String::new, |index| {
-            let reasons = waiting_on_of(&self.graph, &self.states, &slots, index).join("; ");
+            let reasons = slots::waiting_on(&self.graph, &self.states, &slots, index).join("; ");
             format!("step `{}` waits for {reasons}", self.graph.steps[index].name)
         });
         let failure = Failure {
