@@ -308,8 +308,8 @@ fn changes(plan: &InstancePlan, existing: &Existing) -> Vec<Change> {
     };
     [
         (Change::Dirty, !existing.update_completed),
-        (Change::Job, applied.jobs != desired.jobs),
-        (Change::Packages, applied.packages != desired.packages),
+        (Change::Job, !same_jobs(applied, desired)),
+        (Change::Packages, !same_packages(applied, desired)),
         (
             Change::Configuration,
             applied.configuration_hash != desired.configuration_hash
@@ -328,10 +328,35 @@ fn changes(plan: &InstancePlan, existing: &Existing) -> Vec<Change> {
     .collect()
 }
 
+/// A job is what its fingerprint says: a new version of a release that holds the same job changes nothing.
+fn same_jobs(applied: &Applied, desired: &Applied) -> bool {
+    let identity = |list: &[AppliedJob]| -> Vec<(String, String)> {
+        list.iter()
+            .map(|job| (job.name.clone(), job.fingerprint.clone()))
+            .collect()
+    };
+    identity(&applied.jobs) == identity(&desired.jobs)
+}
+
+/// The same for packages and their digests.
+fn same_packages(applied: &Applied, desired: &Applied) -> bool {
+    applied.packages.len() == desired.packages.len()
+        && applied.packages.iter().all(|(name, package)| {
+            desired
+                .packages
+                .get(name)
+                .is_some_and(|other| other.digest == package.digest && other.version == package.version)
+        })
+}
+
 fn changed_jobs(applied: Option<&Applied>, desired: &Applied) -> Vec<String> {
     let same = |name: &str| {
         applied.is_some_and(|applied| {
-            let find = |list: &[AppliedJob]| list.iter().find(|job| job.name == name).cloned();
+            let find = |list: &[AppliedJob]| {
+                list.iter()
+                    .find(|job| job.name == name)
+                    .map(|job| job.fingerprint.clone())
+            };
             applied.template_hashes.get(name) == desired.template_hashes.get(name)
                 && find(&applied.jobs) == find(&desired.jobs)
         })

@@ -32,21 +32,17 @@ pub enum Error {
     },
     /// Two jobs of a group want different packages of one name.
     #[error(
-        "package name collision detected in instance group '{group}': job '{job}' needs '{package}' of '{release}', job '{other_job}' that of '{other_release}'"
+        "package name collision detected in instance group '{group}': '{package}' is needed by {first} and by {second}"
     )]
     PackageCollision {
         /// Group.
         group: String,
         /// Package.
         package: String,
-        /// Job.
-        job: String,
-        /// `name/version`.
-        release: String,
-        /// The job that was there first.
-        other_job: String,
-        /// Its `name/version`.
-        other_release: String,
+        /// `job 'etcd' of release 'etcd/3.6.10'`.
+        first: String,
+        /// The same of the other one.
+        second: String,
     },
     /// No free address is left in any subnet that the instance may use.
     #[error("failed to reserve IP for '{instance}' for manual network '{network}': no more available{}", at_az(.az.as_deref()))]

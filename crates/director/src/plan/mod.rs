@@ -37,6 +37,8 @@ mod order;
 mod place;
 mod properties;
 mod report;
+#[cfg(test)]
+mod tests;
 mod types;
 mod zones;
 

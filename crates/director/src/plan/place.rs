@@ -132,12 +132,18 @@ fn group_drafts<'d>(
             Some(az) => group.azs.contains(az),
             None => group.azs.is_empty(),
         };
+        let fixed = group
+            .networks
+            .iter()
+            .any(|network| !network.static_ips.is_empty());
         let why = if !in_zone {
             Reason::ZoneRemoved
-        } else if existing.len() <= slots.len() {
+        } else if existing.len() > slots.len() {
+            Reason::ScaledDown
+        } else if fixed {
             Reason::StaticAddressRemoved
         } else {
-            Reason::ScaledDown
+            Reason::Rebalanced
         };
         if instance.ignored {
             errors.push(ignored(
@@ -198,14 +204,17 @@ fn group_drafts<'d>(
     drafts
 }
 
-/// The bootstrap instance stays what it is; otherwise it is the one with the lowest index that is not ignored.
+/// The bootstrap instance stays what it is; otherwise it is the one with the lowest index that is not ignored, one
+/// that exists before one that is new: a newcomer must not found a second cluster beside the one that is there.
 fn choose_bootstrap(drafts: &mut [Draft<'_>]) {
-    let was = |draft: &Draft<'_>| draft.slot.existing.is_some_and(|instance| instance.bootstrap);
-    let free = |draft: &Draft<'_>| draft.slot.existing.is_none_or(|instance| !instance.ignored);
-    let chosen = drafts
-        .iter()
-        .position(was)
-        .or_else(|| drafts.iter().position(free))
+    let first = |which: fn(&Existing) -> bool| {
+        drafts
+            .iter()
+            .position(|draft| draft.slot.existing.is_some_and(which))
+    };
+    let chosen = first(|instance| instance.bootstrap)
+        .or_else(|| first(|instance| !instance.ignored))
+        .or_else(|| drafts.iter().position(|draft| draft.slot.existing.is_none()))
         .or(Some(0));
     if let Some(draft) = chosen.and_then(|position| drafts.get_mut(position)) {
         draft.bootstrap = true;
@@ -456,10 +465,11 @@ fn packages(
                 Some((other, other_job)) if *other != wanted => errors.push(Error::PackageCollision {
                     group: group.name.clone(),
                     package: name.clone(),
-                    job: job.name.clone(),
-                    release: release.clone(),
-                    other_job: (*other_job).to_owned(),
-                    other_release: format!("{}/{}", other.release.name, other.release.version),
+                    first: format!(
+                        "job '{other_job}' of release '{}/{}'",
+                        other.release.name, other.release.version
+                    ),
+                    second: format!("job '{}' of release '{release}'", job.name),
                 }),
                 Some(_) => {}
                 None => {

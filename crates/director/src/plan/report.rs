@@ -74,7 +74,7 @@ impl Plan {
             for group in &stage.groups {
                 let mut own = before.clone();
                 for wave in &group.waves {
-                    own = add(wave_name(&group.group, wave), &own, wave_lines(wave, &by_id));
+                    own = add(wave_name(&group.group, wave), &own, self.wave_lines(wave, &by_id));
                 }
                 ends.push(own);
             }
@@ -152,6 +152,13 @@ impl Plan {
         deleted.chain(vacated).collect()
     }
 
+    fn wave_lines(&self, wave: &Wave, by_id: &BTreeMap<InstanceId, &InstancePlan>) -> Vec<ReportLine> {
+        let plans = wave.instances.iter().filter_map(|id| by_id.get(id));
+        plans
+            .map(|plan| line(plan, self.vacate_first.contains(&plan.placed.id)))
+            .collect()
+    }
+
     fn created(&self) -> Vec<ReportLine> {
         let vacated = |plan: &&InstancePlan| self.vacate_first.contains(&plan.placed.id);
         self.instances
@@ -179,15 +186,7 @@ fn wave_name(group: &str, wave: &Wave) -> String {
     format!("update {group}{az}{canary}, {} at once", wave.max_in_flight)
 }
 
-fn wave_lines(wave: &Wave, by_id: &BTreeMap<InstanceId, &InstancePlan>) -> Vec<ReportLine> {
-    wave.instances
-        .iter()
-        .filter_map(|id| by_id.get(id))
-        .map(|plan| line(plan))
-        .collect()
-}
-
-fn line(plan: &InstancePlan) -> ReportLine {
+fn line(plan: &InstancePlan, vacated: bool) -> ReportLine {
     let join = |parts: Vec<String>| parts.join(", ");
     let texts = |list: &[super::types::Change]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (action, why) = match &plan.action {
@@ -195,7 +194,7 @@ fn line(plan: &InstancePlan) -> ReportLine {
         Action::Recreate { why, changed } => {
             let mut all: Vec<String> = why.iter().map(ToString::to_string).collect();
             all.extend(texts(changed));
-            ("recreate machine", join(all))
+            (if vacated { "start jobs" } else { "recreate machine" }, join(all))
         }
         Action::Update { changed } => ("update", join(texts(changed))),
         Action::UpdateSettings { changed } => ("send settings", join(texts(changed))),
@@ -203,7 +202,7 @@ fn line(plan: &InstancePlan) -> ReportLine {
         Action::Nothing => ("nothing", String::new()),
     };
     let mut details = Vec::new();
-    if matches!(plan.action, Action::Recreate { .. }) {
+    if matches!(plan.action, Action::Recreate { .. }) && !vacated {
         details.push(place(plan));
     }
     details.extend(disk(plan));

@@ -184,7 +184,8 @@ pub struct Plan {
     pub variables: Vec<ResolvedVariable>,
     /// Instances that go away, first of all.
     pub deletions: Vec<Deletion>,
-    /// Instances whose machines are deleted together with `deletions`, because their addresses are needed by others.
+    /// Instances whose machines are deleted together with `deletions` and made anew together with the missing ones,
+    /// because their addresses are given to others. Their action is `Recreate`; in their wave the jobs are started.
     pub vacate_first: Vec<InstanceId>,
     /// All instances that stay or come, the unchanged ones included: groups in the order of the manifest, then by index.
     pub instances: Vec<InstancePlan>,
@@ -270,6 +271,8 @@ pub enum Reason {
     ScaledDown,
     /// The group has left the instance's zone.
     ZoneRemoved,
+    /// Its zone has more instances than the others; it has no persistent disk.
+    Rebalanced,
     /// The group's static addresses have no room for it.
     StaticAddressRemoved,
 }
@@ -428,6 +431,7 @@ impl fmt::Display for Reason {
             Self::GroupRemoved => "the group is no longer in the manifest",
             Self::ScaledDown => "the group has fewer instances",
             Self::ZoneRemoved => "the group has left its zone",
+            Self::Rebalanced => "instances are spread evenly over the zones",
             Self::StaticAddressRemoved => "the group's static addresses have no room for it",
         })
     }

@@ -1,7 +1,7 @@
 //! Which existing instance stays, which zone gets a new one, which static address goes where.
 //!
 //! Without static addresses (bosh.md section 5.3): ignored instances keep their place; instances with persistent disks
-//! stay in their zone; the rest fill the least loaded zone, on a tie one with an instance to reuse, else in the order
+//! stay in their zone while the group has disks; the rest fill the least loaded zone, on a tie one with an instance to reuse, else in the order
 //! of the group.
 //!
 //! With static addresses: instances keep the ones that they have; every zone gets as many as its subnets name, where a
@@ -70,7 +70,7 @@ impl<'i> Zones<'i> {
         }
         // Whom nobody may move comes first, then who has something to lose, then by index.
         for zone in &mut unclaimed {
-            zone.sort_by_key(|instance| (!instance.ignored, !has_disk(instance), instance.index));
+            zone.sort_by_key(|instance| (!instance.ignored, !has_disk(group, instance), instance.index));
         }
         Self {
             load: vec![0; order.len()],
@@ -117,8 +117,10 @@ impl<'i> Zones<'i> {
     }
 }
 
-fn has_disk(instance: &Existing) -> bool {
-    instance.disks.iter().any(|disk| disk.active)
+/// Whether an instance would lose its data elsewhere. A disk that the group gives up anyway holds nobody back: else
+/// the deploy that gives it up would leave the next, unchanged one something to spread.
+fn has_disk(group: &ResolvedGroup, instance: &Existing) -> bool {
+    group.persistent_disk.is_some() && instance.disks.iter().any(|disk| disk.active)
 }
 
 fn wanted(group: &ResolvedGroup) -> usize {
@@ -129,7 +131,7 @@ fn dynamics<'i>(group: &ResolvedGroup, zones: &mut Zones<'i>) -> Vec<Slot<'i>> {
     let wanted = wanted(group);
     let mut slots = Vec::new();
     let mut pinned = zones.select(|instance| instance.ignored);
-    pinned.extend(zones.select(|instance| !instance.ignored && has_disk(instance)));
+    pinned.extend(zones.select(|instance| !instance.ignored && has_disk(group, instance)));
     for (zone, instance) in pinned.into_iter().take(wanted) {
         slots.push(zones.claim(zone, instance));
     }
