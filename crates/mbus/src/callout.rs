@@ -24,7 +24,7 @@ use x509_parser::pem::parse_x509_pem;
 use crate::claims::{AuthorizationRequest, Verdict, answer};
 use crate::nats;
 use crate::rights::Peer;
-use crate::transport::{Error, Link};
+use crate::transport::Error;
 
 /// The subject that the server asks at.
 const SUBJECT: &str = "$SYS.REQ.USER.AUTH";
@@ -136,7 +136,7 @@ pub enum StartError {
 /// The running service; stopped when dropped.
 pub struct AuthCallout {
     presence: broadcast::Sender<Presence>,
-    link: tokio::sync::watch::Receiver<Link>,
+    connection: nats::Connection,
     _stop: DropGuard,
 }
 
@@ -167,7 +167,7 @@ impl AuthCallout {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let issuer = read("issuer", &keys.issuer)?;
-        let (client, link) = nats::connect(config, Some(&keys.user)).await?;
+        let connection = nats::connect(config, Some(&keys.user)).await?;
         let failed = |subject: &str| {
             let subject = subject.to_owned();
             move |error: async_nats::SubscribeError| {
@@ -177,6 +177,7 @@ impl AuthCallout {
                 })
             }
         };
+        let client = connection.client.clone();
         let questions = client
             .queue_subscribe(SUBJECT, QUEUE.to_owned())
             .await
@@ -203,7 +204,7 @@ impl AuthCallout {
         );
         Ok(Self {
             presence,
-            link,
+            connection,
             _stop: stop.drop_guard(),
         })
     }
@@ -219,9 +220,7 @@ impl AuthCallout {
     /// # Errors
     /// [`Error::Closed`].
     pub async fn ready(&self) -> Result<(), Error> {
-        let mut link = self.link.clone();
-        let ready = link.wait_for(|link| link.up).await;
-        ready.map(drop).map_err(|_| Error::Closed)
+        self.connection.ready().await
     }
 }
 
@@ -351,6 +350,6 @@ fn read_presence(subject: &str, payload: &[u8]) -> Option<Presence> {
     })
 }
 
-/// How long the server waits for an answer before it turns a client away. Longer than a busy database takes, shorter
-/// than [`nats::Config`]'s clients wait.
-pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// How long the server waits for an answer before it turns a client away. While this service is down, that is how long
+/// a new connection hangs before it is tried again, so it is short; being turned away for slowness does no harm.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(2);

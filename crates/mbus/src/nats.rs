@@ -5,11 +5,10 @@
 //! connections may only just be starting.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::client::FlushErrorKind;
-use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -28,6 +27,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(5);
 /// The first pause after a failed attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The pause before the next attempt of a connection that nobody wants any more.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How to reach the bus.
 #[derive(Clone, Debug)]
@@ -45,15 +46,29 @@ pub struct Config {
 }
 
 /// A connection to NATS. Closed when dropped.
-pub struct NatsTransport {
-    client: Client,
-    link: watch::Receiver<Link>,
+pub struct NatsTransport(Connection);
+
+/// What [`connect`] gives.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) link: watch::Receiver<Link>,
+    /// Its end ends the attempts to connect: the client's own go on as long as nobody answers.
+    _alive: Arc<()>,
+}
+
+impl Connection {
+    /// Waits until the connection stands.
+    pub(crate) async fn ready(&self) -> Result<(), Error> {
+        let mut link = self.link.clone();
+        let ready = link.wait_for(|link| link.up).await;
+        ready.map(drop).map_err(|_| Error::Closed)
+    }
 }
 
 impl fmt::Debug for NatsTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsTransport")
-            .field("link", &*self.link.borrow())
+            .field("link", &*self.0.link.borrow())
             .finish_non_exhaustive()
     }
 }
@@ -64,8 +79,7 @@ impl NatsTransport {
     /// # Errors
     /// When addresses or TLS material are not usable.
     pub async fn connect(config: &Config) -> Result<Self, Error> {
-        let (client, link) = connect(config, None).await?;
-        Ok(Self { client, link })
+        connect(config, None).await.map(Self)
     }
 
     /// Waits until the connection stands.
@@ -73,17 +87,12 @@ impl NatsTransport {
     /// # Errors
     /// [`Error::Closed`].
     pub async fn ready(&self) -> Result<(), Error> {
-        let mut link = self.link.clone();
-        let ready = link.wait_for(|link| link.up).await;
-        ready.map(drop).map_err(|_| Error::Closed)
+        self.0.ready().await
     }
 }
 
 /// Connects; with a nkey seed where the server knows the user by that.
-pub(crate) async fn connect(
-    config: &Config,
-    seed: Option<&Secret<String>>,
-) -> Result<(Client, watch::Receiver<Link>), Error> {
+pub(crate) async fn connect(config: &Config, seed: Option<&Secret<String>>) -> Result<Connection, Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Connect {
         servers: config.servers.join(", "),
         source,
@@ -96,8 +105,8 @@ pub(crate) async fn connect(
         .map_err(|error| failed(error.into()))?;
     let longest = config.longest_pause;
     let (sender, link) = watch::channel(Link::default());
-    let known = Arc::new(OnceLock::<Client>::new());
-    let seen = known.clone();
+    let alive = Arc::new(());
+    let wanted = Arc::downgrade(&alive);
     let options = ConnectOptions::new()
         .name(&config.name)
         .require_tls(true)
@@ -107,9 +116,12 @@ pub(crate) async fn connect(
         .retry_on_initial_connect()
         .max_reconnects(None)
         .ignore_discovered_servers()
-        .reconnect_delay_callback(move |attempt| pause(attempt, longest))
+        .reconnect_delay_callback(move |attempt| match wanted.strong_count() {
+            0 => NEVER,
+            _ => pause(attempt, longest),
+        })
         .event_callback(move |event| {
-            note(&event, seen.get(), &sender);
+            note(&event, &sender);
             std::future::ready(())
         });
     let options = match seed {
@@ -120,8 +132,11 @@ pub(crate) async fn connect(
         .connect(servers)
         .await
         .map_err(|error| failed(error.into()))?;
-    let _ = known.set(client.clone());
-    Ok((client, link))
+    Ok(Connection {
+        client,
+        link,
+        _alive: alive,
+    })
 }
 
 /// Doubles up to `longest`; a quarter of each pause is random, so that a thousand agents do not come back at once.
@@ -136,22 +151,20 @@ fn pause(attempt: usize, longest: Duration) -> Duration {
     full - full * random / 1024
 }
 
-/// Turns the client's events into the state of the link. The events come in order and one may be left out when there are
-/// very many, so the state is taken from the client where it is known.
-fn note(event: &Event, client: Option<&Client>, link: &watch::Sender<Link>) {
-    match event {
-        Event::ServerError(error) => tracing::warn!(%error, "the bus reports an error"),
-        Event::ClientError(error) => tracing::debug!(%error, "the connection to the bus reports an error"),
-        Event::SlowConsumer(_) => {
-            tracing::warn!("messages were dropped: they come faster than they are read")
+/// Turns the client's events into the state of the link. The client is not at hand here on purpose: held by its own
+/// callback, it would never be dropped.
+fn note(event: &Event, link: &watch::Sender<Link>) {
+    let up = match event {
+        Event::Connected => true,
+        Event::Disconnected | Event::Closed => false,
+        Event::ServerError(error) => return tracing::warn!(%error, "the bus reports an error"),
+        Event::ClientError(error) => {
+            return tracing::debug!(%error, "the connection to the bus reports an error");
         }
-        _ => {}
-    }
-    let up = match (event, client) {
-        (Event::Connected, _) => true,
-        (Event::Disconnected | Event::Closed, _) => false,
-        (_, Some(client)) => client.connection_state() == State::Connected,
-        (_, None) => return,
+        Event::SlowConsumer(_) => {
+            return tracing::warn!("messages were dropped: they come faster than they are read");
+        }
+        Event::LameDuckMode | Event::Draining => return,
     };
     link.send_if_modified(|link| {
         // Two connections in a row mean that the end of the first was not reported.
@@ -179,7 +192,8 @@ impl Transport for NatsTransport {
                     subject: subject.to_owned(),
                 });
             }
-            self.client
+            self.0
+                .client
                 .publish(subject.to_owned(), payload)
                 .await
                 .map_err(|error| Error::Publish {
@@ -191,14 +205,15 @@ impl Transport for NatsTransport {
 
     fn subscribe<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Subscription, Error>> {
         Box::pin(async move {
-            let subscriber =
-                self.client
-                    .subscribe(subject.to_owned())
-                    .await
-                    .map_err(|error| Error::Subscribe {
-                        subject: subject.to_owned(),
-                        source: error.into(),
-                    })?;
+            let subscriber = self
+                .0
+                .client
+                .subscribe(subject.to_owned())
+                .await
+                .map_err(|error| Error::Subscribe {
+                    subject: subject.to_owned(),
+                    source: error.into(),
+                })?;
             Ok(Subscription::new(subscriber.map(|message| Message {
                 subject: message.subject.to_string(),
                 payload: message.payload,
@@ -208,7 +223,7 @@ impl Transport for NatsTransport {
 
     fn flush(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            self.client.flush().await.map_err(|error| match error.kind() {
+            self.0.client.flush().await.map_err(|error| match error.kind() {
                 FlushErrorKind::SendError => Error::Closed,
                 FlushErrorKind::FlushError => Error::Publish {
                     subject: "*".to_owned(),
@@ -219,6 +234,6 @@ impl Transport for NatsTransport {
     }
 
     fn link(&self) -> watch::Receiver<Link> {
-        self.link.clone()
+        self.0.link.clone()
     }
 }

@@ -421,9 +421,15 @@ impl Setup {
         })?;
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(&self.file).current_dir("/");
-        let process = spawn_detached(&mut command, &self.output).map_err(|source| Error::Start {
-            program: self.program.clone(),
-            source,
+        let process = spawn_detached(&mut command, &self.output).map_err(|source| {
+            // A bad configuration ends it before it can be looked at; its words say more than ours.
+            match last_line(&self.output) {
+                Some(reason) => Error::NotUp { reason },
+                None => Error::Start {
+                    program: self.program.clone(),
+                    source,
+                },
+            }
         })?;
         self.keep_record(process)?;
         if let Err(error) = self.until_up(process).await {
@@ -457,17 +463,17 @@ impl Setup {
 
     /// The last line that the server has printed or logged.
     fn last_words(&self) -> String {
-        [&self.output, &self.log]
-            .into_iter()
-            .filter_map(|path| fs_err::read_to_string(path).ok())
-            .find_map(|text| {
-                text.lines()
-                    .rev()
-                    .find(|line| !line.trim().is_empty())
-                    .map(str::to_owned)
-            })
+        last_line(&self.output)
+            .or_else(|| last_line(&self.log))
             .unwrap_or_else(|| "it ended without a word".to_owned())
     }
+}
+
+/// The last line of a file that is not blank.
+fn last_line(path: &Utf8Path) -> Option<String> {
+    let text = fs_err::read_to_string(path).ok()?;
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.to_owned())
 }
 
 /// Asks the process to end, ends it, and forgets the record.
@@ -547,5 +553,15 @@ fn watch_process(process: Process) -> io::Result<AsyncFd<OwnedFd>> {
     if !process.is_alive() {
         return Err(io::Error::other("it has ended"));
     }
-    Ok(AsyncFd::register(fd)?)
+    register(fd)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "tokio leaves it to the caller that the descriptor stays the same"
+)]
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, always gives the same descriptor, and is owned by the `AsyncFd` from here on.
+    // JUSTIFICATION: waiting for a process that may not be our child, without polling and without a thread.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }

@@ -1,0 +1,344 @@
+//! One suite for both transports, and what only the in-memory one can show: faults on demand.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{LIMIT, Script, TICK, World, simulated_agent};
+use futures::{FutureExt as _, StreamExt as _};
+use stolos_base::ids::{AgentId, IdSource};
+use stolos_base::poll;
+use stolos_mbus::client::{Error, Event, events};
+use stolos_mbus::memory::{Fate, MemoryBus};
+use stolos_mbus::message::MAX_PAYLOAD;
+use stolos_mbus::rights::Peer;
+use stolos_mbus::state::{Alert, Heartbeat};
+use stolos_mbus::{Bus, Call, Endpoint, Reply, Transport, transport};
+use tokio_util::sync::CancellationToken;
+
+/// What every transport has to do. `connect` gives a connected transport of a peer.
+async fn conformance(connect: impl AsyncFn(Peer) -> Arc<dyn Transport>) {
+    let ids = IdSource::random();
+    let (one, two) = (AgentId::new(&ids), AgentId::new(&ids));
+    let director = connect(Peer::Director).await;
+    let monitor = connect(Peer::HealthMonitor).await;
+    let first = connect(Peer::Agent(one)).await;
+    let second = connect(Peer::Bootstrap(two)).await;
+
+    // Requests and answers; an answer that is too long becomes an exception.
+    let bus = Bus::start(director.clone(), ids.clone()).await.expect("a bus");
+    let _script = simulated_agent(first.clone(), one).await;
+    let client = bus.agent(one, "worker/1");
+    client.wait_until_ready(LIMIT).await.expect("it answers");
+    client.ping().await.expect("pong");
+    let error = client.call(&Call::Info).await.expect_err("two megabytes");
+    assert!(
+        error.to_string().contains("more than the 1048576 bytes"),
+        "{error}"
+    );
+
+    // An agent hears nothing that is meant for another one, whatever it subscribes to.
+    let mut own = second.subscribe(&format!("agent.{two}")).await.expect("its own");
+    let mut spied = Vec::new();
+    for pattern in [
+        format!("agent.{one}"),
+        "agent.*".to_owned(),
+        "director.>".to_owned(),
+        ">".to_owned(),
+    ] {
+        spied.push(second.subscribe(&pattern).await.expect("a silent subscription"));
+    }
+    second.flush().await.expect("subscribed");
+    client.ping().await.expect("pong");
+    for n in 0..3_u8 {
+        let payload = Bytes::from(vec![n]);
+        director
+            .publish(&format!("agent.{two}"), payload)
+            .await
+            .expect("published");
+    }
+    for n in 0..3_u8 {
+        let message = own.next().await.expect("a message");
+        assert_eq!(message.payload.as_ref(), [n], "in order");
+    }
+    // The server has sent everything that it had for this connection before it answers.
+    second.flush().await.expect("flushed");
+    for subscription in &mut spied {
+        assert!(
+            subscription.next().now_or_never().is_none(),
+            "heard what is not its own"
+        );
+    }
+
+    // An agent can neither speak as another one nor to one.
+    let mut news = events(monitor.as_ref()).await.expect("events");
+    let mut other = first.subscribe(&format!("agent.{one}")).await.expect("its own");
+    first.flush().await.expect("subscribed");
+    for subject in [
+        format!("hm.agent.heartbeat.{one}"),
+        format!("agent.{one}"),
+        "hm.director.alert".to_owned(),
+    ] {
+        second
+            .publish(&subject, Bytes::from_static(b"{}"))
+            .await
+            .expect("swallowed");
+    }
+    second.flush().await.expect("flushed");
+    first.flush().await.expect("flushed");
+    assert!(other.next().now_or_never().is_none(), "an agent spoke to another");
+    drop(other);
+    let endpoint = Endpoint::start(second.clone(), two).await.expect("an endpoint");
+    let heartbeat = Heartbeat {
+        deployment: "d".into(),
+        ..Heartbeat::default()
+    };
+    endpoint.announcer().heartbeat(&heartbeat).await.expect("sent");
+    let alert = Alert {
+        id: "a".into(),
+        ..Alert::default()
+    };
+    endpoint.announcer().alert(&alert).await.expect("sent");
+    endpoint.announcer().shutdown().await.expect("sent");
+    let mut heard = Vec::new();
+    for _ in 0..3 {
+        heard.push(
+            tokio::time::timeout(LIMIT, news.next())
+                .await
+                .expect("in time")
+                .expect("an event"),
+        );
+    }
+    for expected in [
+        Event::Heartbeat(two, Box::new(heartbeat)),
+        Event::Alert(two, alert),
+        Event::Shutdown(two),
+    ] {
+        assert!(heard.contains(&expected), "{heard:?}");
+    }
+
+    // Limits.
+    let subject = format!("agent.{two}");
+    let large = Bytes::from(vec![0; MAX_PAYLOAD + 1]);
+    let error = director.publish(&subject, large).await.expect_err("too large");
+    assert!(matches!(error, transport::Error::TooLarge { .. }), "{error}");
+    let whole = Bytes::from(vec![0; MAX_PAYLOAD]);
+    director
+        .publish(&subject, whole.clone())
+        .await
+        .expect("just fits");
+    assert_eq!(own.next().await.expect("a message").payload, whole);
+    let error = director
+        .publish("agent.*", Bytes::new())
+        .await
+        .expect_err("a wildcard");
+    assert!(matches!(error, transport::Error::Subject { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn memory_conforms() {
+    let bus = MemoryBus::new();
+    conformance(async |peer| Arc::new(bus.connect(peer)) as Arc<dyn Transport>).await;
+}
+
+#[tokio::test]
+async fn nats_conforms() {
+    let Some(mut world) = World::new() else { return };
+    let server = world.server().await;
+    let _callout = world.callout().await;
+    conformance(async |peer| world.connect(peer).await).await;
+    server.stop().await.expect("stopped");
+}
+
+struct Simulation {
+    memory: MemoryBus,
+    bus: Bus,
+    agent: AgentId,
+    script: Arc<Script>,
+}
+
+async fn simulation() -> Simulation {
+    let (memory, ids) = (MemoryBus::new(), IdSource::random());
+    let director = Arc::new(memory.connect(Peer::Director));
+    let bus = Bus::start(director, ids.clone()).await.expect("a bus");
+    let agent = AgentId::new(&ids);
+    let script = simulated_agent(Arc::new(memory.connect(Peer::Agent(agent))), agent).await;
+    Simulation {
+        memory,
+        bus,
+        agent,
+        script,
+    }
+}
+
+#[tokio::test]
+async fn tasks_are_followed_to_their_end() {
+    let it = simulation().await;
+    let client = it.bus.agent(it.agent, "worker/1");
+    let running = tokio::join!(client.stop_jobs(), async {
+        poll::until("a poll", TICK, LIMIT, || async {
+            if it.script.count("get_task") > 1 {
+                Ok(())
+            } else {
+                Err("no poll yet".to_owned())
+            }
+        })
+        .await
+        .expect("the task is polled");
+        it.script.finish(Reply::value("stopped"));
+    });
+    running.0.expect("stopped");
+
+    it.script.finish(Reply::exception("drain script failed"));
+    let error = client.stop_jobs().await.expect_err("the task failed");
+    assert_eq!(
+        error.to_string(),
+        "agent of 'worker/1' failed to stop: drain script failed"
+    );
+    let error = client.mount_disk("disk-1").await.expect_err("no such disk");
+    assert!(
+        matches!(
+            &error,
+            Error::Exception {
+                method: "mount_disk",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn cancelling_tells_the_agent() {
+    let it = simulation().await;
+    let cancel = CancellationToken::new();
+    let client = it.bus.agent(it.agent, "worker/1").with_cancel(cancel.clone());
+    let (result, ()) = tokio::join!(client.stop_jobs(), async {
+        poll::until("a poll", TICK, LIMIT, || async {
+            if it.script.count("get_task") > 0 {
+                Ok(())
+            } else {
+                Err("no poll yet".to_owned())
+            }
+        })
+        .await
+        .expect("the task is polled");
+        cancel.cancel();
+    });
+    assert!(
+        matches!(result, Err(Error::Cancelled { method: "stop", .. })),
+        "{result:?}"
+    );
+    assert_eq!(it.script.count("cancel_task"), 1);
+}
+
+#[tokio::test]
+async fn silence_is_a_timeout_in_the_words_of_bosh() {
+    let it = simulation().await;
+    it.memory.cut(|peer| peer == Peer::Agent(it.agent));
+    let client = it
+        .bus
+        .agent(it.agent, "worker/1")
+        .with_timeout(Duration::from_secs(1));
+    let error = client.ping().await.expect_err("nobody answers");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("Timed out sending 'ping' to instance: 'worker/1', agent-id: '"),
+        "{text}"
+    );
+    assert!(text.ends_with("' after 1 seconds"), "{text}");
+}
+
+#[tokio::test]
+async fn lost_messages_are_sent_again_and_work_is_done_once() {
+    let it = simulation().await;
+    let client = it.bus.agent(it.agent, "worker/1");
+    // A read comes through although the first message is lost.
+    let lost = Arc::new(AtomicUsize::new(0));
+    let counter = lost.clone();
+    it.memory.set_fault(move |_| {
+        if counter.fetch_add(1, Ordering::SeqCst) < 1 {
+            Fate::Drop
+        } else {
+            Fate::Deliver
+        }
+    });
+    client.ping().await.expect("pong in the end");
+    assert!(lost.load(Ordering::SeqCst) > 1);
+
+    // The answer to a write is lost with the connection: it is asked for again, and the agent does the work once.
+    let agent = it.agent;
+    let memory = it.memory.clone();
+    it.memory.set_fault(move |delivery| {
+        let is_answer = delivery.from == Peer::Agent(agent);
+        if is_answer { Fate::Drop } else { Fate::Deliver }
+    });
+    let before = it.script.count("start");
+    let (started, ()) = tokio::join!(client.start_jobs(), async {
+        poll::until("the request", TICK, LIMIT, || async {
+            if it.script.count("start") > before {
+                Ok(())
+            } else {
+                Err("not yet".to_owned())
+            }
+        })
+        .await
+        .expect("the agent has it");
+        memory.cut(|peer| peer == Peer::Director);
+        memory.clear_fault();
+        memory.heal(|peer| peer == Peer::Director);
+    });
+    started.expect("answered again");
+    assert_eq!(it.script.count("start"), before + 1);
+}
+
+#[tokio::test]
+async fn delays_keep_the_order() {
+    let (memory, ids) = (MemoryBus::new(), IdSource::random());
+    let director = memory.connect(Peer::Director);
+    let agent = AgentId::new(&ids);
+    let connection = memory.connect(Peer::Agent(agent));
+    let mut subscription = connection
+        .subscribe(&format!("agent.{agent}"))
+        .await
+        .expect("subscribed");
+    memory
+        .set_fault(|delivery| Fate::Delay(Duration::from_millis(100 - 20 * u64::from(delivery.payload[0]))));
+    for n in 0..5_u8 {
+        let payload = Bytes::from(vec![n]);
+        director
+            .publish(&format!("agent.{agent}"), payload)
+            .await
+            .expect("published");
+    }
+    for n in 0..5_u8 {
+        assert_eq!(
+            subscription.next().await.expect("a message").payload.as_ref(),
+            [n]
+        );
+    }
+}
+
+#[tokio::test]
+async fn hundreds_of_agents_share_one_bus() {
+    let (memory, ids) = (MemoryBus::new(), IdSource::random());
+    let bus = Bus::start(Arc::new(memory.connect(Peer::Director)), ids.clone())
+        .await
+        .expect("a bus");
+    let mut agents = Vec::new();
+    for _ in 0..500 {
+        let agent = AgentId::new(&ids);
+        simulated_agent(Arc::new(memory.connect(Peer::Agent(agent))), agent).await;
+        agents.push(agent);
+    }
+    let pings = agents.iter().map(|agent| {
+        let client = bus.agent(*agent, "worker/x");
+        async move { client.ping().await }
+    });
+    for result in futures::future::join_all(pings).await {
+        result.expect("pong");
+    }
+}
