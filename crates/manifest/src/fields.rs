@@ -1,5 +1,7 @@
 //! Walking through a document: each question is answered or becomes a problem, and what was not asked for is unknown.
 
+use std::borrow::Cow;
+
 use crate::ip::{Range, RangeError};
 use crate::node::{Located, Map, Node, Place, Value};
 use crate::problem::{Problem, code};
@@ -7,14 +9,14 @@ use crate::variables;
 
 /// Collects problems of one document.
 pub(crate) struct Reader {
-    pub(crate) document: &'static str,
+    pub(crate) document: Cow<'static, str>,
     pub(crate) problems: Vec<Problem>,
 }
 
 impl Reader {
-    pub(crate) fn new(document: &'static str) -> Self {
+    pub(crate) fn new(document: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            document,
+            document: document.into(),
             problems: Vec::new(),
         }
     }
@@ -31,7 +33,7 @@ impl Reader {
         hint: Option<String>,
     ) {
         self.problems.push(Problem {
-            document: self.document,
+            document: self.document.clone(),
             place: place.clone(),
             text: text.into(),
             hint,

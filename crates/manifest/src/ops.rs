@@ -177,7 +177,7 @@ pub fn apply(document: &mut Node, ops: &[Op]) -> Result<(), Problems> {
             Change::Remove => remove(document, &op.path.parts),
         };
         done.map_err(|text| Problem {
-            document: DOCUMENT,
+            document: DOCUMENT.into(),
             place: op.path.place.clone(),
             text: format!("path '{}': {text}", op.path.text),
             hint: None,

@@ -1,5 +1,6 @@
 //! What is wrong with a document, all of it at once.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -10,8 +11,8 @@ use crate::node::Place;
 /// One thing that is wrong with a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// `manifest`, `cloud config`, `ops file`.
-    pub document: &'static str,
+    /// `manifest`, `cloud config`, `cloud config 'NAME'`, `ops file`.
+    pub document: Cow<'static, str>,
     /// Where.
     pub place: Place,
     /// What is wrong; BOSH's words where they are known.
@@ -52,7 +53,7 @@ pub mod code {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.document)?;
+        f.write_str(&self.document)?;
         if self.place.at.line > 0 {
             write!(f, " line {}, column {}", self.place.at.line, self.place.at.column)?;
         }
@@ -90,9 +91,17 @@ impl Problems {
         if list.is_empty() {
             return Ok(());
         }
-        list.sort_by_key(|problem| {
+        // In the order of the text; documents stay in the order in which they were read.
+        let mut documents: Vec<Cow<'static, str>> = Vec::new();
+        for problem in &list {
+            if !documents.contains(&problem.document) {
+                documents.push(problem.document.clone());
+            }
+        }
+        let rank = |document: &str| documents.iter().position(|other| other == document);
+        list.sort_by_cached_key(|problem| {
             (
-                problem.document != "manifest",
+                rank(&problem.document),
                 problem.place.at.line,
                 problem.place.at.column,
             )

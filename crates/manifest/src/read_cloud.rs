@@ -1,5 +1,6 @@
 //! From the document to the typed cloud config.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,12 +8,10 @@ use ipnet::IpNet;
 use crate::cloud::{Az, CloudConfig, Compilation, DiskType, Network, Subnet, VmType};
 use crate::fields::{Fields, Reader, similar};
 use crate::ip::{IpSet, Range};
-use crate::node::{Located, Node, Place};
+use crate::node::{Located, Map, Node, Place, Value};
 use crate::problem::{Problems, code};
 use crate::read::canonical;
 use crate::yaml;
-
-pub(crate) const DOCUMENT: &str = "cloud config";
 
 impl CloudConfig {
     /// Reads a cloud config and checks everything that can be checked without a manifest.
@@ -20,17 +19,178 @@ impl CloudConfig {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        let document = yaml::parse(DOCUMENT, text)?;
-        let mut r = Reader::new(DOCUMENT);
-        let cloud = cloud(&document, &mut r);
-        Problems::check(r.problems)?;
-        let mut cloud = cloud.expect("a cloud config that could not be read has problems");
-        cloud.document = document;
-        Ok(cloud)
+        Self::read(vec![("cloud config".to_owned(), text)])
+    }
+
+    /// Reads several named cloud configs that count as one: their lists follow each other and may name what another
+    /// one defines; `compilation` may be in one of them only.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them; each problem says in which one.
+    pub fn parse_all<'t>(configs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Result<Self, Problems> {
+        Self::read(
+            configs
+                .into_iter()
+                .map(|(name, text)| (format!("cloud config '{name}'"), text))
+                .collect(),
+        )
+    }
+
+    fn read(configs: Vec<(String, &str)>) -> Result<Self, Problems> {
+        let mut documents = Vec::new();
+        let mut problems = Vec::new();
+        for (document, text) in configs {
+            match yaml::parse(document.clone(), text) {
+                Ok(node) => documents.push((document, node)),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Problems::check(std::mem::take(&mut problems))?;
+        let known = Names::of(documents.iter().map(|(_, node)| node));
+        let mut all = Parts::default();
+        let mut merged = Node::new(Value::Map(Map::new()));
+        for (document, node) in documents {
+            let mut r = Reader::new(document);
+            if let Some(parts) = parts(&node, &known, &mut r) {
+                all.add(parts, &mut r);
+            }
+            problems.extend(r.problems);
+            append(&mut merged, node);
+        }
+        Problems::check(problems)?;
+        Ok(Self {
+            azs: strip(all.azs),
+            vm_types: strip(all.vm_types),
+            vm_extensions: strip(all.vm_extensions),
+            disk_types: strip(all.disk_types),
+            networks: strip(all.networks),
+            compilation: all.compilation,
+            document: merged,
+        })
     }
 }
 
-fn cloud(document: &Node, r: &mut Reader) -> Option<CloudConfig> {
+/// What the documents define together, so that each can name what another one has.
+struct Names {
+    azs: Vec<String>,
+    vm_types: Vec<String>,
+    networks: Vec<String>,
+}
+
+impl Names {
+    fn of<'n>(documents: impl Iterator<Item = &'n Node> + Clone) -> Self {
+        let names = |section: &str| {
+            let lists = documents.clone().filter_map(|node| node.get(section)?.as_list());
+            lists
+                .flatten()
+                .filter_map(|item| item.get("name")?.scalar_text())
+                .collect()
+        };
+        Self {
+            azs: names("azs"),
+            vm_types: names("vm_types"),
+            networks: names("networks"),
+        }
+    }
+}
+
+/// The lists of one or several documents, with the place of each element.
+#[derive(Default)]
+struct Parts {
+    azs: Vec<(Az, Place)>,
+    vm_types: Vec<(VmType, Place)>,
+    vm_extensions: Vec<(VmType, Place)>,
+    disk_types: Vec<(DiskType, Place)>,
+    networks: Vec<(Network, Place)>,
+    compilation: Option<Compilation>,
+}
+
+impl Parts {
+    fn add(&mut self, more: Self, r: &mut Reader) {
+        extend("availability zone", &mut self.azs, more.azs, |az| &az.name, r);
+        extend(
+            "vm type",
+            &mut self.vm_types,
+            more.vm_types,
+            |vm_type| &vm_type.name,
+            r,
+        );
+        extend(
+            "vm extension",
+            &mut self.vm_extensions,
+            more.vm_extensions,
+            |vm_type| &vm_type.name,
+            r,
+        );
+        extend(
+            "disk type",
+            &mut self.disk_types,
+            more.disk_types,
+            |disk_type| &disk_type.name,
+            r,
+        );
+        extend(
+            "network",
+            &mut self.networks,
+            more.networks,
+            |network| &network.name,
+            r,
+        );
+        match (&self.compilation, more.compilation) {
+            (_, None) => {}
+            (None, compilation) => self.compilation = compilation,
+            (Some(_), Some(second)) => {
+                r.problem(
+                    &second.network.place,
+                    code::BAD_MANIFEST,
+                    "'compilation' is in another cloud config already",
+                );
+            }
+        }
+    }
+}
+
+/// Appends elements whose names are new.
+fn extend<T>(
+    what: &str,
+    all: &mut Vec<(T, Place)>,
+    more: Vec<(T, Place)>,
+    name: fn(&T) -> &String,
+    r: &mut Reader,
+) {
+    let mut seen: BTreeSet<String> = all.iter().map(|(item, _)| name(item).clone()).collect();
+    for (item, place) in more {
+        if !seen.insert(name(&item).clone()) {
+            r.problem(
+                &place,
+                code::BAD_MANIFEST,
+                format!("duplicate {what} name '{}'", name(&item)),
+            );
+        }
+        all.push((item, place));
+    }
+}
+
+/// Lists follow each other, everything else is taken over.
+fn append(merged: &mut Node, node: Node) {
+    let (Value::Map(all), Value::Map(more)) = (&mut merged.value, node.value) else {
+        return;
+    };
+    for (key, entry) in more {
+        match all.get_mut(&key).map(|entry| &mut entry.node.value) {
+            Some(Value::List(list)) => {
+                if let Value::List(more) = entry.node.value {
+                    list.extend(more);
+                }
+            }
+            _ => {
+                all.insert(key, entry);
+            }
+        }
+    }
+}
+
+fn parts(document: &Node, names: &Names, r: &mut Reader) -> Option<Parts> {
     let mut f = Fields::open(
         document,
         Place {
@@ -39,60 +199,50 @@ fn cloud(document: &Node, r: &mut Reader) -> Option<CloudConfig> {
         },
         r,
     )?;
-    let azs: Vec<(Az, Place)> = f
-        .list("azs", r)
-        .into_iter()
-        .filter_map(|(node, place)| az(node, place, r))
-        .collect();
-    unique("availability zone", &azs, |az| &az.name, r);
-    let vm_types: Vec<_> = f
-        .list("vm_types", r)
-        .into_iter()
-        .filter_map(|(node, place)| vm_type(node, place, r))
-        .collect();
-    unique("vm type", &vm_types, |vm_type| &vm_type.name, r);
-    let vm_extensions: Vec<_> = f
-        .list("vm_extensions", r)
-        .into_iter()
-        .filter_map(|(node, place)| vm_type(node, place, r))
-        .collect();
-    unique("vm extension", &vm_extensions, |vm_type| &vm_type.name, r);
-    let disk_types: Vec<_> = f
-        .list("disk_types", r)
-        .into_iter()
-        .filter_map(|(node, place)| disk_type(node, place, r))
-        .collect();
-    unique("disk type", &disk_types, |disk_type| &disk_type.name, r);
-    let az_names: Vec<&str> = azs.iter().map(|(az, _)| az.name.as_str()).collect();
-    let networks: Vec<Network> = f
-        .list("networks", r)
-        .into_iter()
-        .filter_map(|(node, place)| network(node, place, &az_names, r))
-        .collect();
-    r.unique(
-        "network",
-        networks
-            .iter()
-            .map(|network| (network.name.as_str(), &network.place)),
-    );
-    let network_names: Vec<&str> = networks.iter().map(|network| network.name.as_str()).collect();
-    let compilation = f.raw("compilation").and_then(|(node, place)| {
-        let compilation = compilation(node, place, r)?;
-        known(&compilation.network, "network", &network_names, r);
-        compilation
-            .az
-            .as_ref()
-            .inspect(|az| known(az, "availability zone", &az_names, r));
-        let types: Vec<&str> = vm_types
-            .iter()
-            .map(|(vm_type, _)| vm_type.name.as_str())
-            .collect();
-        compilation
-            .vm_type
-            .as_ref()
-            .inspect(|name| known(name, "vm type", &types, r));
-        Some(compilation)
-    });
+    let parts = Parts {
+        azs: f
+            .list("azs", r)
+            .into_iter()
+            .filter_map(|(node, place)| az(node, place, r))
+            .collect(),
+        vm_types: f
+            .list("vm_types", r)
+            .into_iter()
+            .filter_map(|(node, place)| vm_type(node, place, r))
+            .collect(),
+        vm_extensions: f
+            .list("vm_extensions", r)
+            .into_iter()
+            .filter_map(|(node, place)| vm_type(node, place, r))
+            .collect(),
+        disk_types: f
+            .list("disk_types", r)
+            .into_iter()
+            .filter_map(|(node, place)| disk_type(node, place, r))
+            .collect(),
+        networks: f
+            .list("networks", r)
+            .into_iter()
+            .filter_map(|(node, place)| {
+                let network = network(node, place, &names.azs, r)?;
+                let place = network.place.clone();
+                Some((network, place))
+            })
+            .collect(),
+        compilation: f.raw("compilation").and_then(|(node, place)| {
+            let compilation = compilation(node, place, r)?;
+            known(&compilation.network, "network", &names.networks, r);
+            compilation
+                .az
+                .as_ref()
+                .inspect(|az| known(az, "availability zone", &names.azs, r));
+            compilation
+                .vm_type
+                .as_ref()
+                .inspect(|name| known(name, "vm type", &names.vm_types, r));
+            Some(compilation)
+        }),
+    };
     f.close(
         &[(
             "resource_pools",
@@ -100,31 +250,17 @@ fn cloud(document: &Node, r: &mut Reader) -> Option<CloudConfig> {
         )],
         r,
     );
-    Some(CloudConfig {
-        azs: strip(azs),
-        vm_types: strip(vm_types),
-        vm_extensions: strip(vm_extensions),
-        disk_types: strip(disk_types),
-        networks,
-        compilation,
-        document: Node::default(),
-    })
+    Some(parts)
 }
 
 fn strip<T>(list: Vec<(T, Place)>) -> Vec<T> {
     list.into_iter().map(|(item, _)| item).collect()
 }
 
-fn unique<T>(what: &str, list: &[(T, Place)], name: fn(&T) -> &String, r: &mut Reader) {
-    r.unique(
-        what,
-        list.iter().map(|(item, place)| (name(item).as_str(), place)),
-    );
-}
-
-fn known(name: &Located<String>, what: &str, names: &[&str], r: &mut Reader) {
-    if !name.is_empty() && !names.contains(&name.as_str()) {
-        let hint = similar(name, names.iter().copied()).map(|name| format!("did you mean '{name}'?"));
+fn known(name: &Located<String>, what: &str, names: &[String], r: &mut Reader) {
+    if !name.is_empty() && !names.contains(&name.value) {
+        let hint =
+            similar(name, names.iter().map(String::as_str)).map(|name| format!("did you mean '{name}'?"));
         r.problem_with_hint(
             &name.place,
             code::BAD_MANIFEST,
@@ -166,7 +302,7 @@ fn disk_type(node: &Node, place: Place, r: &mut Reader) -> Option<(DiskType, Pla
     Some((disk_type, place))
 }
 
-fn network(node: &Node, place: Place, azs: &[&str], r: &mut Reader) -> Option<Network> {
+fn network(node: &Node, place: Place, azs: &[String], r: &mut Reader) -> Option<Network> {
     let mut f = Fields::open(node, place.clone(), r)?;
     let name = f.required_text("name", r);
     canonical(&name, "network", r);
@@ -217,7 +353,7 @@ fn check_subnets(network: &str, subnets: &[Option<Subnet>], places: &[Place], r:
     }
 }
 
-fn subnet(node: &Node, place: Place, azs: &[&str], r: &mut Reader) -> Option<Subnet> {
+fn subnet(node: &Node, place: Place, azs: &[String], r: &mut Reader) -> Option<Subnet> {
     let mut f = Fields::open(node, place, r)?;
     let range_text = f.required_text("range", r);
     let range = range_text.parse::<IpNet>().map(|range| range.trunc());

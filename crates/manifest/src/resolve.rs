@@ -79,11 +79,7 @@ pub fn resolve(
                 )
             })
             .collect(),
-        networks: cloud
-            .networks
-            .iter()
-            .map(|network| (network.name.clone(), resolved_network(network)))
-            .collect(),
+        networks: used_networks(manifest, cloud),
         compilation: compilation(cloud),
         tags: manifest.tags.clone(),
         converge_variables: manifest.features.converge_variables,
@@ -187,6 +183,18 @@ fn stemcell(wish: &crate::model::Stemcell, known: &Known, r: &mut Reader) -> Opt
         os: offer.os.clone(),
         version: offer.version.clone(),
     })
+}
+
+/// The networks of the deployment's groups; a cloud config may have thousands of others.
+fn used_networks(manifest: &Manifest, cloud: &CloudConfig) -> IndexMap<String, ResolvedNetwork> {
+    let groups = manifest.instance_groups.iter().flat_map(|group| &group.networks);
+    let used: BTreeSet<&str> = groups.map(|network| network.name.as_str()).collect();
+    cloud
+        .networks
+        .iter()
+        .filter(|network| used.contains(network.name.as_str()))
+        .map(|network| (network.name.clone(), resolved_network(network)))
+        .collect()
 }
 
 fn resolved_network(network: &Network) -> ResolvedNetwork {

@@ -41,7 +41,7 @@ pub struct ResolvedDeployment {
     pub stemcells: Vec<ResolvedStemcell>,
     /// All zones of the cloud config, in its order.
     pub azs: IndexMap<String, ResolvedAz>,
-    /// All networks of the cloud config, in its order.
+    /// The networks of the groups, in the order of the cloud config.
     pub networks: IndexMap<String, ResolvedNetwork>,
     /// Variables to generate, each after those that its options name (a certificate after its authority).
     pub variables: Vec<ResolvedVariable>,

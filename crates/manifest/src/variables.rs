@@ -1,8 +1,8 @@
 //! `((variables))`: finding references and putting values in their place.
 //!
 //! A reference is `((name))`, `((name.key.key))` for a part of a value, `((!name))` (the mark is ignored), and the name may
-//! be absolute (`((/dir/name))`). Names consist of letters, digits and `-_/`; anything else in double parentheses, such
-//! as shell arithmetic, is text.
+//! be absolute (`((/dir/name))`). Names consist of letters, digits and `-_/`, and of the placeholder `{instance}` of
+//! families (design note 0004); anything else in double parentheses, such as shell arithmetic, is text.
 
 use std::collections::BTreeSet;
 
@@ -54,6 +54,10 @@ pub enum Error {
     },
 }
 
+/// What stands for an instance's own values (design note 0004). The address is not allowed in references, but who
+/// writes it there has to be told that there is no such variable.
+const PLACEHOLDERS: [&str; 2] = ["{instance}", "{address}"];
+
 /// One reference in a text.
 struct Token<'t> {
     start: usize,
@@ -76,7 +80,16 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
         let full = &text[inside..inside + len];
         let path = full.strip_prefix('!').unwrap_or(full);
         let valid = |c: char| c.is_alphanumeric() || "-_/.".contains(c);
-        if path.is_empty() || !path.chars().all(valid) || path.split('.').any(str::is_empty) {
+        if path.is_empty()
+            || !PLACEHOLDERS
+                .iter()
+                .fold(path.to_owned(), |path, placeholder| {
+                    path.replace(placeholder, "i")
+                })
+                .chars()
+                .all(valid)
+            || path.split('.').any(str::is_empty)
+        {
             continue;
         }
         let mut parts = path.split('.');
@@ -307,6 +320,7 @@ mod tests {
             ("(((pw)))", json!("(s3cret)")),
             ("$((1 + 2)) ((", json!("$((1 + 2)) ((")),
             ("((.pw)) (())", json!("((.pw)) (())")),
+            ("((p{w}))", json!("((p{w}))")),
         ] {
             assert_eq!(interpolate(&json!(text), values), Ok(expect), "{text}");
         }
@@ -333,7 +347,10 @@ mod tests {
 
     #[test]
     fn names_are_found_everywhere() {
-        let found = names(&json!({"x((k))": [" ((a.b)) ((c)) "], "y": 1}));
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "c", "k"]);
+        let found = names(&json!({"x((k))": [" ((a.b)) ((c)) "], "y": 1, "z": "((c_{instance}.key))"}));
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            ["a", "c", "c_{instance}", "k"]
+        );
     }
 }

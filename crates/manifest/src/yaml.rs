@@ -1,5 +1,7 @@
 //! YAML text to nodes and back.
 
+use std::borrow::Cow;
+
 use crate::node::{At, Map, Node, Place, Value};
 use crate::problem::{Problem, code};
 
@@ -11,7 +13,7 @@ const MAX_NODES: usize = 1_000_000;
 ///
 /// # Errors
 /// The text is not one YAML document.
-pub fn parse(document: &'static str, text: &str) -> Result<Node, Problem> {
+pub fn parse(document: impl Into<Cow<'static, str>>, text: &str) -> Result<Node, Problem> {
     let options = serde_saphyr::options! {
         with_snippet: false,
         budget: serde_saphyr::budget! { max_nodes: MAX_NODES, max_events: 3 * MAX_NODES },
@@ -25,7 +27,7 @@ pub fn parse(document: &'static str, text: &str) -> Result<Node, Problem> {
         });
         let message = serde_saphyr::UserMessageFormatter.format_message(err.without_snippet());
         Problem {
-            document,
+            document: document.into(),
             place: Place {
                 at,
                 path: String::new(),

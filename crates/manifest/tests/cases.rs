@@ -1,10 +1,10 @@
 //! Literate cases: `tests/cases/*.md` say in prose, YAML and expected output how documents are read, resolved,
 //! changed and compared.
 //!
-//! A case is a second-level heading with fenced blocks. Inputs are ```` ```yaml manifest ````, `cloud`, `before` and `ops`; inputs above
-//! the first case are defaults for all of them. Outputs are ```` ```errors ````, ```` ```resolved ```` (YAML), ```` ```diff ````, ```` ```changed ````
-//! (the document after ops) and ```` ```unknown variables ````. With `UPDATE_CASES=1` outputs are written instead of compared; read them
-//! before you commit them.
+//! A case is a second-level heading with fenced blocks. The first line of a fence says what it is. Inputs are `yaml manifest`,
+//! `yaml cloud`, `yaml second cloud`, `yaml before` and `yaml ops`; inputs above the first case are defaults for all of
+//! them. Outputs are `errors`, `resolved` (YAML), `diff`, `changed` (the document after ops) and `unknown variables`.
+//! With `UPDATE_CASES=1` outputs are written instead of compared; read them before you commit them.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -27,7 +27,13 @@ struct Case {
     blocks: Vec<Block>,
 }
 
-const INPUTS: [&str; 4] = ["yaml manifest", "yaml cloud", "yaml before", "yaml ops"];
+const INPUTS: [&str; 5] = [
+    "yaml manifest",
+    "yaml cloud",
+    "yaml second cloud",
+    "yaml before",
+    "yaml ops",
+];
 
 #[test]
 fn cases() {
@@ -153,7 +159,11 @@ fn changed<'t>(input: &dyn Fn(&str) -> Option<&'t str>) -> Result<Node, Problems
 fn check<'t>(
     input: &dyn Fn(&str) -> Option<&'t str>,
 ) -> Result<stolos_manifest::ResolvedDeployment, Problems> {
-    let cloud = CloudConfig::parse(input("cloud").expect("a cloud config"))?;
+    let first = input("cloud").expect("a cloud config");
+    let cloud = match input("second cloud") {
+        None => CloudConfig::parse(first)?,
+        Some(second) => CloudConfig::parse_all([("first", first), ("second", second)])?,
+    };
     let manifest = match input("ops") {
         None => Manifest::parse(input("manifest").expect("a manifest"))?,
         Some(_) => Manifest::read(changed(input)?)?,
