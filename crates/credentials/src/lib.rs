@@ -59,18 +59,15 @@ impl Credentials {
     /// # Errors
     /// [`Error::WrongRootKey`], or those of the database.
     pub async fn open(db: Db, root: &RootKey, ids: IdSource) -> Result<Self> {
-        let wrapped = db
-            .transaction("open the data keys", async |tx| {
-                let wrapped = db::data_keys(tx).await?;
-                if !wrapped.is_empty() {
-                    return Ok::<_, Error>(wrapped);
-                }
-                let id = ids.next().to_string();
-                let sealed = Keys::generate(root, &id);
-                db::insert_data_key(tx, &id, &sealed).await?;
-                Ok(vec![(id, sealed)])
-            })
-            .await?;
+        let mut tx = db.begin("open the data keys").await?;
+        let mut wrapped = db::data_keys(&mut tx).await?;
+        if wrapped.is_empty() {
+            let id = ids.next().to_string();
+            let sealed = Keys::generate(root, &id);
+            db::insert_data_key(&mut tx, &id, &sealed).await?;
+            wrapped.push((id, sealed));
+        }
+        tx.commit().await?;
         let keys = Keys::unwrap(root, &wrapped).map_err(|_| Error::WrongRootKey)?;
         Ok(Self(Arc::new(Inner { db, keys, ids })))
     }
@@ -196,10 +193,10 @@ impl Credentials {
     /// # Errors
     /// Those of the database.
     pub async fn delete(&self, name: &Name) -> Result<bool> {
-        self.0
-            .db
-            .transaction("delete a credential", async |tx| db::delete(tx, name).await)
-            .await
+        let mut tx = self.0.db.begin("delete a credential").await?;
+        let was_there = db::delete(&mut tx, name).await?;
+        tx.commit().await?;
+        Ok(was_there)
     }
 
     /// Forgets all names that begin with `prefix` ([`Scope::prefix`]); how many there were.
@@ -207,12 +204,10 @@ impl Credentials {
     /// # Errors
     /// Those of the database.
     pub async fn delete_below(&self, prefix: &str) -> Result<u64> {
-        self.0
-            .db
-            .transaction("delete credentials", async |tx| {
-                db::delete_below(tx, prefix).await
-            })
-            .await
+        let mut tx = self.0.db.begin("delete credentials").await?;
+        let deleted = db::delete_below(&mut tx, prefix).await?;
+        tx.commit().await?;
+        Ok(deleted)
     }
 
     /// The CA that `parameters` name, if any.
@@ -247,34 +242,30 @@ impl Credentials {
         // As the database keeps it, so that what is returned now and what is read later are equal.
         let created_at = jiff::Timestamp::from_millisecond(inner.db.clock().now_millis())
             .expect("the clock gives times that its own type can hold");
-        let version = inner
-            .db
-            .transaction("keep a credential", async |tx| {
-                let newest = db::newest_in(tx, name).await?;
-                if let Some(newest) = &newest {
-                    wanted.check(newest)?;
-                }
-                let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
-                if let Some(newest) = newest.filter(|newest| wanted.is_met_by(newest, mode)) {
-                    return Ok::<_, Error>(newest);
-                }
-                let associated = associated(name, id, wanted.kind);
-                let version = Version {
-                    id,
-                    name: name.clone(),
-                    kind: wanted.kind,
-                    number,
-                    created_at,
-                    expires_at,
-                    parameters: wanted.parameters.clone(),
-                    signed_by: wanted.signed_by,
-                    data_key: inner.keys.active().to_owned(),
-                    sealed: inner.keys.seal(&value.to_plaintext(), &associated),
-                };
-                db::insert(tx, &version).await?;
-                Ok(version)
-            })
-            .await?;
+        let mut tx = inner.db.begin("keep a credential").await?;
+        let newest = db::newest_in(&mut tx, name).await?;
+        let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
+        if let Some(newest) = newest {
+            wanted.check(&newest)?;
+            if wanted.is_met_by(&newest, mode) {
+                return self.open_version(newest);
+            }
+        }
+        let associated = associated(name, id, wanted.kind);
+        let version = Version {
+            id,
+            name: name.clone(),
+            kind: wanted.kind,
+            number,
+            created_at,
+            expires_at,
+            parameters: wanted.parameters,
+            signed_by: wanted.signed_by,
+            data_key: inner.keys.active().to_owned(),
+            sealed: inner.keys.seal(&value.to_plaintext(), &associated),
+        };
+        db::insert(&mut tx, &version).await?;
+        tx.commit().await?;
         self.open_version(version)
     }
 

@@ -318,3 +318,19 @@ async fn a_deployment_is_listed_and_forgotten_as_a_whole() {
     })
     .await;
 }
+
+/// Steps of flows and handlers of requests move between threads.
+#[tokio::test]
+async fn calls_can_be_made_from_any_task() {
+    fn sendable<T: Send>(future: T) -> T {
+        future
+    }
+    let credentials = open(&Place::sqlite(), &RootKey::random()).await;
+    let name = scope().name("x").expect("a name");
+    let wish = parameters("password", json!({}));
+    let made = sendable(credentials.generate(&name, &wish, Mode::Converge))
+        .await
+        .expect("a password");
+    sendable(credentials.set(&name, made.value)).await.expect("set");
+    sendable(credentials.delete_below("/")).await.expect("deleted");
+}

@@ -1,0 +1,333 @@
+//! All SQL of this crate.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stolos_base::ids::UserId;
+use stolos_store::{AnyRow, Db, Migration, Part, Row as _, Schema, Tx, query};
+
+use crate::error::{Error, Result};
+
+/// The tables of this service.
+pub static TABLES: Part = Part {
+    name: "identity",
+    migrations: &[
+        Migration {
+            number: 1,
+            name: "users, clients and refresh tokens",
+            statements: &[
+                // `key` is the name in lower case: names are compared without regard to case.
+                "CREATE TABLE identity_users (
+                    id TEXT PRIMARY KEY,
+                    key TEXT NOT NULL UNIQUE,
+                    name TEXT NOT NULL,
+                    email TEXT NOT NULL,
+                    password TEXT NOT NULL,
+                    created_at BIGINT NOT NULL,
+                    password_changed_at BIGINT NOT NULL
+                )",
+                "CREATE TABLE identity_memberships (
+                    user_id TEXT NOT NULL REFERENCES identity_users (id) ON DELETE CASCADE,
+                    scope TEXT NOT NULL,
+                    PRIMARY KEY (user_id, scope)
+                )",
+                // `secret`: a hash; NULL for a client with an empty secret. Lists are JSON; validities are seconds.
+                "CREATE TABLE identity_clients (
+                    id TEXT PRIMARY KEY,
+                    secret TEXT,
+                    grants TEXT NOT NULL,
+                    scopes TEXT NOT NULL,
+                    authorities TEXT NOT NULL,
+                    access_validity BIGINT NOT NULL,
+                    refresh_validity BIGINT NOT NULL
+                )",
+                // `digest`: of the token, which itself is kept nowhere. `login`: all tokens of one login.
+                // `used_at`: when the next token was given for it.
+                "CREATE TABLE identity_refresh_tokens (
+                    digest TEXT PRIMARY KEY,
+                    login TEXT NOT NULL,
+                    user_id TEXT NOT NULL REFERENCES identity_users (id) ON DELETE CASCADE,
+                    client_id TEXT NOT NULL REFERENCES identity_clients (id) ON DELETE CASCADE,
+                    scopes TEXT NOT NULL,
+                    auth_time BIGINT NOT NULL,
+                    expires_at BIGINT NOT NULL,
+                    used_at BIGINT
+                )",
+                "CREATE INDEX identity_refresh_tokens_login ON identity_refresh_tokens (login)",
+                "CREATE INDEX identity_refresh_tokens_expiry ON identity_refresh_tokens (expires_at)",
+            ],
+        },
+        // new migrations go above this line, with the next number
+    ],
+};
+
+/// The schema of this service.
+pub static SCHEMA: Schema = Schema {
+    name: "identity",
+    parts: &[&TABLES],
+};
+
+/// A person.
+#[derive(Clone, Debug)]
+pub(crate) struct User {
+    pub(crate) id: UserId,
+    pub(crate) name: String,
+    pub(crate) email: String,
+    /// A hash.
+    pub(crate) password: String,
+    pub(crate) scopes: Vec<String>,
+}
+
+/// A client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Client {
+    pub(crate) id: String,
+    /// A hash.
+    pub(crate) secret: Option<String>,
+    pub(crate) grants: Vec<String>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) authorities: Vec<String>,
+    pub(crate) access_validity: i64,
+    pub(crate) refresh_validity: i64,
+}
+
+/// A refresh token, by its digest.
+#[derive(Clone, Debug)]
+pub(crate) struct RefreshToken {
+    pub(crate) digest: String,
+    pub(crate) login: String,
+    pub(crate) user: UserId,
+    pub(crate) client: String,
+    pub(crate) scopes: Vec<String>,
+    /// Seconds.
+    pub(crate) auth_time: i64,
+    /// Milliseconds.
+    pub(crate) expires_at: i64,
+    /// Milliseconds.
+    pub(crate) used_at: Option<i64>,
+}
+
+fn store<T>(result: Result<T, stolos_store::sqlx::Error>) -> Result<T> {
+    result.map_err(|error| Error::Store(error.into()))
+}
+
+fn list(row: &AnyRow, column: &'static str) -> Result<Vec<String>> {
+    let text: String = store(row.try_get(column))?;
+    from_json(&text, column)
+}
+
+fn from_json<T: DeserializeOwned>(text: &str, what: &'static str) -> Result<T> {
+    serde_json::from_str(text).map_err(|_| Error::Corrupt(what))
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a list of texts serializes")
+}
+
+pub(crate) async fn user_by_name(db: &Db, name: &str) -> Result<Option<User>> {
+    let row = query("SELECT id, name, email, password FROM identity_users WHERE key = $1")
+        .bind(name.to_lowercase())
+        .fetch_optional(db.read())
+        .await;
+    user(db, store(row)?).await
+}
+
+pub(crate) async fn user_by_id(db: &Db, id: UserId) -> Result<Option<User>> {
+    let row = query("SELECT id, name, email, password FROM identity_users WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(db.read())
+        .await;
+    user(db, store(row)?).await
+}
+
+async fn user(db: &Db, row: Option<AnyRow>) -> Result<Option<User>> {
+    let Some(row) = row else { return Ok(None) };
+    let id: String = store(row.try_get("id"))?;
+    let scopes = query("SELECT scope FROM identity_memberships WHERE user_id = $1 ORDER BY scope")
+        .bind(id.clone())
+        .fetch_all(db.read())
+        .await;
+    let scopes = store(scopes)?;
+    Ok(Some(User {
+        id: id.parse().map_err(|_| Error::Corrupt("user id"))?,
+        name: store(row.try_get("name"))?,
+        email: store(row.try_get("email"))?,
+        password: store(row.try_get("password"))?,
+        scopes: scopes
+            .iter()
+            .map(|row| store(row.try_get("scope")))
+            .collect::<Result<_>>()?,
+    }))
+}
+
+/// Adds a user unless there is one of that name; whether it was added.
+pub(crate) async fn insert_user(tx: &mut Tx, user: &User) -> Result<bool> {
+    let now = tx.now_millis();
+    let added = query(
+        "INSERT INTO identity_users (id, key, name, email, password, created_at, password_changed_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (key) DO NOTHING",
+    )
+    .bind(user.id.to_string())
+    .bind(user.name.to_lowercase())
+    .bind(user.name.clone())
+    .bind(user.email.clone())
+    .bind(user.password.clone())
+    .bind(now)
+    .execute(tx.conn())
+    .await;
+    if store(added)?.rows_affected() == 0 {
+        return Ok(false);
+    }
+    for scope in &user.scopes {
+        let added = query("INSERT INTO identity_memberships (user_id, scope) VALUES ($1, $2)")
+            .bind(user.id.to_string())
+            .bind(scope.clone())
+            .execute(tx.conn())
+            .await;
+        store(added)?;
+    }
+    Ok(true)
+}
+
+/// Changes a user's password and ends all its logins; whether there is such a user.
+pub(crate) async fn set_password(tx: &mut Tx, name: &str, hash: &str) -> Result<bool> {
+    let now = tx.now_millis();
+    let changed = query("UPDATE identity_users SET password = $1, password_changed_at = $2 WHERE key = $3")
+        .bind(hash)
+        .bind(now)
+        .bind(name.to_lowercase())
+        .execute(tx.conn())
+        .await;
+    let ended = query(
+        "DELETE FROM identity_refresh_tokens WHERE user_id IN (SELECT id FROM identity_users WHERE key = $1)",
+    )
+    .bind(name.to_lowercase())
+    .execute(tx.conn())
+    .await;
+    store(ended)?;
+    Ok(store(changed)?.rows_affected() > 0)
+}
+
+const CLIENT: &str =
+    "SELECT id, secret, grants, scopes, authorities, access_validity, refresh_validity FROM identity_clients";
+
+fn client(row: &AnyRow) -> Result<Client> {
+    Ok(Client {
+        id: store(row.try_get("id"))?,
+        secret: store(row.try_get("secret"))?,
+        grants: list(row, "grants")?,
+        scopes: list(row, "scopes")?,
+        authorities: list(row, "authorities")?,
+        access_validity: store(row.try_get("access_validity"))?,
+        refresh_validity: store(row.try_get("refresh_validity"))?,
+    })
+}
+
+pub(crate) async fn client_by_id(db: &Db, id: &str) -> Result<Option<Client>> {
+    // Only constants are put together.
+    let sql = stolos_store::AssertSqlSafe(format!("{CLIENT} WHERE id = $1"));
+    let row = query(sql).bind(id.to_owned()).fetch_optional(db.read()).await;
+    store(row)?.as_ref().map(client).transpose()
+}
+
+pub(crate) async fn clients(db: &Db) -> Result<Vec<Client>> {
+    let rows = query(CLIENT).fetch_all(db.read()).await;
+    store(rows)?.iter().map(client).collect()
+}
+
+pub(crate) async fn upsert_client(tx: &mut Tx, client: &Client) -> Result<()> {
+    let done = query(
+        "INSERT INTO identity_clients
+            (id, secret, grants, scopes, authorities, access_validity, refresh_validity)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (id) DO UPDATE SET secret = excluded.secret, grants = excluded.grants,
+            scopes = excluded.scopes, authorities = excluded.authorities,
+            access_validity = excluded.access_validity, refresh_validity = excluded.refresh_validity",
+    )
+    .bind(client.id.clone())
+    .bind(client.secret.clone())
+    .bind(to_json(&client.grants))
+    .bind(to_json(&client.scopes))
+    .bind(to_json(&client.authorities))
+    .bind(client.access_validity)
+    .bind(client.refresh_validity)
+    .execute(tx.conn())
+    .await;
+    store(done).map(drop)
+}
+
+pub(crate) async fn delete_client(tx: &mut Tx, id: &str) -> Result<()> {
+    let done = query("DELETE FROM identity_clients WHERE id = $1")
+        .bind(id.to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
+
+/// Adds a refresh token, and forgets those that have expired.
+pub(crate) async fn insert_refresh_token(tx: &mut Tx, token: &RefreshToken) -> Result<()> {
+    let now = tx.now_millis();
+    let gone = query("DELETE FROM identity_refresh_tokens WHERE expires_at <= $1")
+        .bind(now)
+        .execute(tx.conn())
+        .await;
+    store(gone)?;
+    let added = query(
+        "INSERT INTO identity_refresh_tokens
+            (digest, login, user_id, client_id, scopes, auth_time, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(token.digest.clone())
+    .bind(token.login.clone())
+    .bind(token.user.to_string())
+    .bind(token.client.clone())
+    .bind(to_json(&token.scopes))
+    .bind(token.auth_time)
+    .bind(token.expires_at)
+    .execute(tx.conn())
+    .await;
+    store(added).map(drop)
+}
+
+pub(crate) async fn refresh_token(tx: &mut Tx, digest: &str) -> Result<Option<RefreshToken>> {
+    let row = query(
+        "SELECT digest, login, user_id, client_id, scopes, auth_time, expires_at, used_at
+         FROM identity_refresh_tokens WHERE digest = $1",
+    )
+    .bind(digest.to_owned())
+    .fetch_optional(tx.conn())
+    .await;
+    let Some(row) = store(row)? else {
+        return Ok(None);
+    };
+    let user: String = store(row.try_get("user_id"))?;
+    Ok(Some(RefreshToken {
+        digest: store(row.try_get("digest"))?,
+        login: store(row.try_get("login"))?,
+        user: user.parse().map_err(|_| Error::Corrupt("user id"))?,
+        client: store(row.try_get("client_id"))?,
+        scopes: list(&row, "scopes")?,
+        auth_time: store(row.try_get("auth_time"))?,
+        expires_at: store(row.try_get("expires_at"))?,
+        used_at: store(row.try_get("used_at"))?,
+    }))
+}
+
+/// Notes the first use of a refresh token.
+pub(crate) async fn use_refresh_token(tx: &mut Tx, digest: &str) -> Result<()> {
+    let now = tx.now_millis();
+    let done = query("UPDATE identity_refresh_tokens SET used_at = $1 WHERE digest = $2 AND used_at IS NULL")
+        .bind(now)
+        .bind(digest.to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
+
+/// Ends a login.
+pub(crate) async fn end_login(tx: &mut Tx, login: &str) -> Result<()> {
+    let done = query("DELETE FROM identity_refresh_tokens WHERE login = $1")
+        .bind(login.to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
