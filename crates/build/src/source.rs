@@ -43,7 +43,7 @@ pub trait Source: Send + Sync {
 const RENAMED: &[(&str, &str)] = &[("go.etcd.io/etcd/server/v3", "etcd")];
 
 const GO_HINT: &str =
-    "Install Go 1.26 or newer from https://go.dev/dl, or from the distribution where it is new enough.";
+    "Install Go 1.26 or newer, as its project publishes it or from the distribution where it is new enough.";
 
 impl Component {
     /// All components below `upstream`, by name.

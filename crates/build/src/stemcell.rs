@@ -232,10 +232,9 @@ fn add_users(users: &[User], root: &Utf8Path) -> Result<()> {
         shell,
     } in users
     {
-        append("passwd", format!("{name}:x:{id}:{id}::{home}:{shell}\n"))?;
-        append("group", format!("{name}:x:{id}:\n"))?;
-        // No password fits `!`.
-        append("shadow", format!("{name}:!:20000:0:99999:7:::\n"))?;
+        // No password fits `*`.
+        append("passwd", format!("{name}:*:{id}:{id}::{home}:{shell}\n"))?;
+        append("group", format!("{name}:*:{id}:\n"))?;
     }
     Ok(())
 }
@@ -339,5 +338,66 @@ mod tests {
     fn packages_are_listed_with_versions() {
         let status = "Package: b\nStatus: install ok installed\nVersion: 2\n\nPackage: a\nVersion: 1:1.0-1\nDescription: x\n Version: no\n";
         assert_eq!(package_list(status), "a 1:1.0-1\nb 2\n");
+    }
+
+    #[test]
+    fn our_programs_follow_the_base_in_one_image() {
+        use stolos_release::StemcellArchive;
+        use stolos_release::tarball::{Limits, unpack};
+        let dir = camino_tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs_err::write(&path, text).expect("a file");
+            Program::at(&path).expect("its digest")
+        };
+        let mut packer = Packer::new(Vec::new(), Level::Fast);
+        for directory in [
+            "usr",
+            "usr/sbin",
+            "var",
+            "var/vcap",
+            "var/vcap/bosh",
+            "var/vcap/bosh/bin",
+        ] {
+            packer.directory(directory, 0o755).expect("packing");
+        }
+        packer.symlink("sbin", "usr/sbin").expect("packing");
+        write(PACKAGES, "crun 1\n");
+        fs_err::write(dir.path().join(ROOT), packer.finish_part().expect("packing")).expect("the base");
+        let base = Artefact {
+            content: dir.path().to_owned(),
+            key: "0".repeat(64),
+            files: BTreeMap::new(),
+        };
+        let repository =
+            crate::find_repository(Utf8Path::new(env!("CARGO_MANIFEST_DIR"))).expect("the repository");
+        let definition = StemcellDefinition::read(&repository.join("stemcell")).expect("the definition");
+        let build = |cache: &str, agent: &str| {
+            let cache = Cache::at(dir.path().join(cache), stolos_base::Clock::system());
+            let (init, agent) = (write("init", "INIT"), write("agent", agent));
+            assemble(&cache, &crate::NoProgress, &definition, &base, &init, &agent).expect("a stemcell")
+        };
+        let one = build("one", "AGENT");
+        let read = |stemcell: &Stemcell| fs_err::read(&stemcell.path).expect("the tarball");
+        assert_eq!(read(&one), read(&build("two", "AGENT")), "the same bytes");
+        assert_ne!(one.version, build("one", "ANOTHER").version);
+
+        let stemcell = StemcellArchive::open(&one.path).expect("a stemcell");
+        assert_eq!(stemcell.manifest().stemcell_formats, ["stolos-rootfs"]);
+        let image = dir.path().join("image");
+        stemcell.extract_image(&image).expect("its image");
+        let root = dir.path().join("root");
+        let open = fs_err::File::open(&image).expect("the image");
+        unpack("image", open, &root, Limits::ROOT_FILE_SYSTEM, Owners::Caller).expect("it unpacks");
+        assert_eq!(
+            fs_err::read(root.join("sbin/init")).expect("init, by way of the base's link"),
+            b"INIT"
+        );
+        let agent = root
+            .join("var/vcap/bosh/bin/stolos-agent")
+            .read_link_utf8()
+            .expect("a link");
+        let agent = agent.strip_prefix("/").expect("an absolute link");
+        assert_eq!(fs_err::read(root.join(agent)).expect("the agent"), b"AGENT");
     }
 }

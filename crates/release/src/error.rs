@@ -84,6 +84,18 @@ pub enum Error {
         /// The template's source path.
         template: String,
     },
+    /// A template is no valid Jinja.
+    #[error("template `{template}` of job `{job}` is not valid (line {line}: {reason})")]
+    Template {
+        /// The job.
+        job: String,
+        /// The template's source path.
+        template: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// The text is no digest.
     #[error("`{0}` is not a digest")]
     NoDigest(String),

@@ -306,10 +306,11 @@ impl JobArchive {
         Self::from_parts(name, spec, templates, monit)
     }
 
-    /// Puts a job together and checks it: the spec's rules, that all templates are there, that none needs Ruby.
+    /// Puts a job together and checks it: the spec's rules, that all templates are there, that their syntax is right and none
+    /// needs Ruby.
     ///
     /// # Errors
-    /// [`Error::Yaml`], [`Error::Invalid`], [`Error::Missing`], [`Error::Erb`].
+    /// [`Error::Yaml`], [`Error::Invalid`], [`Error::Missing`], [`Error::Erb`], [`Error::Template`].
     pub fn from_parts(
         name: &str,
         spec_text: Vec<u8>,
@@ -335,6 +336,14 @@ impl JobArchive {
                 return Err(Error::Erb {
                     job: name.to_owned(),
                     template: source.clone(),
+                });
+            }
+            if let Err((line, reason)) = crate::render::check_template(source, text) {
+                return Err(Error::Template {
+                    job: name.to_owned(),
+                    template: source.clone(),
+                    line,
+                    reason,
                 });
             }
         }
@@ -531,6 +540,18 @@ mod tests {
             );
             assert_eq!(error.hints().len(), 1);
         }
+    }
+
+    #[test]
+    fn a_template_s_syntax_is_checked_when_the_job_comes_in() {
+        let spec = b"name: web\ntemplates: {a.j2: bin/a}\n".to_vec();
+        let templates = BTreeMap::from([("a.j2".to_owned(), b"x\n{% if %}".to_vec())]);
+        let error = JobArchive::from_parts("web", spec, templates, None).expect_err("a mistake in line 2");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("template `a.j2` of job `web` is not valid (line 2: syntax error"),
+            "{text}"
+        );
     }
 
     #[test]

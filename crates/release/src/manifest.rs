@@ -160,9 +160,40 @@ impl ReleaseManifest {
     }
 }
 
+/// Whether a package that was compiled for `compiled_for` runs on the stemcell `stemcell` (both `OS/VERSION`): the same
+/// operating system, and the same version or another of its line, which is how BOSH matches packages that came compiled.
+#[must_use]
+pub fn runs_on(compiled_for: &str, stemcell: &str) -> bool {
+    if compiled_for == stemcell {
+        return true;
+    }
+    let split = |text: &str| -> Option<(String, Version)> {
+        let (os, version) = text.split_once('/')?;
+        Some((os.to_owned(), version.parse().ok()?))
+    };
+    match (split(compiled_for), split(stemcell)) {
+        (Some((os_a, a)), Some((os_b, b))) => os_a == os_b && a.same_line(&b),
+        _ => false,
+    }
+}
+
 /// Old tools write `packages:` with nothing behind it for none.
 fn null_as_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiled_packages_run_on_their_line() {
+        assert!(runs_on("stolos-trixie/13.0", "stolos-trixie/13.0+0123abcd"));
+        assert!(runs_on("ubuntu-jammy/1.621", "ubuntu-jammy/1.621.4"));
+        assert!(!runs_on("ubuntu-jammy/1.621", "ubuntu-jammy/1.622"));
+        assert!(!runs_on("stolos-trixie/13.0", "stolos-bookworm/13.0"));
+        assert!(!runs_on("stolos-trixie", "stolos-trixie/13.0"));
+    }
 }

@@ -445,7 +445,7 @@ pub struct Packer<W: Write> {
 
 enum Sink<W: Write> {
     Plain(W),
-    Gzip(GzEncoder<W>),
+    Gzip(Box<GzEncoder<W>>),
 }
 
 impl<W: Write> Write for Sink<W> {
@@ -468,7 +468,7 @@ impl<W: Write> Packer<W> {
     /// Begins an archive.
     pub fn new(out: W, level: Level) -> Self {
         // No time and no file name in gzip's header, which is what makes the bytes repeatable.
-        let gzip = |out, compression| Sink::Gzip(GzBuilder::new().write(out, compression));
+        let gzip = |out, compression| Sink::Gzip(Box::new(GzBuilder::new().write(out, compression)));
         let sink = match level {
             Level::Plain => Sink::Plain(out),
             Level::Store => gzip(out, Compression::none()),

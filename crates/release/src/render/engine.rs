@@ -20,26 +20,52 @@ pub(super) struct Engine<'a> {
     input: &'a JobInput<'a>,
 }
 
+/// Checks the syntax of a template: line and reason where it is wrong.
+pub(super) fn check(source: &str, text: &str) -> Result<(), (usize, String)> {
+    environment()
+        .template_from_named_str(source, text)
+        .map(drop)
+        .map_err(|error| (error.line().unwrap_or(1), reason(&error)))
+}
+
+/// What all templates have, whatever they are rendered for.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_debug(false);
+    let mut syntax = minijinja::syntax::SyntaxConfig::builder();
+    syntax.keep_trailing_newline(true);
+    environment.set_syntax(syntax.build().expect("the default delimiters are valid"));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // A null in a configuration file is nearly always a mistake; printed, it would become the word `None`. Booleans
+    // are written as YAML, JSON, TOML and flags have them; the engine would write `True`.
+    environment.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::None => Err(Error::new(ErrorKind::InvalidOperation, "the value is null")),
+        ValueKind::Bool => out
+            .write_str(if value.is_true() { "true" } else { "false" })
+            .map_err(|_| Error::from(ErrorKind::WriteFailure)),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+
+    environment.add_filter("tojson", tojson);
+    environment.add_filter("b64encode", b64encode);
+    environment.add_filter("shquote", shquote);
+    environment
+}
+
+/// What our own functions say is complete; the engine's own errors need their kind.
+fn reason(error: &Error) -> String {
+    match (error.kind(), error.detail()) {
+        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
+        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, None) => kind.to_string(),
+    }
+}
+
 impl<'a> Engine<'a> {
     pub(super) fn new(input: &'a JobInput<'a>, context: &InstanceContext) -> Self {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_debug(false);
-        let mut syntax = minijinja::syntax::SyntaxConfig::builder();
-        syntax.keep_trailing_newline(true);
-        environment.set_syntax(syntax.build().expect("the default delimiters are valid"));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        // A null in a configuration file is nearly always a mistake; printed, it would become the word `None`. Booleans
-        // are written as YAML, JSON, TOML and flags have them; the engine would write `True`.
-        environment.set_formatter(|out, state, value| match value.kind() {
-            ValueKind::None => Err(Error::new(ErrorKind::InvalidOperation, "the value is null")),
-            ValueKind::Bool => out
-                .write_str(if value.is_true() { "true" } else { "false" })
-                .map_err(|_| Error::from(ErrorKind::WriteFailure)),
-            _ => minijinja::escape_formatter(out, state, value),
-        });
-
+        let mut environment = environment();
         let properties = value_of(input.properties);
         let of_has = properties.clone();
         environment.add_function("p", move |args: Rest<Value>| p(&properties, &args.0));
@@ -61,9 +87,6 @@ impl<'a> Engine<'a> {
                 .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("Can't find link '{name}'")))
         });
         environment.add_function("has_link", move |name: String| of_has.contains_key(&name));
-        environment.add_filter("tojson", tojson);
-        environment.add_filter("b64encode", b64encode);
-        environment.add_filter("shquote", shquote);
 
         Self {
             environment,
@@ -86,16 +109,10 @@ impl<'a> Engine<'a> {
     }
 
     fn describe(&self, source: &str, error: &Error) -> TemplateError {
-        // What our own functions say is complete; the engine's own errors need their kind.
-        let message = match (error.kind(), error.detail()) {
-            (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
-            (kind, Some(detail)) => format!("{kind}: {detail}"),
-            (kind, None) => kind.to_string(),
-        };
         TemplateError {
             template: source.to_owned(),
             line: error.line(),
-            message: self.redact(message),
+            message: self.redact(reason(error)),
         }
     }
 

@@ -144,6 +144,16 @@ impl RenderedInstance {
     }
 }
 
+/// Checks a template's syntax, so that a mistake is found when a job comes in and not when it is deployed. Templates that
+/// are copied are always right.
+pub(crate) fn check_template(source: &str, text: &[u8]) -> Result<(), (usize, String)> {
+    if !source.ends_with(".j2") {
+        return Ok(());
+    }
+    let text = std::str::from_utf8(text).map_err(|_| (1, "the template is not UTF-8".to_owned()))?;
+    engine::check(source, text)
+}
+
 /// Renders all templates of an instance's jobs.
 ///
 /// # Errors
