@@ -101,6 +101,8 @@ places! {
     databases => "db",
     /// The blob store.
     blobs => "blobs",
+    /// What is being uploaded to the director: one file a task.
+    uploads => "uploads",
     /// Unpacked compiled packages by the SHA-256 of their archive; mounted read-only into machines.
     packages => "packages",
     /// Unpacked images of system containers; mounted read-only into machines.

@@ -1,3 +1,105 @@
-//! The director: plans deployments, carries the plans out step by step, answers BOSH's HTTP API.
+//! The director: from manifests to machines that run jobs, with BOSH's HTTP API.
+//!
+//! Owns: planning ([`plan`], pure), the preparation of a plan (what is read, generated, rendered), the steps that carry it
+//! out (flows over the CPI and the agents), tasks and their output, releases and stemcells, the inventory, the API. Never
+//! does: keep a secret (it names variables and asks for their values when a step needs them), know Kubernetes, judge
+//! health.
+//!
+//! The way through: `http` (extract, authorize) → `flows` (task and flow in one transaction) → `prepare` (resolve, place,
+//! generate, render, decide; the plan is kept) → `steps` (a graph that says everything) → machines and agents.
+//!
+//! Invariants:
+//! - Nothing is made before a row says so; ids are chosen with the plan.
+//! - A plan is kept once and never changed; a flow that goes on after a restart carries out the same one.
+//! - One task at a time works on a deployment; what it writes shows the fence of its flow.
+//! - A task's final state is seen only after all of its output.
 
+mod app;
+mod db;
+mod deps;
+mod error;
+mod flows;
+mod http;
+mod machines;
 pub mod plan;
+mod prepare;
+mod redact;
+mod render;
+mod states;
+mod steps;
+mod tasks;
+mod variables;
+
+use std::sync::Arc;
+
+use axum::Router;
+use stolos_flow::Flows;
+use tokio_util::sync::CancellationToken;
+
+pub use crate::db::{SCHEMA, TABLES};
+pub use crate::deps::{AgentTrust, Config, Deps, Failure, GenerateVariable, Infrastructure, Variables};
+pub use crate::error::{Cause, Error, Result};
+
+use crate::app::App;
+use crate::flows::{Delete, DeleteArtifact, Deploy, ImportRelease, ImportStemcell, InstanceStates};
+use crate::states::States;
+use crate::tasks::Tasks;
+
+/// The director service.
+#[derive(Debug)]
+pub struct Director;
+
+/// A running director. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    app: Arc<App>,
+    flows: Flows,
+    stop: CancellationToken,
+}
+
+impl Director {
+    /// Starts the director: tasks that an earlier life left go on at once. Serve [`Handle::router`] over TLS.
+    ///
+    /// # Errors
+    /// Those of the database and of the director's own directories.
+    pub async fn start(config: Config, deps: Deps) -> Result<Handle> {
+        let stop = CancellationToken::new();
+        let tasks = Tasks::start(deps.db.clone(), stop.clone());
+        let states = States::start(deps.monitor.clone(), stop.clone());
+        let faults = deps.faults.clone();
+        let app = Arc::new(App::new(config, deps, tasks, states)?);
+        flows::import::remove_stale_uploads(&app).await?;
+        let flows = Flows::builder(app.db.clone(), app.config.holder.clone())
+            .ids(app.ids.clone())
+            .faults(faults)
+            .observer(app.tasks.clone())
+            .kind(Deploy(app.clone()))
+            .kind(Delete(app.clone()))
+            .kind(ImportRelease(app.clone()))
+            .kind(ImportStemcell(app.clone()))
+            .kind(DeleteArtifact(app.clone()))
+            .kind(InstanceStates(app.clone()))
+            .start();
+        let _ = app.flows.set(flows.clone());
+        Ok(Handle { app, flows, stop })
+    }
+}
+
+impl Handle {
+    /// BOSH's API, for port 25555.
+    pub fn router(&self) -> Router {
+        http::router(self.app.clone())
+    }
+
+    /// The flows, for those who watch them in this process.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// Stops in order: running steps get a moment, what they have done is recorded, the rest goes on at the next start.
+    pub async fn stop(&self) {
+        self.flows.stop().await;
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,149 @@
+//! What the director needs from others, and its settings.
+//!
+//! The traits are narrow and object safe; `server` implements them over the real services, tests put simulated ones in
+//! their place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+use stolos_base::ids::{AgentId, CredentialId, DirectorId};
+use stolos_base::{Class, Classify, IdSource, Instance};
+use stolos_blobs::{Blobs, SealKey, Signer};
+use stolos_mbus::settings::{Blobstore, MbusCert};
+use stolos_mbus::{Bus, Transport};
+use stolos_store::Db;
+
+/// Settings of a director.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Id of the installation.
+    pub id: DirectorId,
+    /// Name; part of the absolute names of variables.
+    pub name: String,
+    /// The directories of the installation: uploads are collected below its root, packages unpacked in it.
+    pub instance: Instance,
+    /// Name of the CPI, for `GET /info`.
+    pub cpi: String,
+    /// URL of the token service, for `GET /info`.
+    pub token_url: String,
+    /// What new machines are told about the bus: `nats://IP:PORT`.
+    pub mbus_urls: Vec<String>,
+    /// What new machines are told about blobs.
+    pub blobstores: Vec<Blobstore>,
+    /// Where agents reach signed URLs: `https://HOST:25250`.
+    pub blobs_url: String,
+    /// Name of the process among those that run flows of the same database: the same one after a restart.
+    pub holder: String,
+    /// CPI calls at once, over all deployments.
+    pub max_cpi_calls: usize,
+    /// How long a new machine's agent may take to answer.
+    pub agent_limit: Duration,
+}
+
+/// Services that the director works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Opened with [`crate::SCHEMA`]; its clock is the director's.
+    pub db: Db,
+    /// Where jobs, packages and (sealed) rendered templates are.
+    pub blobs: Blobs,
+    /// Seals rendered templates that are too large for a message; the blob server has the same one.
+    pub seal: SealKey,
+    /// Signs URLs for agents; the blob server has the same one.
+    pub signer: Signer,
+    /// The infrastructure.
+    pub cpi: Arc<dyn Infrastructure>,
+    /// Agents.
+    pub bus: Bus,
+    /// The bus with the rights of a health monitor: heartbeats, alerts, shutdowns of all agents.
+    pub monitor: Arc<dyn Transport>,
+    /// Certificates of agents.
+    pub trust: Arc<dyn AgentTrust>,
+    /// Values of variables.
+    pub variables: Arc<dyn Variables>,
+    /// Who a token belongs to.
+    pub verifier: stolos_api::token::Verifier,
+    /// New ids.
+    pub ids: IdSource,
+    /// For tests: what goes wrong in flows.
+    pub faults: stolos_flow::faults::Faults,
+}
+
+/// An infrastructure behind a CPI, with a journal of calls.
+pub trait Infrastructure: Send + Sync {
+    /// The CPI whose next call has this id. A call that was made before under the same id, in whatever life, is not made
+    /// again: its reply is given.
+    fn journalled(&self, call: &str) -> Arc<dyn stolos_cpi::Cpi>;
+    /// The CPI for calls that only read, or that may be repeated freely.
+    fn plain(&self) -> Arc<dyn stolos_cpi::Cpi>;
+}
+
+impl Infrastructure for stolos_cpi::Runner {
+    fn journalled(&self, call: &str) -> Arc<dyn stolos_cpi::Cpi> {
+        Arc::new(self.call(call))
+    }
+
+    fn plain(&self) -> Arc<dyn stolos_cpi::Cpi> {
+        Arc::new(self.clone())
+    }
+}
+
+/// A dependency failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// Who has to act.
+    pub class: Class,
+    /// The cause.
+    pub source: crate::error::Cause,
+}
+
+impl<E: Classify + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            class: error.class(),
+            source: Box::new(error),
+        }
+    }
+}
+
+/// Issues the certificates with which agents show on the bus who they are.
+pub trait AgentTrust: Send + Sync {
+    /// A client certificate with the common name `<agent>.agent.bosh-internal`, and the CA of the bus's server.
+    /// Asked again for the same agent, another certificate is as good.
+    fn issue(&self, agent: AgentId) -> BoxFuture<'_, Result<MbusCert, Failure>>;
+}
+
+/// A variable to be generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateVariable {
+    /// Name as written in the manifest: relative to the deployment unless it begins with `/`.
+    pub name: String,
+    /// `certificate`, `password`, …
+    pub kind: String,
+    /// The generator's options.
+    pub options: Value,
+    /// `no-overwrite`, `overwrite` or `converge`.
+    pub mode: String,
+}
+
+/// Values of variables by name and version.
+pub trait Variables: Send + Sync {
+    /// Generates a value by mode and gives the id of the version that counts.
+    fn generate<'a>(
+        &'a self,
+        deployment: &'a str,
+        variable: &'a GenerateVariable,
+    ) -> BoxFuture<'a, Result<CredentialId, Failure>>;
+    /// The newest version of a variable that nobody declared, if there is one. Names as in [`GenerateVariable::name`].
+    fn find<'a>(
+        &'a self,
+        deployment: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>>;
+    /// The value of a version: a text, or an object with the parts of a certificate, key or user. It holds secrets.
+    fn value(&self, id: CredentialId) -> BoxFuture<'_, Result<Value, Failure>>;
+    /// The absolute name of a name as written.
+    fn absolute_name(&self, deployment: &str, name: &str) -> String;
+}
