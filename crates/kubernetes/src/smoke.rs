@@ -285,7 +285,7 @@ fn pod(test: &SmokeTest) -> Pod {
             "containers": [{
                 "name": "lookup",
                 "image": test.image,
-                "imagePullPolicy": "IfNotPresent",
+                "imagePullPolicy": "Never",
                 "command": ["sh", "-c", script],
             }],
         },

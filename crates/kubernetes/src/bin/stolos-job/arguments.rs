@@ -14,7 +14,7 @@ use crate::{images, note, ready};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "stolos-job", version)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,

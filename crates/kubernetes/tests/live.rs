@@ -1,0 +1,185 @@
+//! On a running cluster: `STOLOS_TEST_KUBECONFIG` names the kubeconfig of an administrator. Without it, this says so and passes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use stolos_base::{Class, Classify as _};
+use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::smoke::SmokeTest;
+use stolos_kubernetes::{Cluster, Document, Error};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn path() -> Option<Utf8PathBuf> {
+    let path = std::env::var("STOLOS_TEST_KUBECONFIG")
+        .ok()
+        .map(Utf8PathBuf::from);
+    if path.is_none() {
+        eprintln!("skipped: STOLOS_TEST_KUBECONFIG names no kubeconfig of a running cluster");
+    }
+    path
+}
+
+#[tokio::test]
+async fn a_pod_runs_and_dns_answers() {
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let nodes = cluster.wait_nodes_ready(1, LIMIT).await.expect("Ready nodes");
+    assert!(!nodes.is_empty());
+    let times = cluster
+        .smoke_test(&SmokeTest::new("test-smoke", LIMIT))
+        .await
+        .expect("a cluster that works");
+    assert!(
+        times.created <= times.running && times.running <= times.answered,
+        "{times:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_run_says_why() {
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let mut test = SmokeTest::new("test-no-image", Duration::from_secs(15));
+    test.image = "stolos.local/no-such-image:1".to_owned();
+    let error = cluster
+        .smoke_test(&test)
+        .await
+        .expect_err("there is no such image");
+    assert!(error.to_string().contains("Image"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_applied_twice_stays_as_it_is() {
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let documents = Document::parse(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: test-apply, namespace: default}\ndata: {a: b}\n",
+    )
+    .expect("a document");
+    let configs: kube::Api<k8s_openapi::api::core::v1::ConfigMap> =
+        kube::Api::namespaced(cluster.client().clone(), "default");
+    let mut versions = Vec::new();
+    for _ in 0..2 {
+        cluster.apply(&documents, LIMIT, |_| {}).await.expect("applied");
+        versions.push(
+            configs
+                .get("test-apply")
+                .await
+                .expect("it is there")
+                .metadata
+                .resource_version,
+        );
+    }
+    assert_eq!(versions[0], versions[1], "the second apply wrote again");
+    configs
+        .delete("test-apply", &kube::api::DeleteParams::default())
+        .await
+        .expect("deleted");
+
+    let unknown =
+        Document::parse("apiVersion: v1\nkind: Unheard\nmetadata: {name: x}\n").expect("a document");
+    let error = cluster
+        .apply(&unknown, LIMIT, |_| {})
+        .await
+        .expect_err("no such kind");
+    assert!(
+        matches!(error, Error::UnknownKind { .. }) && error.class() == Class::User,
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_binding_lets_its_holder_in_until_it_is_removed() {
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let name = "test-binding";
+    let token = cluster.bind(name, LIMIT).await.expect("a token");
+    assert_eq!(cluster.bind(name, LIMIT).await.expect("the same token"), token);
+
+    let own = kube::config::Kubeconfig::read_from(&path).expect("a kubeconfig");
+    let endpoint = own.clusters[0].cluster.as_ref().expect("a cluster entry");
+    let ca = {
+        use base64::Engine as _;
+        let data = endpoint
+            .certificate_authority_data
+            .as_ref()
+            .expect("a CA in the kubeconfig");
+        let pem = base64::engine::general_purpose::STANDARD
+            .decode(data)
+            .expect("base64");
+        String::from_utf8(pem).expect("PEM")
+    };
+    let server = endpoint.server.clone().expect("a server");
+    let parts = Kubeconfig {
+        cluster: "test",
+        server: &server,
+        ca: &ca,
+        tls_server_name: Some("kubernetes.default.svc"),
+        user: "holder",
+        token: &token,
+    };
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("config");
+    fs_err::write(&file, kubeconfig(&parts).to_string()).expect("a file");
+    let holder = Cluster::from_kubeconfig(&file).await.expect("a cluster");
+    let label = |value: &str| BTreeMap::from([("test-binding".to_owned(), value.to_owned())]);
+    let node = holder
+        .wait_nodes_ready(1, LIMIT)
+        .await
+        .expect("the holder sees nodes")
+        .swap_remove(0);
+    holder
+        .label_node(&node, &label("x"), LIMIT)
+        .await
+        .expect("the holder administers");
+
+    cluster.unbind(name).await.expect("removed");
+    cluster.unbind(name).await.expect("removing again does nothing");
+    // The API server remembers a token that it accepted for some seconds.
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(holder.client().clone());
+    let gone = stolos_base::poll::until(
+        "the token to be refused",
+        Duration::from_millis(200),
+        LIMIT,
+        || async {
+            match nodes.get(&node).await {
+                Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => Ok(()),
+                Err(error) => Err(error.to_string()),
+                Ok(_) => Err("it is still accepted".to_owned()),
+            }
+        },
+    );
+    gone.await.expect("a token that is worthless");
+}
+
+#[tokio::test]
+async fn a_node_is_cordoned_and_uncordoned() {
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let node = cluster
+        .wait_nodes_ready(1, LIMIT)
+        .await
+        .expect("Ready nodes")
+        .swap_remove(0);
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(cluster.client().clone());
+    for (schedulable, mark) in [
+        (false, Some(true)),
+        (false, Some(true)),
+        (true, None),
+        (true, None),
+    ] {
+        cluster
+            .set_schedulable(&node, schedulable, LIMIT)
+            .await
+            .expect("changed");
+        let found = nodes.get(&node).await.expect("the node");
+        assert_eq!(found.spec.and_then(|spec| spec.unschedulable), mark);
+    }
+    let error = cluster
+        .set_schedulable("no-such-node", false, LIMIT)
+        .await
+        .expect_err("no such node");
+    assert_eq!(error.class(), Class::NotFound);
+}
