@@ -1,136 +1,150 @@
-//! What the OCI runtime left to do when a machine starts, and cgroups of job processes.
+//! What a machine needs before anything else runs: mounts that the container runtime did not make, directories, forwarding.
+//!
+//! Nothing here is fatal: a machine that boots with a warning can be looked at, one that does not cannot.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use crate::log;
-
-const CGROUPS: &str = "/sys/fs/cgroup";
-/// Directories that job scripts and processes take for granted; /var may be an empty disk on the first start.
-const DIRECTORIES: [&str; 10] = [
-    "/run/lock",
-    "/var/lib",
-    "/var/log",
-    "/var/tmp",
-    "/var/vcap/data",
-    "/var/vcap/sys/log",
-    "/var/vcap/sys/run",
-    "/var/vcap/store",
-    "/dev/stolos",
-    "/dev/shm",
+/// Directories and their modes. Those below `/var` are in the stemcell too; a machine whose `/var` began empty gets them here.
+const DIRECTORIES: &[(&str, u32)] = &[
+    ("/dev/stolos", 0o700),
+    ("/run/lock", 0o1777),
+    ("/run/stolos", 0o700),
+    ("/var/lib", 0o755),
+    ("/var/log", 0o755),
+    ("/var/tmp", 0o1777),
+    ("/var/vcap", 0o755),
+    ("/var/vcap/bosh", 0o755),
+    ("/var/vcap/bosh/log", 0o750),
+    ("/var/vcap/data", 0o755),
+    ("/var/vcap/instance", 0o755),
+    ("/var/vcap/packages", 0o755),
+    ("/var/vcap/store", 0o755),
+    ("/var/vcap/sys/log", 0o755),
+    ("/var/vcap/sys/run", 0o755),
 ];
 
-/// Prepares a machine. What cannot be done is logged: a machine that is half right can still say so.
-pub(crate) fn boot() {
-    let steps: [(&str, fn() -> io::Result<()>); 4] = [
-        ("share mounts with what is mounted later", share_mounts),
-        ("make directories", make_directories),
-        ("forward packets", || fs::write("/proc/sys/net/ipv4/ip_forward", "1")),
-        ("move into a cgroup", || enter_cgroups("init")),
-    ];
-    for (what, step) in steps {
-        if let Err(error) = step() {
+/// Prepares the machine; says what did not work.
+pub(crate) fn prepare(mut log: impl FnMut(&str)) {
+    let mut step = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
             log(&format!("failed to {what}: {error}"));
         }
+    };
+    // Mounts that pods make have to be seen by the kubelet and the other way round.
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    step(
+        "share the mounts below /",
+        mount_change("/", shared).map_err(io::Error::from),
+    );
+    for (path, kind, flags, data) in [
+        (
+            "/proc",
+            "proc",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            c"",
+        ),
+        (
+            "/sys",
+            "sysfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            c"",
+        ),
+        (
+            "/run",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=0755",
+        ),
+        (
+            "/tmp",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=1777",
+        ),
+        (
+            "/dev/shm",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            c"mode=1777",
+        ),
+        (
+            "/dev/pts",
+            "devpts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            c"newinstance,ptmxmode=0666,mode=0620",
+        ),
+    ] {
+        step(
+            &format!("mount {path}"),
+            mount_unless_there(Path::new(path), kind, flags, data),
+        );
+    }
+    for (path, mode) in DIRECTORIES {
+        step(&format!("make {path}"), directory(Path::new(path), *mode));
+    }
+    step("link /var/run", link_run());
+    // What lies there belongs to processes of the last boot.
+    step("empty /var/vcap/sys/run", empty(Path::new("/var/vcap/sys/run")));
+    step(
+        "turn on IP forwarding",
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1"),
+    );
+    step("make /etc/machine-id", machine_id(Path::new("/etc/machine-id")));
+}
+
+/// Mounts a file system unless something is mounted there.
+fn mount_unless_there(path: &Path, kind: &str, flags: MountFlags, data: &std::ffi::CStr) -> io::Result<()> {
+    if let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo")
+        && mounts.lines().any(|line| {
+            line.split(' ')
+                .nth(4)
+                .is_some_and(|point| Path::new(point) == path)
+        })
+    {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    mount(kind, path, kind, flags, Some(data)).map_err(Into::into)
+}
+
+/// Makes a directory; one that is there keeps its mode, which jobs may have changed.
+fn directory(path: &Path, mode: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn link_run() -> io::Result<()> {
+    match symlink("/run", "/var/run") {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
     }
 }
 
-/// Volumes with bidirectional propagation need it (as `mount --make-rshared /`).
-fn share_mounts() -> io::Result<()> {
-    let flags = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
-    mount_change("/", flags).map_err(Into::into)
-}
-
-fn make_directories() -> io::Result<()> {
-    for directory in DIRECTORIES {
-        fs::create_dir_all(directory)?;
-    }
-    for link in ["/var/run", "/var/lock"] {
-        if !Path::new(link).exists() {
-            let _ = fs::remove_file(link);
-            std::os::unix::fs::symlink(link.replace("/var/", "/run/").replace("/run/run", "/run"), link)?;
+fn empty(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Moves init out of the root of every hierarchy: version 2 allows no processes beside child groups with controllers, and
-/// on version 1 the kubelet wants to find itself under the same relative path everywhere.
-fn enter_cgroups(name: &str) -> io::Result<()> {
-    for root in hierarchies() {
-        let group = make_group(&root, name)?;
-        fs::write(group.join("cgroup.procs"), "0")?;
-        enable_controllers(&root)?;
+/// The kubelet tells nodes apart by it; it stays the same as long as the machine does.
+fn machine_id(path: &Path) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|text| text.trim().len() == 32) {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Opens `cgroup.procs` of a group of that name in every hierarchy, made where missing.
-pub(crate) fn open_cgroups(name: &str) -> Vec<OwnedFd> {
-    let mut files = Vec::new();
-    for root in hierarchies() {
-        let opened = make_group(&root, name)
-            .and_then(|group| OpenOptions::new().write(true).open(group.join("cgroup.procs")));
-        match opened {
-            Ok(file) => files.push(OwnedFd::from(file)),
-            Err(error) => log(&format!("failed to make cgroup `{name}` in `{}`: {error}", root.display())),
-        }
-    }
-    files
-}
-
-/// Removes a group; processes that are still in it keep it.
-pub(crate) fn remove_cgroups(name: &str) {
-    for root in hierarchies() {
-        let _ = fs::remove_dir(root.join(name));
-    }
-}
-
-fn hierarchies() -> Vec<PathBuf> {
-    let root = Path::new(CGROUPS);
-    if root.join("cgroup.procs").exists() {
-        return vec![root.to_owned()];
-    }
-    let entries = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    // Names like `cpu,cpuacct` are links to one directory; each hierarchy counts once.
-    let mut found: Vec<PathBuf> = entries
-        .filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink() && path.file_name() != Some("unified".as_ref()))
-        .collect();
-    found.sort();
-    found
-}
-
-fn make_group(root: &Path, name: &str) -> io::Result<PathBuf> {
-    let group = root.join(name);
-    fs::create_dir_all(&group)?;
-    // A new cpuset of version 1 has no processors and takes nobody in; every level down to ours needs them.
-    let mut level = root.to_owned();
-    for part in Path::new(name).components() {
-        let parent = level.clone();
-        level.push(part);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            if let (Ok(own), Ok(inherited)) = (fs::read_to_string(level.join(file)), fs::read_to_string(parent.join(file)))
-                && own.trim().is_empty()
-                && root.join("cpuset.cpu_exclusive").exists()
-            {
-                fs::write(level.join(file), inherited.trim())?;
-            }
-        }
-    }
-    Ok(group)
-}
-
-fn enable_controllers(root: &Path) -> io::Result<()> {
-    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else { return Ok(()) };
-    for controller in controllers.split_whitespace() {
-        // One by one: a controller that cannot be enabled must not keep the others from it.
-        if let Err(error) = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")) {
-            log(&format!("failed to enable cgroup controller `{controller}`: {error}"));
-        }
-    }
-    Ok(())
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
+    fs::write(path, id)
 }

@@ -1,59 +1,48 @@
-//! `stolos-init`.
+//! The program. `--socket PATH`, `--config FILE`; `--no-mounts` where it does not run in a machine of its own.
 
-mod boot;
-mod control;
-mod logs;
-mod supervisor;
-mod sys;
-
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use stolos_init::{Config, Start, config, run, wire};
+
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(problem) => {
-            log(&problem);
-            return ExitCode::from(1);
-        }
-    };
-    match control::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+    match start().and_then(|start| run(start).map_err(|error| error.to_string())) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
-            log(&format!("init cannot go on: {error}"));
-            ExitCode::from(2)
+            let _ = writeln!(std::io::stderr(), "stolos-init: {error}");
+            ExitCode::FAILURE
         }
     }
 }
 
-/// How it was called.
-#[derive(Debug, Default)]
-struct Options {
-    /// Control socket.
-    socket: Option<String>,
-    /// Configuration file.
-    config: Option<String>,
-    /// Leave the machine as it is: for tests outside of one.
-    no_boot: bool,
-}
-
-impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self::default();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("`{arg}` needs a value"));
-            match arg.as_str() {
-                "--socket" => options.socket = Some(value()?),
-                "--config" => options.config = Some(value()?),
-                "--no-boot" => options.no_boot = true,
-                _ => return Err(format!("unknown argument `{arg}`; usage: stolos-init [--socket PATH] [--config FILE] [--no-boot]")),
-            }
+fn start() -> Result<Start, String> {
+    let mut socket = PathBuf::from(wire::SOCKET);
+    let mut file = PathBuf::from(config::FILE);
+    let mut machine = true;
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or("a value is missing at the end of the command line")
+        };
+        match argument.to_str() {
+            Some("--socket") => socket = value()?.into(),
+            Some("--config") => file = value()?.into(),
+            Some("--no-mounts") => machine = false,
+            _ => return Err(format!("unknown argument {}", argument.display())),
         }
-        Ok(options)
     }
-}
-
-/// Standard error is the machine's console log.
-#[expect(clippy::print_stderr, reason = "init has no other log than its console")]
-fn log(text: &str) {
-    eprintln!("stolos-init: {text}");
+    let mut config =
+        Config::read(&file).map_err(|error| format!("failed to read the configuration: {error}"))?;
+    if !machine && config.cgroup == Config::default().cgroup {
+        // Outside of a machine the root of the hierarchies belongs to others.
+        config.cgroup = None;
+    }
+    Ok(Start {
+        socket,
+        config,
+        machine,
+    })
 }

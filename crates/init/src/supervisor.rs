@@ -1,335 +1,592 @@
-//! The processes: what they are, how they stand, and every change of that.
+//! The processes: what each should do, what it does, and what follows when it ends.
+//!
+//! A state machine without waiting: the loop calls [`Supervisor::reaped`] for each child that ended and
+//! [`Supervisor::tick`] at the times that [`Supervisor::next_deadline`] names.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::fs;
-use std::process::{Command, Stdio};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use stolos_init::wire::{Event, Kill, Process, Spec, State};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 
-use crate::sys::{Child, Exit, User};
-use crate::{boot, log, logs, sys};
+use crate::cgroup::{Group, Hierarchies};
+use crate::config::Config;
+use crate::logs::Logs;
+use crate::spawn::{Program, spawn};
+use crate::system;
+use crate::wire::{
+    Event, Exit, KillMode, LONG_LIFE, Limits, ProcessSpec, ProcessStatus, Restart, State, Stop, What,
+    is_process_name,
+};
 
-/// A process that lived this long has not failed in a row.
-const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-/// Where processes find programs when they do not say.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The agent's name: no job process can have it, for it has no slash.
+const AGENT: &str = "agent";
+/// How many events are kept for clients that come back.
+const EVENTS_KEPT: usize = 512;
+/// How often it is looked whether what a stopped process left behind is gone: nobody tells us about those that are not
+/// our children.
+const LOOK: Duration = Duration::from_millis(20);
+/// SIGKILL is sent again after this time: what was forked meanwhile may have missed it.
+const KILL_AGAIN: Duration = Duration::from_millis(200);
+/// After so long without effect of SIGKILL, those who wait are told.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// All processes.
 pub(crate) struct Supervisor {
-    table: BTreeMap<String, Entry>,
-    /// Whether processes get cgroups of their own: in machines only.
-    cgroups: bool,
+    hierarchies: Hierarchies,
+    logs: Logs,
+    log_dir: PathBuf,
+    own_log_dir: PathBuf,
+    processes: BTreeMap<String, Process>,
+    events: VecDeque<Event>,
+    last_event: u64,
+    /// Names whose stop has come to an end, for those who wait for it.
+    finished: Vec<(String, Result<(), String>)>,
+    /// Once set, nothing is started any more.
+    ending: bool,
 }
 
-struct Entry {
-    spec: Spec,
-    wanted: bool,
-    now: Now,
-    starts: u64,
+struct Process {
+    spec: ProcessSpec,
+    wanted: Wanted,
+    phase: Phase,
     failures: u32,
-    last_exit: Option<String>,
+    restarts: u64,
+    last_exit: Option<Exit>,
+    changed: bool,
+    group: Group,
 }
 
-enum Now {
-    Stopped,
-    Running { pid: i32, since: Instant, stop: Stopping },
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Up,
+    Down,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Down,
+    Up { pid: Pid, since: Instant },
     BackingOff { until: Instant },
+    Stopping(Stopping),
 }
 
-/// How the process that runs is to end; kept from its start, because a new spec must not change how an old process ends.
+#[derive(Clone, Copy, Debug)]
 struct Stopping {
-    kill: Kill,
-    /// When it is killed; none while nobody asked it to end.
-    deadline: Option<Instant>,
-    killed: bool,
+    /// The process itself, until it is reaped.
+    main: Option<Pid>,
+    /// Its process group, which may outlive it.
+    pgid: Pid,
+    /// When patience ends.
+    deadline: Instant,
+    /// When SIGKILL was sent first and last.
+    killed: Option<(Instant, Instant)>,
+    /// Whether those who wait were told that SIGKILL does not work.
+    told: bool,
 }
 
 impl Supervisor {
-    pub(crate) fn new(cgroups: bool) -> Self {
-        Self { table: BTreeMap::new(), cgroups }
+    pub(crate) fn new(config: &Config, hierarchies: Hierarchies, logs: Logs) -> Self {
+        Self {
+            hierarchies,
+            logs,
+            log_dir: config.log_dir.clone(),
+            own_log_dir: config.own_log_dir.clone(),
+            processes: BTreeMap::new(),
+            events: VecDeque::new(),
+            last_event: 0,
+            finished: Vec::new(),
+            ending: false,
+        }
     }
 
-    pub(crate) fn define(&mut self, name: &str, spec: Spec) -> Result<(), String> {
-        check(name, &spec)?;
-        match self.table.get_mut(name) {
-            Some(entry) => entry.spec = spec,
-            None => {
-                let entry = Entry { spec, wanted: false, now: Now::Stopped, starts: 0, failures: 0, last_exit: None };
-                self.table.insert(name.to_owned(), entry);
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// Starts the agent and keeps it running.
+    pub(crate) fn start_agent(&mut self, argv: Vec<String>, env: BTreeMap<String, String>) {
+        let spec = ProcessSpec {
+            name: AGENT.to_owned(),
+            argv,
+            env,
+            cwd: "/".to_owned(),
+            user: "root".to_owned(),
+            limits: Limits::default(),
+            oom_score_adj: None,
+            restart: Restart::default(),
+            stop: Stop::default(),
+        };
+        self.insert(spec);
+        self.set_up(AGENT);
+    }
+
+    /// See [`crate::wire::Request::Define`].
+    pub(crate) fn define(&mut self, spec: ProcessSpec) -> Result<(), String> {
+        if !is_process_name(&spec.name) {
+            return Err(format!("`{}` is not a process name (JOB/PROCESS)", spec.name));
+        }
+        if spec.argv.first().is_none_or(String::is_empty) {
+            return Err(format!("process `{}` has no program", spec.name));
+        }
+        let texts = spec.argv.iter().chain(spec.env.keys()).chain(spec.env.values());
+        if texts
+            .chain([&spec.cwd, &spec.user])
+            .any(|text| text.contains('\0'))
+        {
+            return Err(format!(
+                "the definition of process `{}` has a NUL byte",
+                spec.name
+            ));
+        }
+        if spec.env.keys().any(|key| key.is_empty() || key.contains('=')) {
+            return Err(format!("process `{}` has a variable that is no name", spec.name));
+        }
+        match self.processes.get_mut(&spec.name) {
+            Some(process) => {
+                if process.spec != spec {
+                    process.changed = matches!(process.phase, Phase::Up { .. } | Phase::Stopping(_));
+                    process.spec = spec;
+                }
             }
+            None => self.insert(spec),
         }
         Ok(())
     }
 
+    fn insert(&mut self, spec: ProcessSpec) {
+        let process = Process {
+            wanted: Wanted::Down,
+            phase: Phase::Down,
+            failures: 0,
+            restarts: 0,
+            last_exit: None,
+            changed: false,
+            group: Group::default(),
+            spec,
+        };
+        self.processes.insert(process.spec.name.clone(), process);
+    }
+
+    /// See [`crate::wire::Request::Start`].
     pub(crate) fn start(&mut self, name: &str) -> Result<(), String> {
-        let cgroups = self.cgroups;
-        let entry = self.entry(name)?;
-        entry.wanted = true;
-        match &entry.now {
-            Now::Running { stop, .. } if stop.deadline.is_none() => {}
-            // It is on its way out; its exit starts it again.
-            Now::Running { .. } => {}
-            Now::Stopped | Now::BackingOff { .. } => {
-                entry.failures = 0;
-                launch(name, entry, cgroups);
-            }
+        if self.ending {
+            return Err("the machine is being powered off".to_owned());
         }
+        if name == AGENT || !self.processes.contains_key(name) {
+            return Err(unknown(name));
+        }
+        self.set_up(name);
         Ok(())
     }
 
-    /// Begins to stop; `true` when it is stopped already.
-    pub(crate) fn stop(&mut self, name: &str) -> Result<bool, String> {
-        let entry = self.entry(name)?;
-        entry.wanted = false;
-        match &mut entry.now {
-            Now::Stopped => Ok(true),
-            Now::BackingOff { .. } => {
-                entry.now = Now::Stopped;
-                Ok(true)
+    fn set_up(&mut self, name: &str) {
+        let Some(process) = self.processes.get_mut(name) else {
+            return;
+        };
+        process.wanted = Wanted::Up;
+        match process.phase {
+            Phase::Down => {
+                process.failures = 0;
+                process.restarts = 0;
+                self.launch(name);
             }
-            Now::Running { pid, stop, .. } => {
-                if stop.deadline.is_none() {
-                    stop.deadline = Some(Instant::now() + Duration::from_secs(entry.spec.stop.timeout_s));
-                    sys::kill(*pid, signal_number(&entry.spec.stop.signal).unwrap_or(libc::SIGTERM), stop.kill == Kill::Group);
+            // Somebody who asks does not want to wait for the pause.
+            Phase::BackingOff { .. } => self.launch(name),
+            // After the stop it is started again.
+            Phase::Up { .. } | Phase::Stopping(_) => {}
+        }
+    }
+
+    /// See [`crate::wire::Request::Stop`]. Whether it has ended already; if not, [`Supervisor::take_finished`] will tell.
+    pub(crate) fn stop(&mut self, name: &str, now: Instant) -> Result<bool, String> {
+        if name == AGENT || !self.processes.contains_key(name) {
+            return Err(unknown(name));
+        }
+        Ok(self.bring_down(name, now, None))
+    }
+
+    /// Whether it is down already. `limit` cuts the process's own patience.
+    fn bring_down(&mut self, name: &str, now: Instant, limit: Option<Duration>) -> bool {
+        let Some(process) = self.processes.get_mut(name) else {
+            return true;
+        };
+        process.wanted = Wanted::Down;
+        match &mut process.phase {
+            Phase::Down => true,
+            Phase::BackingOff { .. } => {
+                process.phase = Phase::Down;
+                self.note(name, What::Stopped { exit: None });
+                true
+            }
+            Phase::Stopping(stopping) => {
+                if let Some(limit) = limit {
+                    stopping.deadline = stopping.deadline.min(now + limit);
                 }
-                Ok(false)
+                false
+            }
+            Phase::Up { pid, .. } => {
+                let pid = *pid;
+                let own = Duration::from_secs(process.spec.stop.timeout_s);
+                send(
+                    pid,
+                    process.spec.stop.kill,
+                    system::signal(process.spec.stop.signal),
+                );
+                process.phase = Phase::Stopping(Stopping {
+                    main: Some(pid),
+                    pgid: pid,
+                    deadline: now + limit.map_or(own, |limit| own.min(limit)),
+                    killed: None,
+                    told: false,
+                });
+                false
             }
         }
     }
 
+    /// See [`crate::wire::Request::Remove`].
     pub(crate) fn remove(&mut self, name: &str) -> Result<(), String> {
-        match self.table.get(name).map(|entry| &entry.now) {
+        match self.processes.get(name) {
             None => Ok(()),
-            Some(Now::Stopped) => {
-                self.table.remove(name);
-                if self.cgroups {
-                    boot::remove_cgroups(&cgroup(name));
-                }
+            Some(process) if name != AGENT && matches!(process.phase, Phase::Down) => {
+                process.group.remove();
+                self.processes.remove(name);
                 Ok(())
             }
-            Some(_) => Err(format!("process `{name}` has to be stopped before it is removed")),
+            Some(_) => Err(format!("process `{name}` is not stopped")),
         }
     }
 
-    pub(crate) fn list(&self) -> Vec<Process> {
-        let now = Instant::now();
-        self.table
-            .iter()
-            .map(|(name, entry)| Process {
-                name: name.clone(),
-                state: match &entry.now {
-                    Now::Stopped => State::Stopped,
-                    Now::BackingOff { until } => {
-                        State::BackingOff { in_ms: millis(until.saturating_duration_since(now)) }
-                    }
-                    Now::Running { stop, .. } if stop.deadline.is_some() => State::Stopping,
-                    Now::Running { pid, since, .. } => State::Running { pid: *pid, uptime_ms: millis(now - *since) },
+    /// See [`crate::wire::Request::List`].
+    pub(crate) fn list(&self, now: Instant) -> Vec<ProcessStatus> {
+        self.processes
+            .values()
+            .filter(|process| process.spec.name != AGENT)
+            .map(|process| ProcessStatus {
+                name: process.spec.name.clone(),
+                state: match process.phase {
+                    Phase::Down => State::Stopped,
+                    Phase::Up { pid, since } => State::Running {
+                        pid: pid.as_raw_nonzero().get(),
+                        uptime_ms: millis(now.saturating_duration_since(since)),
+                    },
+                    Phase::BackingOff { until } => State::BackingOff {
+                        retry_ms: millis(until.saturating_duration_since(now)),
+                    },
+                    Phase::Stopping(stopping) => State::Stopping {
+                        pid: stopping.main.map(|pid| pid.as_raw_nonzero().get()),
+                    },
                 },
-                starts: entry.starts,
-                failures: entry.failures,
-                last_exit: entry.last_exit.clone(),
+                failures: match process.phase {
+                    Phase::Up { since, .. } if now.saturating_duration_since(since) >= LONG_LIFE => 0,
+                    _ => process.failures,
+                },
+                restarts: process.restarts,
+                last_exit: process.last_exit.clone(),
+                changed: process.changed,
             })
             .collect()
     }
 
-    /// A child has ended; gives the event when it was a process of ours.
-    pub(crate) fn exited(&mut self, pid: i32, exit: Exit) -> Option<Event> {
-        let (name, entry) =
-            self.table.iter_mut().find(|(_, entry)| matches!(entry.now, Now::Running { pid: own, .. } if own == pid))?;
-        let Now::Running { since, stop, .. } = &entry.now else { return None };
-        if stop.kill == Kill::Group {
-            // What the process left behind in its group would hold its ports and files.
-            sys::kill(pid, libc::SIGKILL, true);
-        }
-        let wanted = stop.deadline.is_some();
-        entry.last_exit = Some(exit.to_string());
-        if !wanted {
-            entry.failures = if since.elapsed() >= HEALTHY_AFTER { 1 } else { entry.failures.saturating_add(1) };
-        }
-        let event = Event { exited: name.clone(), how: exit.to_string(), wanted, failures: entry.failures };
-        if !entry.wanted {
-            entry.now = Now::Stopped;
-        } else if wanted {
-            let name = name.clone();
-            launch(&name, entry, self.cgroups);
-        } else {
-            entry.now = Now::BackingOff { until: Instant::now() + pause(&entry.spec, entry.failures) };
-        }
-        Some(event)
+    /// Number of the last event.
+    pub(crate) fn last_event(&self) -> u64 {
+        self.last_event
     }
 
-    /// Does what is due and says when something will be next.
-    pub(crate) fn tick(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        let mut next: Option<Instant> = None;
-        for (name, entry) in &mut self.table {
-            match &mut entry.now {
-                Now::BackingOff { until } if *until <= now => launch(name, entry, self.cgroups),
-                Now::Running { pid, stop, .. } => {
-                    if stop.deadline.is_some_and(|deadline| deadline <= now) && !stop.killed {
-                        stop.killed = true;
-                        sys::kill(*pid, libc::SIGKILL, stop.kill == Kill::Group);
-                    }
-                }
-                Now::Stopped | Now::BackingOff { .. } => {}
-            }
-            let due = match &entry.now {
-                Now::BackingOff { until } => Some(*until),
-                Now::Running { stop, .. } if !stop.killed => stop.deadline,
-                _ => None,
-            };
-            next = [next, due].into_iter().flatten().min();
-        }
-        next
+    /// Those events that are kept and came after a number.
+    pub(crate) fn events_after(&self, number: u64) -> impl Iterator<Item = &Event> {
+        self.events.iter().filter(move |event| event.number > number)
     }
 
-    /// Whether a process is stopped, or not known at all.
-    pub(crate) fn is_stopped(&self, name: &str) -> bool {
-        self.table.get(name).is_none_or(|entry| matches!(entry.now, Now::Stopped))
+    /// Stops that have come to an end since the last call.
+    pub(crate) fn take_finished(&mut self) -> Vec<(String, Result<(), String>)> {
+        std::mem::take(&mut self.finished)
     }
 
-    /// Begins to stop all.
-    pub(crate) fn stop_all(&mut self) {
-        let names: Vec<String> = self.table.keys().cloned().collect();
+    /// Begins to stop everything, the agent too, with at most `limit` of patience.
+    pub(crate) fn end(&mut self, now: Instant, limit: Duration) {
+        self.ending = true;
+        let names: Vec<String> = self.processes.keys().cloned().collect();
         for name in names {
-            let _ = self.stop(&name);
+            self.bring_down(&name, now, Some(limit));
         }
     }
 
-    pub(crate) fn all_stopped(&self) -> bool {
-        self.table.values().all(|entry| matches!(entry.now, Now::Stopped))
+    /// Whether nothing runs any more.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.processes
+            .values()
+            .all(|process| matches!(process.phase, Phase::Down))
     }
 
-    /// Rotates log files that have grown too large.
-    pub(crate) fn rotate_logs(&self) {
-        for entry in self.table.values() {
-            for path in [&entry.spec.stdout, &entry.spec.stderr] {
-                if let Err(error) = logs::rotate(path, logs::CAP) {
-                    log(&format!("failed to rotate `{path}`: {error}"));
+    /// A child has ended.
+    pub(crate) fn reaped(&mut self, pid: Pid, exit: Exit, now: Instant) {
+        let name = self.processes.iter().find_map(|(name, process)| {
+            let ours = match process.phase {
+                Phase::Up { pid, .. } => Some(pid),
+                Phase::Stopping(stopping) => stopping.main,
+                Phase::Down | Phase::BackingOff { .. } => None,
+            };
+            (ours == Some(pid)).then(|| name.clone())
+        });
+        let Some(name) = name else {
+            // An orphan that was given to us.
+            return;
+        };
+        let Some(process) = self.processes.get_mut(&name) else {
+            return;
+        };
+        process.last_exit = Some(exit.clone());
+        match &mut process.phase {
+            Phase::Stopping(stopping) => {
+                stopping.main = None;
+                self.settle(&name, now);
+            }
+            Phase::Up { since, .. } => {
+                let life = now.saturating_duration_since(*since);
+                if process.spec.stop.kill == KillMode::Group {
+                    end_group(pid, &process.group);
                 }
+                self.failed(&name, exit, life, now);
+            }
+            Phase::Down | Phase::BackingOff { .. } => {}
+        }
+    }
+
+    /// A process that should run does not: it is started again after a pause.
+    fn failed(&mut self, name: &str, exit: Exit, life: Duration, now: Instant) {
+        let Some(process) = self.processes.get_mut(name) else {
+            return;
+        };
+        if life >= LONG_LIFE {
+            process.failures = 0;
+        }
+        process.failures = process.failures.saturating_add(1);
+        process.last_exit = Some(exit.clone());
+        let pause = process.spec.restart.pause(process.failures);
+        process.phase = Phase::BackingOff { until: now + pause };
+        let failures = process.failures;
+        self.logs.line(&format!(
+            "{name} {exit} after {} ms; starting it again in {} ms",
+            life.as_millis(),
+            pause.as_millis()
+        ));
+        self.note(
+            name,
+            What::Failed {
+                exit,
+                uptime_ms: millis(life),
+                failures,
+                retry_ms: millis(pause),
+            },
+        );
+    }
+
+    /// Does what is due.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let due: Vec<String> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| deadline(process).is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            match self.processes.get(&name).map(|process| process.phase) {
+                Some(Phase::BackingOff { .. }) => {
+                    if let Some(process) = self.processes.get_mut(&name) {
+                        process.restarts += 1;
+                    }
+                    self.launch(&name);
+                }
+                Some(Phase::Stopping(_)) => {
+                    self.settle(&name, now);
+                    self.insist(&name, now);
+                }
+                _ => {}
             }
         }
     }
 
-    fn entry(&mut self, name: &str) -> Result<&mut Entry, String> {
-        self.table.get_mut(name).ok_or_else(|| format!("process `{name}` is not defined"))
+    /// When [`Supervisor::tick`] has to be called next.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.processes.values().filter_map(deadline).min()
+    }
+
+    /// Sees whether a process that is being stopped is gone, with all that was to go with it.
+    fn settle(&mut self, name: &str, now: Instant) {
+        let Some(process) = self.processes.get_mut(name) else {
+            return;
+        };
+        let Phase::Stopping(stopping) = process.phase else {
+            return;
+        };
+        let lingers = process.spec.stop.kill == KillMode::Group && group_lives(stopping.pgid, &process.group);
+        if stopping.main.is_some() || lingers {
+            return;
+        }
+        process.phase = Phase::Down;
+        process.failures = 0;
+        let exit = process.last_exit.clone();
+        let again = process.wanted == Wanted::Up && !self.ending;
+        if !again {
+            process.group.remove();
+        }
+        self.logs.line(&format!(
+            "{name} was stopped{}",
+            exit.as_ref()
+                .map(|exit| format!(" and {exit}"))
+                .unwrap_or_default()
+        ));
+        self.note(name, What::Stopped { exit });
+        self.finished.push((name.to_owned(), Ok(())));
+        if again {
+            self.launch_at(name, now);
+        }
+    }
+
+    /// Sends SIGKILL when patience is at its end.
+    fn insist(&mut self, name: &str, now: Instant) {
+        let Some(process) = self.processes.get_mut(name) else {
+            return;
+        };
+        let Phase::Stopping(stopping) = &mut process.phase else {
+            return;
+        };
+        if now < stopping.deadline {
+            return;
+        }
+        let first = match stopping.killed {
+            Some((first, last)) if now < last + KILL_AGAIN => {
+                if now < first + KILL_LIMIT || stopping.told {
+                    return;
+                }
+                first
+            }
+            Some((first, _)) => first,
+            None => {
+                self.logs
+                    .line(&format!("{name} has not ended in time and is killed"));
+                now
+            }
+        };
+        stopping.killed = Some((first, now));
+        match process.spec.stop.kill {
+            KillMode::Process => {
+                if let Some(pid) = stopping.main {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+            KillMode::Group => {
+                end_group(stopping.pgid, &process.group);
+                // A process that left its group and has no control group is reached by its id alone.
+                if let Some(pid) = stopping.main {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+        if now >= first + KILL_LIMIT && !stopping.told {
+            stopping.told = true;
+            let message = format!(
+                "process `{name}` is still there {} s after SIGKILL",
+                KILL_LIMIT.as_secs()
+            );
+            self.logs.line(&message);
+            self.finished.push((name.to_owned(), Err(message)));
+        }
+    }
+
+    fn launch(&mut self, name: &str) {
+        self.launch_at(name, Instant::now());
+    }
+
+    fn launch_at(&mut self, name: &str, now: Instant) {
+        let Some(process) = self.processes.get_mut(name) else {
+            return;
+        };
+        let started = self.hierarchies.group(name).and_then(|group| {
+            process.group = group;
+            spawn(&Program::from(&process.spec), &process.group)
+        });
+        match started {
+            Ok(started) => {
+                process.phase = Phase::Up {
+                    pid: started.pid,
+                    since: now,
+                };
+                process.changed = false;
+                let base = match name.split_once('/') {
+                    Some((job, process)) => self.log_dir.join(job).join(process),
+                    None => self.own_log_dir.join(name),
+                };
+                for (pipe, ending) in [(started.stdout, "stdout.log"), (started.stderr, "stderr.log")] {
+                    let mut path = base.clone().into_os_string();
+                    path.push(format!(".{ending}"));
+                    self.logs.follow(pipe, path.into());
+                }
+                let pid = started.pid.as_raw_nonzero().get();
+                self.logs.line(&format!("{name} was started as process {pid}"));
+                self.note(name, What::Started { pid });
+            }
+            Err(error) => self.failed(name, Exit::NotStarted(error.to_string()), Duration::ZERO, now),
+        }
+    }
+
+    fn note(&mut self, name: &str, what: What) {
+        if name == AGENT {
+            return;
+        }
+        self.last_event += 1;
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event {
+            number: self.last_event,
+            name: name.to_owned(),
+            what,
+        });
     }
 }
 
-fn launch(name: &str, entry: &mut Entry, cgroups: bool) {
-    entry.starts += 1;
-    match spawn(name, &entry.spec, cgroups) {
-        Ok(pid) => {
-            let stop = Stopping { kill: entry.spec.stop.kill, deadline: None, killed: false };
-            entry.now = Now::Running { pid, since: Instant::now(), stop };
-        }
-        Err(error) => {
-            log(&format!("failed to start `{name}`: {error}"));
-            entry.failures = entry.failures.saturating_add(1);
-            entry.last_exit = Some(format!("failed to start: {error}"));
-            entry.now = Now::BackingOff { until: Instant::now() + pause(&entry.spec, entry.failures) };
-        }
+fn deadline(process: &Process) -> Option<Instant> {
+    match process.phase {
+        Phase::Down | Phase::Up { .. } => None,
+        Phase::BackingOff { until } => Some(until),
+        Phase::Stopping(stopping) => Some(match (stopping.main, stopping.killed) {
+            (_, Some((_, last))) => last + LOOK,
+            // What it left behind ends without a word to us.
+            (None, None) => (Instant::now() + LOOK).min(stopping.deadline),
+            (Some(_), None) => stopping.deadline,
+        }),
     }
 }
 
-fn spawn(name: &str, spec: &Spec, cgroups: bool) -> std::io::Result<i32> {
-    let user = user(&spec.user)?;
-    let mut command = Command::new(&spec.argv[0]);
-    command.args(&spec.argv[1..]).current_dir(&spec.cwd).env_clear().env("PATH", PATH);
-    if let Some(user) = &user {
-        command.env("HOME", &user.home).env("USER", &spec.user);
-    }
-    command.envs(&spec.env).stdin(Stdio::null());
-    command.stdout(logs::open(&spec.stdout)?).stderr(logs::open(&spec.stderr)?);
-    let child = Child {
-        cgroups: if cgroups { boot::open_cgroups(&cgroup(name)) } else { Vec::new() },
-        nofile: spec.limits.nofile,
-        oom_score_adj: spec.oom_score_adj.and_then(|n| CString::new(n.to_string()).ok()),
-        user: user.filter(|user| user.uid != 0),
+fn send(pid: Pid, kill: KillMode, signal: Signal) {
+    let _ = match kill {
+        KillMode::Group => kill_process_group(pid, signal),
+        KillMode::Process => kill_process(pid, signal),
     };
-    sys::prepare(&mut command, child);
-    // The handle is dropped: all children are reaped in one place.
-    let child = command.spawn()?;
-    i32::try_from(child.id()).map_err(std::io::Error::other)
 }
 
-/// `JOB/PROCESS` as one path component below the group of all jobs.
-fn cgroup(name: &str) -> String {
-    format!("jobs/{}", name.replace('/', "."))
+fn end_group(pgid: Pid, group: &Group) {
+    let _ = kill_process_group(pgid, Signal::KILL);
+    if group.exists() {
+        group.kill();
+    }
 }
 
-fn pause(spec: &Spec, failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(20);
-    Duration::from_millis(spec.restart.min_ms.saturating_mul(1 << doublings).min(spec.restart.max_ms))
+fn group_lives(pgid: Pid, group: &Group) -> bool {
+    if group.exists() {
+        return !group.members().is_empty();
+    }
+    !matches!(test_kill_process_group(pgid), Err(Errno::SRCH))
+}
+
+fn unknown(name: &str) -> String {
+    format!("there is no process `{name}`")
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn check(name: &str, spec: &Spec) -> Result<(), String> {
-    let good_part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.')
-    };
-    if name.split('/').count() > 2 || !name.split('/').all(good_part) {
-        return Err(format!("`{name}` is no process name"));
-    }
-    match spec.argv.first() {
-        Some(program) if program.starts_with('/') => {}
-        _ => return Err(format!("process `{name}` has no program with an absolute path")),
-    }
-    if spec.argv.iter().any(|arg| arg.contains('\0')) || spec.env.iter().any(|(k, v)| k.contains(['=', '\0']) || v.contains('\0')) {
-        return Err(format!("process `{name}` has an argument or variable that no process can get"));
-    }
-    for path in [&spec.stdout, &spec.stderr, &spec.cwd] {
-        if !path.starts_with('/') {
-            return Err(format!("process `{name}`: `{path}` is no absolute path"));
-        }
-    }
-    if signal_number(&spec.stop.signal).is_none() {
-        return Err(format!("process `{name}`: `{}` is no signal", spec.stop.signal));
-    }
-    if spec.restart.min_ms == 0 || spec.restart.min_ms > spec.restart.max_ms {
-        return Err(format!("process `{name}`: restart.min_ms has to be above 0 and not above max_ms"));
-    }
-    user(&spec.user).map(drop).map_err(|error| format!("process `{name}`: {error}"))
-}
-
-fn signal_number(name: &str) -> Option<i32> {
-    Some(match name {
-        "TERM" => libc::SIGTERM,
-        "INT" => libc::SIGINT,
-        "QUIT" => libc::SIGQUIT,
-        "HUP" => libc::SIGHUP,
-        "USR1" => libc::SIGUSR1,
-        "USR2" => libc::SIGUSR2,
-        "KILL" => libc::SIGKILL,
-        _ => return None,
-    })
-}
-
-/// A user from /etc/passwd with its groups from /etc/group. Root is there even when the files are not.
-fn user(name: &str) -> std::io::Result<Option<User>> {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let Some(fields) = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 6 && f[0] == name)
-    else {
-        if name == "root" {
-            return Ok(Some(User { uid: 0, gid: 0, groups: vec![0], home: "/root".to_owned() }));
-        }
-        return Err(std::io::Error::other(format!("there is no user `{name}`")));
-    };
-    let number = |text: &str| text.parse::<u32>().map_err(std::io::Error::other);
-    let (uid, gid) = (number(fields[2])?, number(fields[3])?);
-    let mut groups = vec![gid];
-    for line in fs::read_to_string("/etc/group").unwrap_or_default().lines() {
-        let parts: Vec<&str> = line.split(':').collect();
-        if parts.len() >= 4 && parts[3].split(',').any(|member| member == name) {
-            groups.extend(parts[2].parse::<u32>().ok().filter(|id| *id != gid));
-        }
-    }
-    Ok(Some(User { uid, gid, groups, home: fields[5].to_owned() }))
 }

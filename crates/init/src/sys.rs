@@ -1,6 +1,9 @@
 //! System calls that need `unsafe`: the signal descriptor, waiting for any child, users, and what happens between fork
 //! and exec.
-#![expect(unsafe_code, reason = "PID 1 needs calls that no safe wrapper in our dependencies has; each says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "PID 1 needs calls that no safe wrapper in our dependencies has; each says why it is sound"
+)]
 
 use std::ffi::CString;
 use std::io;
@@ -10,7 +13,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 /// The signals that init handles through its descriptor.
-const HANDLED: [i32; 5] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGHUP];
+const HANDLED: [i32; 5] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGPWR,
+    libc::SIGHUP,
+];
 
 /// Blocks the handled signals and gives a descriptor that reads them.
 pub(crate) fn signal_descriptor() -> io::Result<OwnedFd> {
@@ -146,14 +155,20 @@ pub(crate) fn prepare(command: &mut Command, child: Child) {
                 let _ = rustix::io::write(cgroup, b"0");
             }
             if let Some(wanted) = child.nofile {
-                let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                let mut limit = libc::rlimit {
+                    rlim_cur: 0,
+                    rlim_max: 0,
+                };
                 if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
                     limit.rlim_cur = wanted.min(limit.rlim_max);
                     libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
                 }
             }
             if let Some(text) = &child.oom_score_adj {
-                let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                let fd = libc::open(
+                    c"/proc/self/oom_score_adj".as_ptr(),
+                    libc::O_WRONLY | libc::O_CLOEXEC,
+                );
                 if fd >= 0 {
                     libc::write(fd, text.as_ptr().cast(), text.as_bytes().len());
                     libc::close(fd);
@@ -175,4 +190,3 @@ pub(crate) fn prepare(command: &mut Command, child: Child) {
         command.pre_exec(act);
     }
 }
-
