@@ -1,0 +1,119 @@
+//! A machine that is only imagined: its processes run when they are told to.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use stolos_init::wire::{Event, Process, Spec, State};
+use stolos_mbus::state::Vitals;
+
+use super::{Platform, Usage};
+
+/// An imagined machine.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<World>);
+
+#[derive(Debug, Default)]
+struct World {
+    processes: BTreeMap<String, (Spec, State, u64)>,
+    mounts: BTreeMap<Utf8PathBuf, String>,
+    off: bool,
+}
+
+impl Memory {
+    /// Makes a process fail, or be well again.
+    pub fn set_failing(&self, name: &str, failing: bool) {
+        if let Some((_, state, _)) = self.lock().processes.get_mut(name) {
+            *state = if failing { State::BackingOff { in_ms: 1000 } } else { State::Running { pid: 1, uptime_ms: 60_000 } };
+        }
+    }
+
+    /// Whether it was powered off.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.lock().off
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Platform for Memory {
+    fn processes(&self) -> io::Result<Vec<Process>> {
+        let show = |(name, (_, state, starts)): (&String, &(Spec, State, u64))| Process {
+            name: name.clone(),
+            state: *state,
+            starts: *starts,
+            failures: 0,
+            last_exit: None,
+        };
+        Ok(self.lock().processes.iter().map(show).collect())
+    }
+
+    fn start(&self, name: &str, spec: &Spec) -> io::Result<()> {
+        let mut world = self.lock();
+        let entry = world.processes.entry(name.to_owned()).or_insert_with(|| (spec.clone(), State::Stopped, 0));
+        entry.0 = spec.clone();
+        if entry.1 == State::Stopped {
+            entry.1 = State::Running { pid: 1, uptime_ms: 60_000 };
+            entry.2 += 1;
+        }
+        Ok(())
+    }
+
+    fn stop(&self, name: &str, _: Duration) -> io::Result<()> {
+        if let Some((_, state, _)) = self.lock().processes.get_mut(name) {
+            *state = State::Stopped;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, name: &str) -> io::Result<()> {
+        self.lock().processes.remove(name);
+        Ok(())
+    }
+
+    fn watch(&self, _: &mut dyn FnMut(Event) -> bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn usage(&self, _: i32) -> Usage {
+        Usage::default()
+    }
+
+    fn vitals(&self, _: &Utf8Path, _: &Utf8Path) -> Vitals {
+        Vitals::default()
+    }
+
+    fn mount(&self, device: &str, target: &Utf8Path) -> io::Result<()> {
+        self.lock().mounts.insert(target.to_owned(), device.to_owned());
+        Ok(())
+    }
+
+    fn unmount(&self, target: &Utf8Path) -> io::Result<()> {
+        self.lock().mounts.remove(target);
+        Ok(())
+    }
+
+    fn mounted(&self, target: &Utf8Path) -> io::Result<Option<String>> {
+        Ok(self.lock().mounts.get(target).cloned())
+    }
+
+    fn copy_tree(&self, _: &Utf8Path, _: &Utf8Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn give_to_jobs(&self, _: &Utf8Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget_neighbour(&self, _: &str) {}
+
+    fn power_off(&self) -> io::Result<()> {
+        self.lock().off = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,154 @@
+//! The agent on the bus.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stolos_base::{Clock, chain, task};
+use stolos_init::wire::Event;
+use stolos_mbus::endpoint::Announcer;
+use stolos_mbus::state::Alert;
+use stolos_mbus::{Endpoint, Transport};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+
+/// BOSH's severities: a process that was restarted.
+const ERROR: i32 = 3;
+/// A process that does not stay up.
+const CRITICAL: i32 = 2;
+/// From so many failures in a row on.
+const CRITICAL_AFTER: u32 = 3;
+/// The pause before init is asked for events again after it went away.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is settled at the agent's start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// Wall-clock time.
+    pub clock: Clock,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(10), clock: Clock::system() }
+    }
+}
+
+/// A running agent. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Agent {
+    core: Core,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Starts to listen and to send heartbeats, the first at once.
+    ///
+    /// # Errors
+    /// When the bus cannot be subscribed to.
+    pub async fn start(config: Config, core: Core, transport: Arc<dyn Transport>) -> Result<Self> {
+        let agent = core.settings().agent_id;
+        let endpoint = Endpoint::start(transport, agent).await.map_err(|source| Error::Fetch {
+            what: "requests from the bus".to_owned(),
+            source: Box::new(source),
+        })?;
+        let stop = CancellationToken::new();
+        let announcer = Arc::new(endpoint.announcer());
+        let hearts = beat(core.clone(), announcer.clone(), config.heartbeat);
+        spawn("heartbeats", stop.clone(), hearts);
+        spawn("process events", stop.clone(), alerts(core.clone(), announcer, config.clock));
+        spawn("requests", stop.clone(), listen(core.clone(), endpoint));
+        Ok(Self { core, stop })
+    }
+
+    /// Its mind.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn spawn(name: &'static str, stop: CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    task::spawn(task::Kind::Service, name, async move {
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+}
+
+async fn listen(core: Core, mut endpoint: Endpoint) {
+    while let Some(incoming) = endpoint.next().await {
+        let core = core.clone();
+        // Each in its own task: a slow answer must not hold back `get_task`.
+        task::spawn(task::Kind::Connection, incoming.call.method(), async move {
+            let reply = core.handle(incoming.call).await;
+            incoming.responder.reply(&reply).await.map_err(|error| chain(&error))
+        });
+    }
+}
+
+async fn beat(core: Core, announcer: Arc<Announcer>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let asked = core.clone();
+        let Ok(heartbeat) = tokio::task::spawn_blocking(move || asked.heartbeat()).await else { continue };
+        if let Err(error) = announcer.heartbeat(&heartbeat).await {
+            tracing::debug!(error = %chain(&error), "heartbeat not sent");
+        }
+    }
+}
+
+async fn alerts(core: Core, announcer: Arc<Announcer>, clock: Clock) {
+    let (told, mut events) = mpsc::unbounded_channel::<Event>();
+    let platform = core.platform();
+    // A thread of its own: it waits on init's socket for as long as the agent lives.
+    let watch = std::thread::Builder::new().name("init-events".to_owned()).spawn(move || {
+        loop {
+            let mut open = true;
+            let ended = platform.watch(&mut |event| {
+                open = told.send(event).is_ok();
+                open
+            });
+            if !open || told.is_closed() || ended.is_ok() {
+                return;
+            }
+            std::thread::sleep(WATCH_PAUSE);
+        }
+    });
+    if let Err(error) = watch {
+        tracing::error!(%error, "exits of processes cannot be watched");
+        return;
+    }
+    while let Some(event) = events.recv().await {
+        if event.wanted {
+            continue;
+        }
+        let alert = Alert {
+            id: stolos_base::ids::random_hex(16),
+            severity: if event.failures >= CRITICAL_AFTER { CRITICAL } else { ERROR },
+            title: format!("{} - {} - restart", event.exited, event.how),
+            summary: format!("process {} ended ({}), {} times in a row", event.exited, event.how, event.failures),
+            created_at: clock.now().as_second(),
+        };
+        tracing::warn!(process = %event.exited, how = %event.how, failures = event.failures, "process ended");
+        if let Err(error) = announcer.alert(&alert).await {
+            tracing::debug!(error = %chain(&error), "alert not sent");
+        }
+    }
+    // A simulated machine has no events; the task stays, because its end would be logged as a fault.
+    std::future::pending::<()>().await;
+}
