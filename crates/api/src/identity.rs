@@ -1,6 +1,7 @@
 //! The client of the token service (UAA's wire).
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +187,15 @@ impl fmt::Debug for TokenSource {
         f.debug_struct("TokenSource")
             .field("client", &self.0.client)
             .finish_non_exhaustive()
+    }
+}
+
+/// For [`crate::director::Client`].
+impl crate::director::Tokens for TokenSource {
+    fn token(
+        &self,
+    ) -> Pin<Box<dyn Future<Output = Result<Secret<String>, crate::director::TokenError>> + Send + '_>> {
+        Box::pin(async { Self::token(self).await.map_err(Into::into) })
     }
 }
 
