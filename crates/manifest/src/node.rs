@@ -71,7 +71,16 @@ pub struct Node {
     /// Where it begins.
     pub at: At,
     /// The scalar as written, kept for numbers with a fraction only: `version: 1.10` must not become 1.1.
-    pub(crate) text: Option<Box<str>>,
+    pub(crate) text: Option<Written>,
+}
+
+/// A scalar as written.
+#[derive(Clone, Debug)]
+pub(crate) enum Written {
+    /// At these bytes of the source; `yaml::parse`, which has the source at hand, looks there.
+    At { from: u64, len: u64 },
+    /// The text.
+    Text(Box<str>),
 }
 
 /// What a node can be.
@@ -177,11 +186,10 @@ impl Node {
     pub fn scalar_text(&self) -> Option<String> {
         match &self.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Number(number) => Some(
-                self.text
-                    .as_deref()
-                    .map_or_else(|| number.to_string(), str::to_owned),
-            ),
+            Value::Number(number) => Some(match &self.text {
+                Some(Written::Text(text)) => text.to_string(),
+                Some(Written::At { .. }) | None => number.to_string(),
+            }),
             Value::Bool(flag) => Some(flag.to_string()),
             Value::Null | Value::List(_) | Value::Map(_) => None,
         }
@@ -250,17 +258,15 @@ impl Serialize for Node {
     }
 }
 
-/// The byte range of a node in its text, packed into [`Node::text`]'s place until the tree is complete.
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = serde_saphyr::Spanned::<Value>::deserialize(deserializer)?;
         let text = match &spanned.value {
             Value::Number(number) if number.is_f64() => {
                 let span = spanned.defined.span();
-                // Resolved to the written text by `yaml::parse`, which has the source at hand.
                 span.byte_offset()
                     .zip(span.byte_len())
-                    .map(|(from, len)| format!("{from}+{len}").into_boxed_str())
+                    .map(|(from, len)| Written::At { from, len })
             }
             _ => None,
         };

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::node::{At, Map, Node, Place, Value};
+use crate::node::{At, Map, Node, Place, Value, Written};
 use crate::problem::{Problem, code};
 
 /// How many nodes a document may have: a manifest with a group for each of ten thousand machines has fewer.
@@ -41,7 +41,7 @@ pub fn parse(document: impl Into<Cow<'static, str>>, text: &str) -> Result<Node,
     Ok(node)
 }
 
-/// Replaces the byte ranges that `Node`'s deserializer left behind by what was written there.
+/// Looks up what was written where the deserializer has left places only.
 fn take_written_numbers(node: &mut Node, source: &str) {
     match &mut node.value {
         Value::List(list) => list
@@ -51,12 +51,14 @@ fn take_written_numbers(node: &mut Node, source: &str) {
             .values_mut()
             .for_each(|entry| take_written_numbers(&mut entry.node, source)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => {
-            node.text = node.text.take().and_then(|range| {
-                let (from, len) = range.split_once('+')?;
-                let from: usize = from.parse().ok()?;
-                let written = source.get(from..from.checked_add(len.parse().ok()?)?)?;
-                Some(written.trim().into())
-            });
+            if let Some(Written::At { from, len }) = node.text {
+                let end = from.saturating_add(len);
+                let range =
+                    usize::try_from(from).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+                node.text = source
+                    .get(range)
+                    .map(|written| Written::Text(written.trim().into()));
+            }
         }
     }
 }
