@@ -4,7 +4,7 @@
 //! ROOT/artefacts/KIND-NAME/KEY/content/…       what was made
 //! ROOT/artefacts/KIND-NAME/KEY/artefact.json   its inputs, and size, time and SHA-256 of each file
 //! ROOT/artefacts/KIND-NAME/KEY/used            milliseconds since the epoch when it was last asked for
-//! ROOT/making/KIND-NAME-KEY/…                  being made; left over after a crash, removed by the next maker
+//! ROOT/making/KIND-NAME-KEY.RANDOM/…           being made; left over after a crash, removed by the next maker
 //! ROOT/locks/KIND-NAME-KEY                     held while it is made
 //! ```
 //! `KEY` is the beginning of the SHA-256 of the inputs, so what was made from other inputs is another artefact. On each use,
@@ -18,6 +18,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use stolos_base::Clock;
 use stolos_base::files::{read_json, remove_tree_if_there, write_atomic, write_json};
+use stolos_base::ids::random_hex;
 use stolos_base::lock::FileLock;
 use stolos_release::digest::{Algorithm, sha256_of};
 
@@ -214,8 +215,12 @@ impl Cache {
         }
         progress.event(&Event::Started { what: &what });
         let started = Instant::now();
-        let making = self.root.join("making").join(&unique);
-        remove_tree_if_there(&making).map_err(file("remove", &making))?;
+        self.remove_left_overs(&unique)?;
+        // A name of its own each time: a process that a killed maker started may still write to the old one.
+        let making = self
+            .root
+            .join("making")
+            .join(format!("{unique}.{}", random_hex(4)));
         let content = making.join("content");
         fs_err::create_dir_all(&content).map_err(file("create", &content))?;
         let result = make(&content).and_then(|()| {
@@ -241,6 +246,18 @@ impl Cache {
                 Err(error)
             }
         }
+    }
+
+    /// Removes what killed makers of the artefact left. Whoever calls this holds the artefact's lock.
+    fn remove_left_overs(&self, unique: &str) -> Result<()> {
+        for left_over in directories(&self.root.join("making"))? {
+            let maker = left_over.file_name().and_then(|name| name.rsplit_once('.'));
+            if maker.is_some_and(|(name, _)| name == unique) {
+                // Where a process is still at work in it, it stays until garbage is collected.
+                let _ = remove_tree_if_there(&left_over);
+            }
+        }
+        Ok(())
     }
 
     fn record(
@@ -408,7 +425,10 @@ impl Cache {
     fn remove_unlocked(&self, directory: &Utf8Path, removed: &mut Vec<Utf8PathBuf>) -> Result<()> {
         let name = directory.file_name().unwrap_or_default();
         let unique = match directory.parent().and_then(Utf8Path::file_name) {
-            Some("making") | None => name.to_owned(),
+            Some("making") | None => name
+                .rsplit_once('.')
+                .map_or(name, |(unique, _)| unique)
+                .to_owned(),
             Some(family) => format!("{family}-{name}"),
         };
         let lock = self.root.join("locks").join(unique);

@@ -57,6 +57,27 @@ fn a_failure_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_maker_left_is_removed_and_not_used() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let cache = cache(dir.path());
+    let get = || cache.get("kind", "name", &inputs("x"), &NoProgress, |at| put(at, "x"));
+    let home = get()
+        .expect("it is made")
+        .content
+        .parent()
+        .expect("a parent")
+        .to_owned();
+    fs_err::remove_dir_all(&home).expect("it is removed");
+    let key = home.file_name().expect("its key");
+    let left_over = dir.path().join(format!("making/kind-name-{key}.0123"));
+    fs_err::create_dir_all(left_over.join("content/half")).expect("what was left");
+    let other = dir.path().join("making/kind-other-0000.0123");
+    fs_err::create_dir_all(&other).expect("somebody else's");
+    let artefact = get().expect("it is made again");
+    assert!(!artefact.content.join("half").exists() && !left_over.exists() && other.exists());
+}
+
+#[test]
 fn two_builders_make_one_thing() {
     let dir = camino_tempfile::tempdir().expect("a directory");
     let n_made = AtomicUsize::new(0);
@@ -152,7 +173,7 @@ fn garbage_is_what_nobody_asked_for() {
     };
     get("old");
     let kept = get("kept");
-    fs_err::create_dir_all(dir.path().join("making/kind-crashed-0")).expect("what a crash left");
+    fs_err::create_dir_all(dir.path().join("making/kind-crashed-0.abcd")).expect("what a crash left");
     clock.advance(10 * day);
     get("kept");
     clock.advance(5 * day);

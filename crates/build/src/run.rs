@@ -52,6 +52,33 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
+/// A command that does not outlive this process, however this ends: for what runs long or for ever. The thread that starts
+/// it has to wait for it too.
+pub(crate) fn bound(program: &str, hint: &'static str) -> Result<Command> {
+    which(program, hint)?;
+    which(BINDER, "Install the distribution's package `util-linux`.")?;
+    let mut command = command(BINDER);
+    command.args(BINDER_ARGUMENTS).arg(program);
+    Ok(command)
+}
+
+const BINDER: &str = "setpriv";
+const BINDER_ARGUMENTS: [&str; 2] = ["--pdeathsig", "KILL"];
+
+/// Says which program is missing before one that would call it fails in its own words.
+pub(crate) fn which(program: &str, hint: &'static str) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if program.contains('/')
+        || std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    {
+        return Ok(());
+    }
+    Err(Error::MissingProgram {
+        program: program.to_owned(),
+        hint,
+    })
+}
+
 /// Runs to the end, hands each line of stderr (and of stdout) to `line`, fails unless the status is 0.
 pub(crate) fn run(command: &mut Command, hint: &'static str, mut line: impl FnMut(&str)) -> Result<()> {
     let shown = shown(command);
@@ -130,10 +157,18 @@ pub(crate) fn start(command: &mut Command, hint: &'static str) -> Result<std::pr
 }
 
 fn shown(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
-    for argument in command.get_args() {
-        text.push(' ');
-        text.push_str(&argument.to_string_lossy());
+    let mut words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .collect();
+    if words[0] == BINDER {
+        words.drain(..=BINDER_ARGUMENTS.len());
+    }
+    let mut text = String::new();
+    for word in words {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(&word.to_string_lossy());
         if text.len() > 120 {
             text.truncate(text.floor_char_boundary(120));
             text.push('…');
@@ -160,6 +195,25 @@ mod tests {
             error.to_string(),
             format!("`sh -c {script}` failed (exit status: 3):\none\ntwo")
         );
+    }
+
+    #[test]
+    fn a_bound_command_is_shown_as_itself_and_works() {
+        let mut lines = Vec::new();
+        let mut command = bound("sh", "").expect("a shell is there");
+        command.args(["-c", "echo it runs; exit 1"]);
+        let error = run(&mut command, "", |line| lines.push(line.to_owned())).expect_err("it ends with 1");
+        assert_eq!(lines, ["it runs"]);
+        assert!(
+            error
+                .to_string()
+                .starts_with("`sh -c echo it runs; exit 1` failed"),
+            "{error}"
+        );
+        assert!(matches!(
+            bound("no-such-program-here", ""),
+            Err(Error::MissingProgram { .. })
+        ));
     }
 
     #[test]

@@ -100,8 +100,8 @@ impl Daemon {
         let log = directory.path().join("log");
         let open = fs_err::File::create(&log).map_err(file("create", &log))?;
         let second = open.try_clone().map_err(file("create", &log))?;
-        let mut command = run::command("unshare");
-        // Without a fork, so that the child's id is containerd's.
+        // None of these forks, so the child's id is containerd's.
+        let mut command = run::bound("unshare", HINT)?;
         command
             .args(["--mount", "--propagation", "private"])
             .arg(containerd.program("containerd"))

@@ -161,13 +161,13 @@ fn last_element(package: &str) -> &str {
 pub struct GoModules;
 
 impl GoModules {
-    fn go(component: &Component) -> std::process::Command {
-        let mut go = run::command("go");
+    fn go(component: &Component) -> Result<std::process::Command> {
+        let mut go = run::bound("go", GO_HINT)?;
         go.current_dir(&component.directory)
             .env("CGO_ENABLED", "0")
             .env("GOFLAGS", "-mod=readonly")
             .env("GOWORK", "off");
-        go
+        Ok(go)
     }
 
     fn flags(component: &Component) -> Vec<String> {
@@ -182,7 +182,7 @@ impl GoModules {
 impl Source for GoModules {
     fn inputs(&self, component: &Component) -> Result<Inputs> {
         let settings = run::output(
-            Self::go(component).args([
+            Self::go(component)?.args([
                 "env",
                 "GOVERSION",
                 "GOOS",
@@ -206,7 +206,7 @@ impl Source for GoModules {
         let what = format!("upstream {}", component.name);
         let mut n_packages = 0_u32;
         // All at once: they share most of their packages, and the last one's linking need not wait for the others'.
-        let mut go = Self::go(component);
+        let mut go = Self::go(component)?;
         go.arg("build")
             .arg("-v")
             .args(Self::flags(component))

@@ -76,7 +76,8 @@ fn bootstrap(progress: &dyn Progress, definition: &StemcellDefinition, root: &Ut
     let what = format!("stemcell-base {}", definition.name);
     // Its own mount namespace: whatever is mounted into the new tree is gone when the program is, however it ends,
     // so that removing the tree can never reach the host's own files.
-    let mut command = run::command("unshare");
+    run::which("mmdebstrap", HINT)?;
+    let mut command = run::bound("unshare", UNSHARE_HINT)?;
     command.args([
         "--mount",
         "--propagation",
@@ -103,23 +104,10 @@ fn bootstrap(progress: &dyn Progress, definition: &StemcellDefinition, root: &Ut
     if let Some(mirror) = mirror()? {
         command.arg(mirror);
     }
-    which("mmdebstrap", HINT)?;
     run::run(&mut command, UNSHARE_HINT, |line| {
         if let Some(text) = line.strip_prefix("I: ") {
             progress.event(&Event::Step { what: &what, text });
         }
-    })
-}
-
-/// Says which program is missing before one that would call it fails in its own words.
-fn which(program: &str, hint: &'static str) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|directory| directory.join(program).is_file()) {
-        return Ok(());
-    }
-    Err(Error::MissingProgram {
-        program: program.to_owned(),
-        hint,
     })
 }
 
