@@ -10,7 +10,7 @@ use crate::paths::Paths;
 
 /// Packs the logs of jobs (`job`) and of the agent (`agent`); an empty list of filters means all files.
 pub(crate) fn pack(paths: &Paths, kinds: &str, filters: &[String]) -> Result<Vec<u8>> {
-    let mut packer = Packer::new(Vec::new(), Level::FAST);
+    let mut packer = Packer::new(Vec::new(), Level::Fast);
     for kind in kinds.split(',').map(str::trim) {
         let root = match kind {
             "job" => paths.log(),

@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use camino::Utf8Path;
-use stolos_init::wire::{Event, Process, Spec};
+use stolos_init::wire::{Event, ProcessSpec, ProcessStatus};
 use stolos_mbus::state::Vitals;
 
 pub use linux::Linux;
@@ -20,12 +20,12 @@ pub trait Platform: Send + Sync + 'static {
     ///
     /// # Errors
     /// When init does not answer; so for all.
-    fn processes(&self) -> io::Result<Vec<Process>>;
+    fn processes(&self) -> io::Result<Vec<ProcessStatus>>;
     /// Defines a process and wants it running.
     ///
     /// # Errors
     /// See [`Platform::processes`].
-    fn start(&self, name: &str, spec: &Spec) -> io::Result<()>;
+    fn start(&self, spec: &ProcessSpec) -> io::Result<()>;
     /// Stops a process and waits for its end, `limit` at most.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// See [`Platform::processes`].
     fn forget(&self, name: &str) -> io::Result<()>;
-    /// Waits for exits of processes and tells them until `told` says to stop, or init goes away.
+    /// Waits for events of processes and tells them until `told` says to stop, or init goes away.
     ///
     /// # Errors
     /// When init went away.

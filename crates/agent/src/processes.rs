@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
-use stolos_init::wire::{Limits, Process, Restart, Spec, State, Stop};
+use stolos_init::wire::{ProcessSpec, ProcessStatus, State, Stop};
 use stolos_mbus::state::{JobState, Process as Shown, ProcessCpu, ProcessMemory, Uptime};
 
 use crate::apply::component;
@@ -15,45 +15,16 @@ use crate::platform::Platform;
 /// A process that failed and lives for less has not shown that it stays up.
 const STEADY_MS: u64 = 1_000;
 
+/// `config/processes.yml` of a job (ARCHITECTURE.md, Jobs): processes by their short names.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    processes: Vec<Declared>,
-}
-
-/// One process in `config/processes.yml` (ARCHITECTURE.md, Jobs).
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Declared {
-    name: String,
-    argv: Vec<String>,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default = "root_directory")]
-    cwd: String,
-    #[serde(default = "root_user")]
-    user: String,
-    #[serde(default)]
-    limits: Limits,
-    #[serde(default)]
-    oom_score_adj: Option<i32>,
-    #[serde(default)]
-    restart: Restart,
-    #[serde(default)]
-    stop: Stop,
-}
-
-fn root_directory() -> String {
-    "/".to_owned()
-}
-
-fn root_user() -> String {
-    "root".to_owned()
+    processes: Vec<ProcessSpec>,
 }
 
 /// The processes of all jobs by their full names.
-pub(crate) fn declared(paths: &Paths, jobs: &[String]) -> Result<BTreeMap<String, Spec>> {
+pub(crate) fn declared(paths: &Paths, jobs: &[String]) -> Result<BTreeMap<String, ProcessSpec>> {
     let mut all = BTreeMap::new();
     for job in jobs {
         let path = paths.jobs().join(component(job)?).join("config/processes.yml");
@@ -64,23 +35,11 @@ pub(crate) fn declared(paths: &Paths, jobs: &[String]) -> Result<BTreeMap<String
         };
         let invalid = |problem: String| Error::Processes { path: path.clone(), problem };
         let file: File = serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        for process in file.processes {
+        for mut process in file.processes {
             component(&process.name).map_err(|error| invalid(error.to_string()))?;
-            let log = |stream: &str| paths.log().join(job).join(format!("{}.{stream}.log", process.name)).to_string();
-            let spec = Spec {
-                stdout: log("stdout"),
-                stderr: log("stderr"),
-                argv: process.argv,
-                env: process.env,
-                cwd: process.cwd,
-                user: process.user,
-                limits: process.limits,
-                oom_score_adj: process.oom_score_adj,
-                restart: process.restart,
-                stop: process.stop,
-            };
-            if all.insert(format!("{job}/{}", process.name), spec).is_some() {
-                return Err(invalid(format!("process `{}` is there twice", process.name)));
+            process.name = format!("{job}/{}", process.name);
+            if let Some(twice) = all.insert(process.name.clone(), process) {
+                return Err(invalid(format!("process `{}` is there twice", twice.name)));
             }
         }
     }
@@ -99,7 +58,7 @@ pub(crate) fn start(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> 
         }
     }
     for (name, spec) in &wanted {
-        platform.start(name, spec).map_err(failed(format!("start `{name}`")))?;
+        platform.start(spec).map_err(failed(format!("start `{name}`")))?;
     }
     let mark = paths.stopped();
     stolos_base::files::remove_if_there(&mark).map_err(Error::file("remove", mark))
@@ -143,19 +102,19 @@ pub(crate) fn state(paths: &Paths, platform: &dyn Platform) -> (JobState, Vec<Sh
     if paths.stopped().exists() {
         return (JobState::Stopped, shown);
     }
-    let failing = |process: &Process| match process.state {
+    let failing = |process: &ProcessStatus| match process.state {
         State::Running { uptime_ms, .. } => process.failures > 0 && uptime_ms < STEADY_MS,
-        State::BackingOff { .. } | State::Stopping | State::Stopped => true,
+        State::BackingOff { .. } | State::Stopping { .. } | State::Stopped => true,
     };
     let sum = if processes.iter().any(failing) { JobState::Failing } else { JobState::Running };
     (sum, shown)
 }
 
-fn show(process: &Process, platform: &dyn Platform) -> Shown {
+fn show(process: &ProcessStatus, platform: &dyn Platform) -> Shown {
     let (state, uptime, usage) = match process.state {
         State::Running { pid, uptime_ms } => ("running", uptime_ms / 1000, platform.usage(pid)),
         State::BackingOff { .. } => ("failing", 0, Default::default()),
-        State::Stopping | State::Stopped => ("stopped", 0, Default::default()),
+        State::Stopping { .. } | State::Stopped => ("stopped", 0, Default::default()),
     };
     Shown {
         name: process.name.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stolos_base::{Clock, chain, task};
-use stolos_init::wire::Event;
+use stolos_init::wire::{Event, What};
 use stolos_mbus::endpoint::Announcer;
 use stolos_mbus::state::Alert;
 use stolos_mbus::{Endpoint, Transport};
@@ -134,17 +134,15 @@ async fn alerts(core: Core, announcer: Arc<Announcer>, clock: Clock) {
         return;
     }
     while let Some(event) = events.recv().await {
-        if event.wanted {
-            continue;
-        }
+        let What::Failed { exit, failures, .. } = &event.what else { continue };
         let alert = Alert {
             id: stolos_base::ids::random_hex(16),
-            severity: if event.failures >= CRITICAL_AFTER { CRITICAL } else { ERROR },
-            title: format!("{} - {} - restart", event.exited, event.how),
-            summary: format!("process {} ended ({}), {} times in a row", event.exited, event.how, event.failures),
+            severity: if *failures >= CRITICAL_AFTER { CRITICAL } else { ERROR },
+            title: format!("{} - {exit} - restart", event.name),
+            summary: format!("process {} {exit}, {failures} times in a row", event.name),
             created_at: clock.now().as_second(),
         };
-        tracing::warn!(process = %event.exited, how = %event.how, failures = event.failures, "process ended");
+        tracing::warn!(process = %event.name, how = %exit, failures, "process ended");
         if let Err(error) = announcer.alert(&alert).await {
             tracing::debug!(error = %chain(&error), "alert not sent");
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use stolos_init::wire::{Event, Process, Spec};
-use stolos_init::{Client, wire};
+use stolos_init::client::Client;
+use stolos_init::wire::{self, Event, ProcessSpec, ProcessStatus};
 use stolos_mbus::state::{CpuVitals, DiskFill, DiskVitals, SpaceVitals, Uptime, Vitals};
 
 use super::{Platform, Usage};
@@ -16,6 +16,8 @@ use super::{Platform, Usage};
 const JOBS_GROUP: &str = "vcap";
 /// Ticks of a second in `/proc`; the kernel's interface fixes it at 100 (`USER_HZ`).
 const TICKS: f64 = 100.0;
+/// The size of a page where we run (x86-64 and the usual arm64 kernels).
+const PAGE: u64 = 4096;
 /// How much of a disk's start has to be empty for the disk to count as blank.
 const BLANK_CHECK: usize = 1024 * 1024;
 
@@ -27,7 +29,7 @@ pub struct Linux {
 
 impl Default for Linux {
     fn default() -> Self {
-        Self { socket: stolos_init::SOCKET.into() }
+        Self { socket: wire::SOCKET.into() }
     }
 }
 
@@ -39,32 +41,32 @@ impl Linux {
     }
 
     fn init(&self) -> io::Result<Client> {
-        Client::connect(&self.socket)
+        Client::connect(&self.socket).map_err(io::Error::other)
     }
 }
 
 impl Platform for Linux {
-    fn processes(&self) -> io::Result<Vec<Process>> {
-        // The agent itself is init's process too, but no job's.
-        Ok(self.init()?.list()?.into_iter().filter(|process| process.name.contains('/')).collect())
+    fn processes(&self) -> io::Result<Vec<ProcessStatus>> {
+        self.init()?.list().map_err(io::Error::other)
     }
 
-    fn start(&self, name: &str, spec: &Spec) -> io::Result<()> {
-        self.init()?.start(name, spec.clone())
+    fn start(&self, spec: &ProcessSpec) -> io::Result<()> {
+        let mut init = self.init()?;
+        init.define(spec).map_err(io::Error::other)?;
+        init.start(&spec.name).map_err(io::Error::other)
     }
 
     fn stop(&self, name: &str, limit: Duration) -> io::Result<()> {
-        self.init()?.stop(name, limit)
+        self.init()?.stop(name, limit).map_err(io::Error::other)
     }
 
     fn forget(&self, name: &str) -> io::Result<()> {
-        self.init()?.ask(&wire::Request::Remove { name: name.to_owned() }).map(drop)
+        self.init()?.remove(name).map_err(io::Error::other)
     }
 
     fn watch(&self, told: &mut dyn FnMut(Event) -> bool) -> io::Result<()> {
-        let mut client = self.init()?;
-        client.subscribe()?;
-        while told(client.next_event()?) {}
+        let (_, mut events) = self.init()?.subscribe(None).map_err(io::Error::other)?;
+        while told(events.next_event().map_err(io::Error::other)?) {}
         Ok(())
     }
 
@@ -155,7 +157,7 @@ impl Platform for Linux {
     }
 
     fn power_off(&self) -> io::Result<()> {
-        self.init()?.ask(&wire::Request::PowerOff).map(drop)
+        self.init()?.power_off().map_err(io::Error::other)
     }
 }
 
@@ -266,7 +268,7 @@ fn usage(pid: i32) -> Option<Usage> {
     let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     let pages = number(21)?;
-    let memory_kb = pages * (rustix::param::page_size() as u64) / 1024;
+    let memory_kb = pages * (PAGE) / 1024;
     let host: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     #[expect(clippy::cast_precision_loss, reason = "ticks fit")]
     let (spent, started) = ((number(11)? + number(12)?) as f64 / TICKS, number(19)? as f64 / TICKS);

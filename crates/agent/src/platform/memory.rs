@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use stolos_init::wire::{Event, Process, Spec, State};
+use stolos_init::wire::{Event, ProcessSpec, ProcessStatus, State};
 use stolos_mbus::state::Vitals;
 
 use super::{Platform, Usage};
@@ -17,7 +17,7 @@ pub struct Memory(Mutex<World>);
 
 #[derive(Debug, Default)]
 struct World {
-    processes: BTreeMap<String, (Spec, State, u64)>,
+    processes: BTreeMap<String, State>,
     mounts: BTreeMap<Utf8PathBuf, String>,
     off: bool,
 }
@@ -25,8 +25,8 @@ struct World {
 impl Memory {
     /// Makes a process fail, or be well again.
     pub fn set_failing(&self, name: &str, failing: bool) {
-        if let Some((_, state, _)) = self.lock().processes.get_mut(name) {
-            *state = if failing { State::BackingOff { in_ms: 1000 } } else { State::Running { pid: 1, uptime_ms: 60_000 } };
+        if let Some(state) = self.lock().processes.get_mut(name) {
+            *state = if failing { State::BackingOff { retry_ms: 1000 } } else { State::Running { pid: 1, uptime_ms: 60_000 } };
         }
     }
 
@@ -42,30 +42,29 @@ impl Memory {
 }
 
 impl Platform for Memory {
-    fn processes(&self) -> io::Result<Vec<Process>> {
-        let show = |(name, (_, state, starts)): (&String, &(Spec, State, u64))| Process {
+    fn processes(&self) -> io::Result<Vec<ProcessStatus>> {
+        let show = |(name, state): (&String, &State)| ProcessStatus {
             name: name.clone(),
-            state: *state,
-            starts: *starts,
+            state: state.clone(),
             failures: 0,
+            restarts: 0,
             last_exit: None,
+            changed: false,
         };
         Ok(self.lock().processes.iter().map(show).collect())
     }
 
-    fn start(&self, name: &str, spec: &Spec) -> io::Result<()> {
+    fn start(&self, spec: &ProcessSpec) -> io::Result<()> {
         let mut world = self.lock();
-        let entry = world.processes.entry(name.to_owned()).or_insert_with(|| (spec.clone(), State::Stopped, 0));
-        entry.0 = spec.clone();
-        if entry.1 == State::Stopped {
-            entry.1 = State::Running { pid: 1, uptime_ms: 60_000 };
-            entry.2 += 1;
+        let state = world.processes.entry(spec.name.clone()).or_insert(State::Stopped);
+        if *state == State::Stopped {
+            *state = State::Running { pid: 1, uptime_ms: 60_000 };
         }
         Ok(())
     }
 
     fn stop(&self, name: &str, _: Duration) -> io::Result<()> {
-        if let Some((_, state, _)) = self.lock().processes.get_mut(name) {
+        if let Some(state) = self.lock().processes.get_mut(name) {
             *state = State::Stopped;
         }
         Ok(())
