@@ -365,7 +365,10 @@ spec:
   containers:
   - name: lookup
     image: stolos.local/busybox:1
-    command: [sh, -c, "until timeout 1 nslookup kubernetes.default.svc.cluster.local >/dev/null 2>&1; do sleep 0.1; done; echo answered"]
+    command:
+    - sh
+    - -c
+    - 'while [ ! -e /tmp/answered ]; do (timeout 2 nslookup kubernetes.default.svc.cluster.local >/tmp/said 2>&1 && : >/tmp/answered) & sleep 0.1; done; echo answered'
 X
 }
 

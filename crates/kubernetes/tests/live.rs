@@ -11,6 +11,7 @@ use stolos_kubernetes::{Cluster, Document, Error};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+#[expect(clippy::print_stderr, reason = "a test that skips says why")]
 fn path() -> Option<Utf8PathBuf> {
     let path = std::env::var("STOLOS_TEST_KUBECONFIG")
         .ok()
