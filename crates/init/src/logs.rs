@@ -107,11 +107,8 @@ impl Writer {
         loop {
             let ready = self.wait();
             let woken = ready.first().copied().unwrap_or(false);
-            for i in (0..self.pipes.len()).rev() {
-                if ready.get(i + 1).copied().unwrap_or(false) {
-                    self.move_some(i);
-                }
-            }
+            // The oldest first: the last words of a process come before the first of its next life.
+            self.move_from(|i, _| ready.get(i + 1).copied().unwrap_or(false));
             if woken {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&*self.wake, &mut count);
@@ -146,39 +143,47 @@ impl Writer {
             }
             Order::Flush(done) => {
                 // What is in the pipes now, and no more: a process that never stops writing must not hold this up.
-                for i in (0..self.pipes.len()).rev() {
-                    if readable(&self.pipes[i].0) {
-                        self.move_some(i);
-                    }
-                }
+                self.move_from(|_, pipe| readable(pipe));
                 let _ = done.try_send(());
             }
         }
     }
 
-    fn move_some(&mut self, i: usize) {
+    /// Moves some of what is in those pipes that are ready, and forgets those that have come to their end.
+    fn move_from(&mut self, ready: impl Fn(usize, &PipeReader) -> bool) {
+        let mut ended = Vec::new();
+        for i in 0..self.pipes.len() {
+            if ready(i, &self.pipes[i].0) && !self.move_some(i) {
+                ended.push(i);
+            }
+        }
+        for i in ended.into_iter().rev() {
+            let (_, path) = self.pipes.remove(i);
+            // The file is opened again when it is needed: no descriptor is kept for what no longer runs.
+            if !self.pipes.iter().any(|(_, other)| *other == path) {
+                self.files.remove(&path);
+            }
+        }
+    }
+
+    /// Whether more may come.
+    fn move_some(&mut self, i: usize) -> bool {
         let mut buffer = std::mem::take(&mut self.buffer);
         let (pipe, path) = &mut self.pipes[i];
-        match pipe.read(&mut buffer) {
-            Ok(0) => {
-                let (_, path) = self.pipes.swap_remove(i);
-                // The file is opened again when it is needed: no descriptor is kept for what no longer runs.
-                if !self.pipes.iter().any(|(_, other)| *other == path) {
-                    self.files.remove(&path);
-                }
-            }
+        let goes_on = match pipe.read(&mut buffer) {
+            Ok(0) => false,
             Ok(n) => {
                 let path = path.clone();
                 self.write(&path, &buffer[..n]);
+                true
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                ) => {}
-            Err(_) => drop(self.pipes.swap_remove(i)),
-        }
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+            ),
+        };
         self.buffer = buffer;
+        goes_on
     }
 
     fn write(&mut self, path: &Path, bytes: &[u8]) {

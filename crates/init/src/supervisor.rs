@@ -80,6 +80,8 @@ struct Stopping {
     pgid: Pid,
     /// When patience ends.
     deadline: Instant,
+    /// When to look next whether what it left behind is gone, once it is gone itself.
+    look: Instant,
     /// When SIGKILL was sent first and last.
     killed: Option<(Instant, Instant)>,
     /// Whether those who wait were told that SIGKILL does not work.
@@ -238,6 +240,7 @@ impl Supervisor {
                     main: Some(pid),
                     pgid: pid,
                     deadline: now + limit.map_or(own, |limit| own.min(limit)),
+                    look: now,
                     killed: None,
                     told: false,
                 });
@@ -424,6 +427,9 @@ impl Supervisor {
         };
         let lingers = process.spec.stop.kill == KillMode::Group && group_lives(stopping.pgid, &process.group);
         if stopping.main.is_some() || lingers {
+            if let Phase::Stopping(stopping) = &mut process.phase {
+                stopping.look = now + LOOK;
+            }
             return;
         }
         process.phase = Phase::Down;
@@ -554,9 +560,9 @@ fn deadline(process: &Process) -> Option<Instant> {
         Phase::Down | Phase::Up { .. } => None,
         Phase::BackingOff { until } => Some(until),
         Phase::Stopping(stopping) => Some(match (stopping.main, stopping.killed) {
-            (_, Some((_, last))) => last + LOOK,
+            (_, Some(_)) => stopping.look,
             // What it left behind ends without a word to us.
-            (None, None) => (Instant::now() + LOOK).min(stopping.deadline),
+            (None, None) => stopping.look.min(stopping.deadline),
             (Some(_), None) => stopping.deadline,
         }),
     }
