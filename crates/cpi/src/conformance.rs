@@ -82,7 +82,7 @@ async fn disks(cpi: &dyn Cpi, env: &Env, stemcell: &StemcellCid, vm: &VmCid) -> 
     let hint = cpi.attach_disk(vm, &disk).await?;
     assert!(!hint.is_null(), "an attached disk has a hint");
     assert_eq!(cpi.attach_disk(vm, &disk).await?, hint, "attaching again is as good");
-    assert_eq!(cpi.get_disks(vm).await?, [disk.clone()]);
+    assert_eq!(cpi.get_disks(vm).await?, std::slice::from_ref(&disk));
     cpi.set_disk_metadata(&disk, json!({"deployment": "test"}).as_object().expect("an object")).await?;
     let error = cpi.delete_disk(&disk).await.expect_err("an attached disk is not deleted");
     assert!(error.kind().is_some(), "{error}");

@@ -92,6 +92,12 @@ pub enum Error {
         /// The limit in seconds.
         limit_s: u64,
     },
+    /// Somebody cancelled it.
+    #[error("CPI method `{method}` was cancelled")]
+    Cancelled {
+        /// The method.
+        method: String,
+    },
 }
 
 impl Error {
@@ -120,7 +126,7 @@ impl Classify for Error {
         match self {
             Self::Cloud { kind: Kind::VmNotFound | Kind::DiskNotFound, .. } => Class::NotFound,
             Self::Cloud { kind: Kind::NotSupported | Kind::NotImplemented, .. } => Class::User,
-            Self::Cloud { kind: Kind::NoDiskSpace, .. } => Class::Conflict,
+            Self::Cloud { kind: Kind::NoDiskSpace, .. } | Self::Cancelled { .. } => Class::Conflict,
             Self::Cloud { ok_to_retry: true, .. } | Self::TimedOut { .. } | Self::Call { .. } => Class::Unavailable,
             Self::Cloud { .. } | Self::InvalidResponse { .. } => Class::Internal,
         }
@@ -130,6 +136,7 @@ impl Classify for Error {
         match self {
             Self::Cloud { ok_to_retry, .. } => *ok_to_retry,
             Self::TimedOut { .. } | Self::Call { .. } | Self::InvalidResponse { .. } => true,
+            Self::Cancelled { .. } => false,
         }
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod conformance;
 mod error;
+mod journal;
 pub mod null;
 mod runner;
 mod types;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::{BoxFuture, ready};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stolos_base::IdSource;
 use stolos_base::ids::AgentId;
@@ -15,7 +16,7 @@ use crate::types::{
 use crate::Cpi;
 
 /// What a [`NullCpi`] holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Books {
     /// Stemcells.
     pub stemcells: BTreeSet<StemcellCid>,
@@ -41,6 +42,12 @@ impl NullCpi {
     #[must_use]
     pub fn new(ids: IdSource) -> Self {
         Self { books: Arc::default(), ids }
+    }
+
+    /// With the books of another one.
+    #[must_use]
+    pub fn with_books(ids: IdSource, books: Books) -> Self {
+        Self { books: Arc::new(Mutex::new(books)), ids }
     }
 
     /// A copy of the books.

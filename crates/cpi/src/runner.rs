@@ -1,40 +1,44 @@
 //! Calls a CPI executable, one process a call, with a journal.
 //!
 //! A call has a directory: `request.json` is written before the process starts and removed when it has ended (it may hold
-//! secrets), `reply.json` appears by rename. The process leads a session of its own, so it ends its work and leaves its
-//! reply even when the caller dies. A call with an id that has a good reply is not made again; one whose process still runs
-//! is waited for: the wrapper around the executable holds a lock on the call's directory.
+//! secrets), `reply.json` appears by rename, `status.json` says which process it is and how it ended, `stderr.log` is its
+//! error output. The process leads a session of its own, so it ends its work and leaves its reply even when the caller dies.
+//! A call with an id that has a good reply is not made again; one whose process still runs is waited for.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use futures::future::BoxFuture;
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use stolos_base::process::{Process, set_session};
 use stolos_base::{IdSource, files};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
 use crate::error::{Error, Result};
+use crate::journal::{Begin, Entry, State, Status};
 use crate::types::{
     CloudProperties, CreateVm, DiskCid, Info, Metadata, Networks, Size, SnapshotCid, StemcellCid, VmCid, VmResources,
 };
-use crate::wire::{API_VERSION, Request, Response, to_json};
+use crate::wire::{API_VERSION, CALL_ID, Request, Response, to_json};
 use crate::Cpi;
 
-/// Runs in the call's directory. File descriptor 9 is the lock; the CPI and what it starts do not get it. The reply is
-/// complete when it appears. `set -C` is not used: a former life's partial files are overwritten.
-const WRAPPER: &str = r#"exec 9>lock && flock 9 || exit 111
-[ -e reply.json ] && exit 0
-"$@" <request.json >reply.part 2>stderr.log 9>&-
+/// Runs in the call's directory. Its standard input is the held lock of the call; the CPI and what it starts do not get it.
+/// It is a shell, because the reply must reach its final name, and the secrets must go, even when the caller dies meanwhile.
+const WRAPPER: &str = r#"umask 077
+"$@" <request.json >reply.part 2>>stderr.log
 code=$?
-mv -f reply.part reply.json && rm -f request.json
+[ -s reply.part ] && mv -f reply.part reply.json
+rm -f request.json
 exit $code"#;
+
+/// How often a call that somebody else has started is looked at.
+const BUSY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How a CPI is called.
 #[derive(Clone, Debug)]
@@ -83,12 +87,28 @@ impl Runner {
     /// `.` are kept, anything else becomes `_`. Use one id for one method with one set of arguments.
     #[must_use]
     pub fn call(&self, id: &str) -> Self {
-        let safe: String =
-            id.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
-        Self { shared: self.shared.clone(), call: Some(safe.into()) }
+        Self { shared: self.shared.clone(), call: Some(directory_name(id).into()) }
     }
 
-    /// Forgets calls that ended before `age` ago, and says how many.
+    /// Ends a running call with SIGKILL for its whole session; whoever waits for it gets [`Error::Cancelled`]. A call that does
+    /// not run is left as it is.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub async fn cancel(&self, id: &str) -> io::Result<()> {
+        let entry = Entry::new(&self.shared.config.calls, &directory_name(id));
+        while entry.dir.exists() && entry.lock()?.is_none() {
+            // Between taking the lock and recording the process there is an instant without one.
+            if let Some(status) = entry.status()?.filter(|status| status.process.is_some()) {
+                return end(&entry, status, State::Cancelled);
+            }
+            tokio::time::sleep(BUSY_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Forgets calls that ended before `age` ago, and says how many. Requests of calls whose processes were killed go too,
+    /// whatever their age: they may hold secrets.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
@@ -98,13 +118,15 @@ impl Runner {
         if !calls.exists() {
             return Ok(0);
         }
-        for entry in calls.read_dir_utf8()?.flatten() {
-            let reply = entry.path().join("reply.json");
-            let old = fs_err::metadata(&reply)
+        for entry in calls.read_dir_utf8()? {
+            let entry = Entry { dir: entry?.into_path() };
+            let Some(_lock) = entry.lock()? else { continue };
+            entry.forget_request()?;
+            let old = fs_err::metadata(entry.dir.join("status.json"))
                 .and_then(|meta| meta.modified())
                 .is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age));
             if old {
-                files::remove_tree_if_there(entry.path())?;
+                files::remove_tree_if_there(&entry.dir)?;
                 pruned += 1;
             }
         }
@@ -116,94 +138,136 @@ impl Runner {
             Some(id) => id.to_string(),
             None => format!("{method}-{}", self.shared.ids.next()),
         };
-        let directory = self.shared.config.calls.join(&id);
-        let failed = |source| Error::Call { method: method.to_owned(), source };
-        fs_err::create_dir_all(&directory).map_err(failed)?;
-        if let Some(Ok(value)) = read_reply(&directory).map_err(failed)? {
-            return decode(method, value);
-        }
-        // A former attempt failed, and said so or left nonsense: this is a new one.
-        files::remove_if_there(&directory.join("reply.json")).map_err(failed)?;
-        self.write_request(&directory, method, arguments, &id).map_err(failed)?;
-        self.run(&directory, method).await?;
-        let reply = read_reply(&directory).map_err(failed)?;
+        let entry = Entry::new(&self.shared.config.calls, &id);
+        let reply = self.reply(&entry, self.request(method, arguments, &id)).await?;
         if self.call.is_none() {
             // Nobody can ask for this call again.
-            files::remove_tree_if_there(&directory).map_err(failed)?;
+            files::remove_tree_if_there(&entry.dir).map_err(|source| failed(method, source))?;
         }
-        match reply {
-            Some(result) => decode(method, result?),
-            None => Err(Error::InvalidResponse {
-                method: method.to_owned(),
-                problem: format!("it left no reply; see `{directory}/stderr.log`"),
-            }),
-        }
+        serde_json::from_value(reply.into_result()?)
+            .map_err(|error| Error::InvalidResponse { method: method.to_owned(), problem: error.to_string() })
     }
 
-    fn write_request(&self, directory: &Utf8Path, method: &str, arguments: Vec<Value>, id: &str) -> io::Result<()> {
+    fn request(&self, method: &str, arguments: Vec<Value>, id: &str) -> Request {
         let mut context = self.shared.config.context.clone();
         context.insert("director_uuid".to_owned(), json!(self.shared.config.director));
         context.insert("request_id".to_owned(), json!(format!("cpi-{id}")));
         context.insert("vm".to_owned(), json!({"stemcell": {"api_version": 3}}));
-        let request =
-            Request { method: method.to_owned(), arguments, context: Value::Object(context), api_version: API_VERSION };
-        files::write_json(&directory.join("request.json"), &request, 0o600)
+        if self.call.is_some() {
+            context.insert(CALL_ID.to_owned(), json!(id));
+        }
+        Request { method: method.to_owned(), arguments, context: Value::Object(context), api_version: API_VERSION }
     }
 
-    async fn run(&self, directory: &Utf8Path, method: &str) -> Result<()> {
+    /// The journalled reply, that of the running process, or that of a new one.
+    async fn reply(&self, entry: &Entry, request: Request) -> Result<Response> {
+        let begun = Instant::now();
+        let method = request.method.clone();
+        let fail = |source| failed(&method, source);
+        let request = Arc::new(request);
+        let mut waited = false;
+        loop {
+            let (at, asked) = (entry.clone(), Arc::clone(&request));
+            let begin = tokio::task::spawn_blocking(move || at.begin(&asked, waited))
+                .await
+                .map_err(|error| fail(io::Error::other(error)))?;
+            match begin.map_err(fail)? {
+                Begin::Replied(reply) => return Ok(reply),
+                Begin::Start(lock, status) => {
+                    let child = self.start(entry, &lock).map_err(fail)?;
+                    drop(lock);
+                    return self.finish(entry, child, status).await;
+                }
+                Begin::Busy => waited = true,
+            }
+            tokio::time::sleep(BUSY_INTERVAL).await;
+            let Some(status) = entry.status().map_err(fail)? else { continue };
+            if let Some(error) = self.ended_on_purpose(&status) {
+                return Err(error);
+            }
+            // The process may be one of a dead caller, whose limit nobody watches any more.
+            if status.state == State::Started && begun.elapsed() > self.shared.config.limit {
+                end(entry, status, State::TimedOut).map_err(fail)?;
+            }
+        }
+    }
+
+    fn start(&self, entry: &Entry, lock: &File) -> io::Result<Child> {
         let config = &self.shared.config;
-        let failed = |source| Error::Call { method: method.to_owned(), source };
-        let mut command = Command::new("/bin/sh");
+        // The shell would say only in words that there is no such program.
+        if config.program.components().count() > 1 {
+            fs_err::metadata(&config.program)?;
+        }
+        let mut command = std::process::Command::new("/bin/sh");
         command.args(["-c", WRAPPER, "stolos-cpi-call", config.program.as_str()]).args(&config.arguments);
-        command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // The child must outlive a dropped future and a dead director: it is not killed with its handle.
-        command.kill_on_drop(false);
-        lead_a_session(&mut command);
-        let mut child = command.spawn().map_err(failed)?;
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        match tokio::time::timeout(config.limit, child.wait()).await {
-            Ok(status) => {
-                let status = status.map_err(failed)?;
-                if status.code() == Some(111) || status.signal().is_some() {
-                    return Err(failed(io::Error::other(format!("the call ended with {status}"))));
-                }
-                Ok(())
+        command.current_dir(&entry.dir).stdin(lock.try_clone()?).stdout(Stdio::null()).stderr(Stdio::null());
+        // As in BOSH: a CPI gets what it needs in its request.
+        command.env_clear();
+        for name in ["PATH", "HOME", "TMPDIR", "STOLOS_LOG"] {
+            if let Ok(value) = std::env::var(name) {
+                command.env(name, value);
             }
+        }
+        set_session(&mut command);
+        // Not killed with its handle: the child outlives a dropped future and a dead director.
+        Command::from(command).kill_on_drop(false).spawn()
+    }
+
+    /// Records the process, waits for its end, reads its reply. Dropping this future leaves the process running.
+    async fn finish(&self, entry: &Entry, mut child: Child, mut status: Status) -> Result<Response> {
+        let method = status.method.clone();
+        let fail = |source| failed(&method, source);
+        status.process = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Process::of);
+        entry.set_status(&status).map_err(fail)?;
+        match tokio::time::timeout(self.shared.config.limit, child.wait()).await {
+            Ok(ended) => drop(ended.map_err(fail)?),
             Err(_) => {
-                if let Some(group) = group {
-                    let _ = kill_process_group(group, Signal::KILL);
-                }
-                let _ = child.wait().await;
-                Err(Error::TimedOut { method: method.to_owned(), limit_s: config.limit.as_secs() })
+                end(entry, status.clone(), State::TimedOut).map_err(fail)?;
+                child.wait().await.map_err(fail)?;
             }
+        }
+        entry.forget_request().map_err(fail)?;
+        if let Some(error) = entry.status().map_err(fail)?.and_then(|status| self.ended_on_purpose(&status)) {
+            return Err(error);
+        }
+        let reply = entry.reply().map_err(fail)?;
+        status.state = if matches!(reply, Some(Ok(_))) { State::Done } else { State::Died };
+        entry.set_status(&status).map_err(fail)?;
+        let problem = match reply {
+            Some(Ok(reply)) => return Ok(reply),
+            Some(Err(why)) => why,
+            None => "it left no reply".to_owned(),
+        };
+        let words = entry.stderr_tail();
+        let problem = if words.is_empty() { problem } else { format!("{problem}; {words}") };
+        Err(Error::InvalidResponse { method: status.method, problem })
+    }
+
+    fn ended_on_purpose(&self, status: &Status) -> Option<Error> {
+        let method = status.method.clone();
+        match status.state {
+            State::TimedOut => Some(Error::TimedOut { method, limit_s: self.shared.config.limit.as_secs() }),
+            State::Cancelled => Some(Error::Cancelled { method }),
+            State::Started | State::Done | State::Died => None,
         }
     }
 }
 
-/// A good or bad reply; `None` when there is none, or none that can be read.
-fn read_reply(directory: &Utf8Path) -> io::Result<Option<Result<Value>>> {
-    match fs_err::read(directory.join("reply.json")) {
-        Ok(bytes) => Ok(serde_json::from_slice::<Response>(&bytes).ok().map(Response::into_result)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+/// Records why, then ends the session.
+fn end(entry: &Entry, status: Status, state: State) -> io::Result<()> {
+    tracing::warn!(call = %entry.dir, method = %status.method, ?state, "ending a cpi call");
+    entry.set_status(&Status { state, ..status })?;
+    entry.kill()?;
+    entry.forget_request()
 }
 
-fn decode<T: DeserializeOwned>(method: &str, value: Value) -> Result<T> {
-    serde_json::from_value(value)
-        .map_err(|error| Error::InvalidResponse { method: method.to_owned(), problem: error.to_string() })
+fn failed(method: &str, source: io::Error) -> Error {
+    Error::Call { method: method.to_owned(), source }
 }
 
-#[expect(unsafe_code, reason = "setsid has to be called between fork and exec")]
-fn lead_a_session(command: &mut Command) {
-    // SAFETY: the closure runs in the forked child before exec and calls only setsid, which is async-signal-safe.
-    // JUSTIFICATION: there is no stable way in std to start a child in a new session.
-    unsafe {
-        command.pre_exec(|| {
-            rustix::process::setsid()?;
-            Ok(())
-        });
-    }
+fn directory_name(id: &str) -> String {
+    let safe: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    if safe.is_empty() || safe.starts_with('.') { format!("_{safe}") } else { safe }
 }
 
 impl Cpi for Runner {

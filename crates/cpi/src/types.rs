@@ -110,7 +110,7 @@ pub struct VmResources {
 }
 
 /// What `create_vm` is asked for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct CreateVm {
     /// Key of the machine: asked twice with the same, it is made once.
     pub agent_id: AgentId,
@@ -122,6 +122,20 @@ pub struct CreateVm {
     pub networks: Networks,
     /// Disks that will be attached, as a hint where to make it.
     pub disks: Vec<DiskCid>,
-    /// `env` of the agent's settings. It holds secrets (the bus's client key): never log it.
+    /// `env` of the agent's settings. It holds secrets (the bus's client key): never log it, and it is not serialized.
+    #[serde(skip)]
     pub env: Value,
+}
+
+impl std::fmt::Debug for CreateVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateVm")
+            .field("agent_id", &self.agent_id)
+            .field("stemcell", &self.stemcell)
+            .field("cloud_properties", &self.cloud_properties)
+            .field("networks", &self.networks)
+            .field("disks", &self.disks)
+            .field("env", &"<redacted>")
+            .finish()
+    }
 }

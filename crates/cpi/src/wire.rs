@@ -11,6 +11,17 @@ use crate::Cpi;
 /// The version that we speak.
 pub const API_VERSION: u32 = 2;
 
+/// The key in a request's context under which our runner passes the id of a journalled call. BOSH's own `request_id` is no
+/// such key: it is short and comes again.
+pub const CALL_ID: &str = "stolos_call_id";
+
+/// The id of the journalled call that a request is, if it is one.
+#[must_use]
+pub fn call_id(input: &[u8]) -> Option<String> {
+    let request: Request = serde_json::from_slice(input).ok()?;
+    request.context.get(CALL_ID)?.as_str().map(str::to_owned)
+}
+
 /// One call.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Request {

@@ -4,36 +4,49 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, json};
-use stolos_base::IdSource;
+use stolos_base::{IdSource, poll};
 use stolos_cpi::conformance::{self, Env};
 use stolos_cpi::null::NullCpi;
 use stolos_cpi::{CloudProperties, Cpi, Error, Networks, Runner, RunnerConfig, VmResources};
 
-#[tokio::test]
-async fn the_null_cpi_conforms() {
+fn env() -> Env {
     let networks: Networks = serde_json::from_value(json!({"n": {"type": "manual", "ip": "10.0.0.2"}})).expect("networks");
-    let env = Env {
+    Env {
         image: "image".to_owned(),
         networks: [networks.clone(), networks],
         resources: VmResources { ram: 256, cpu: 1, ephemeral_disk_size: 512 },
         disk: 16,
         ids: IdSource::random(),
-    };
-    conformance::run(&NullCpi::new(IdSource::random()), &env).await.expect("conformance");
+    }
+}
+
+#[tokio::test]
+async fn the_null_cpi_conforms() {
+    conformance::run(&NullCpi::new(IdSource::random()), &env()).await.expect("conformance");
+}
+
+#[tokio::test]
+async fn the_null_cpi_conforms_behind_the_wire() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let mut config = config(dir.path(), 0, Duration::from_secs(60));
+    config.arguments.push(dir.path().join("books.json").to_string());
+    conformance::run(&Runner::new(config, IdSource::random()), &env()).await.expect("conformance");
+    assert_eq!(walk(&dir.path().join("calls")), Vec::<Utf8PathBuf>::new(), "calls without an id leave nothing");
+}
+
+fn config(dir: &Utf8Path, pause_ms: u64, limit: Duration) -> RunnerConfig {
+    RunnerConfig {
+        program: Utf8PathBuf::from(env!("CARGO_BIN_EXE_stolos-cpi-null")),
+        arguments: vec![dir.join("log").to_string(), pause_ms.to_string()],
+        calls: dir.join("calls"),
+        director: "d".to_owned(),
+        context: Map::new(),
+        limit,
+    }
 }
 
 fn runner(dir: &Utf8Path, pause_ms: u64, limit: Duration) -> Runner {
-    Runner::new(
-        RunnerConfig {
-            program: Utf8PathBuf::from(env!("CARGO_BIN_EXE_stolos-cpi-null")),
-            arguments: vec![dir.join("log").to_string(), pause_ms.to_string()],
-            calls: dir.join("calls"),
-            director: "d".to_owned(),
-            context: Map::new(),
-            limit,
-        },
-        IdSource::random(),
-    )
+    Runner::new(config(dir, pause_ms, limit), IdSource::random())
 }
 
 fn called(dir: &Utf8Path) -> usize {
@@ -51,8 +64,7 @@ async fn a_call_with_an_id_is_made_once() {
     assert_eq!(called(dir.path()), 1);
     let third = runner.call("flow/step 2").create_disk(16, &none, None).await.expect("another disk");
     assert_ne!(first, third);
-    let requests = walk(&dir.path().join("calls")).into_iter().filter(|path| path.ends_with("request.json")).count();
-    assert_eq!(requests, 0, "requests hold secrets and do not stay");
+    assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
 }
 
 #[tokio::test]
@@ -62,10 +74,65 @@ async fn a_call_whose_caller_died_is_waited_for() {
     let none = CloudProperties::new();
     // Dropping the future in mid-call is what the death of the director looks like to the executable.
     let cut = runner.call("one");
-    let dropped = tokio::time::timeout(Duration::from_millis(250), cut.create_disk(16, &none, None)).await;
-    assert!(dropped.is_err(), "the call was cut off");
+    tokio::select! {
+        result = cut.create_disk(16, &none, None) => panic!("it should take longer: {result:?}"),
+        () = is_called(dir.path()) => {}
+    }
     runner.call("one").create_disk(16, &none, None).await.expect("the first call's disk");
     assert_eq!(called(dir.path()), 1, "it was not called twice");
+    assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
+}
+
+#[tokio::test]
+async fn callers_at_once_share_one_call() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let runner = runner(dir.path(), 200, Duration::from_secs(30));
+    let none = CloudProperties::new();
+    let calls = (0..4).map(|_| {
+        let (runner, none) = (runner.call("one"), none.clone());
+        async move { runner.create_disk(16, &none, None).await.expect("a disk") }
+    });
+    let disks = futures::future::join_all(calls).await;
+    assert!(disks.iter().all(|disk| *disk == disks[0]), "{disks:?}");
+    assert_eq!(called(dir.path()), 1);
+}
+
+#[tokio::test]
+async fn a_hanging_call_of_a_dead_caller_is_ended() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let none = CloudProperties::new();
+    let dead = runner(dir.path(), 60_000, Duration::from_secs(90)).call("one");
+    tokio::select! {
+        result = dead.create_disk(16, &none, None) => panic!("it should hang: {result:?}"),
+        () = is_called(dir.path()) => {}
+    }
+    let next = runner(dir.path(), 0, Duration::from_millis(100)).call("one");
+    let error = next.create_disk(16, &none, None).await.expect_err("it hangs");
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
+    next.create_disk(16, &none, None).await.expect("a new call");
+}
+
+#[tokio::test]
+async fn a_cancelled_call_ends_with_its_session() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let none = CloudProperties::new();
+    let slow = runner(dir.path(), 60_000, Duration::from_secs(90));
+    let call = slow.call("one");
+    let (result, ()) = tokio::join!(call.create_disk(16, &none, None), async {
+        is_called(dir.path()).await;
+        slow.cancel("one").await.expect("cancelled");
+    });
+    assert!(matches!(result, Err(Error::Cancelled { .. })), "{result:?}");
+    assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
+}
+
+#[tokio::test]
+async fn an_id_is_one_call() {
+    let dir = camino_tempfile::tempdir().expect("a directory");
+    let runner = runner(dir.path(), 0, Duration::from_secs(30)).call("one");
+    runner.create_disk(16, &CloudProperties::new(), None).await.expect("a disk");
+    runner.has_vm(&"vm-x".into()).await.expect_err("another method with the same id");
 }
 
 #[tokio::test]
@@ -79,6 +146,18 @@ async fn an_error_is_asked_again_and_a_hanging_call_is_killed() {
     let slow = runner(dir.path(), 60_000, Duration::from_millis(300));
     let error = slow.call("slow").has_vm(&"vm-x".into()).await.expect_err("too slow");
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+}
+
+async fn is_called(dir: &Utf8Path) {
+    poll::until("the call", Duration::from_millis(10), Duration::from_secs(60), || async {
+        if called(dir) == 1 { Ok(()) } else { Err("not called".to_owned()) }
+    })
+    .await
+    .expect("called");
+}
+
+fn requests(dir: &Utf8Path) -> usize {
+    walk(&dir.join("calls")).iter().filter(|path| path.file_name() == Some("request.json")).count()
 }
 
 fn walk(dir: &Utf8Path) -> Vec<Utf8PathBuf> {
