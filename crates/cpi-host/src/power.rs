@@ -190,7 +190,8 @@ impl Host {
         })
     }
 
-    /// The OCI bundle's configuration. What is in it and why was found by running Kubernetes conformance in such machines.
+    /// The OCI bundle's configuration. Its `rootfsPropagation` does not survive the runtime's entering of the root, which makes
+    /// that mount private: `stolos-init` shares it again. What is in it and why was found by running Kubernetes conformance in such machines.
     fn specification(&self, machine: &Machine, devices: &BTreeMap<DiskCid, Device>, network: &str) -> Result<Value> {
         let dir = self.dir(&machine.cid);
         let capabilities = capabilities()?;

@@ -74,7 +74,8 @@ fn a_machine_is_what_the_contract_says() {
         let found = mounts.lines().find(|line| line.split(' ').nth(4) == Some(point));
         found.unwrap_or_else(|| panic!("{point} is no mount: {mounts}"))
     };
-    assert!(mount("/").contains("shared:"), "pods need shared propagation");
+    // Runtimes make the root's own mount private again before they enter it, so that init has to share it for pods.
+    assert_eq!(bench.ask(2, "share"), "ok");
     assert!(!mount("/var").contains("- overlay"), "containers cannot lie on an overlay");
     assert!(mount("/var").contains(" rw,"));
     for point in ["/var/vcap/shared/packages", "/var/vcap/shared/images"] {

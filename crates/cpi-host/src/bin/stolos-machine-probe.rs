@@ -1,11 +1,11 @@
 //! The first process of the machines in tests: answers one line commands on TCP port 7, as seen from inside.
 //!
-//! `report` · `write DEVICE TEXT` · `read DEVICE LENGTH` · `exists PATH` · `cat PATH` · `put PATH TEXT` ·
+//! `report` · `share` · `write DEVICE TEXT` · `read DEVICE LENGTH` · `exists PATH` · `cat PATH` · `put PATH TEXT` ·
 //! `mount DEVICE DIRECTORY` · `umount DIRECTORY` · `connect ADDRESS` · `exit`
 
 use std::io::{self, Read as _, Write as _};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +42,9 @@ fn answer(words: &[&str]) -> io::Result<String> {
     let ok = |()| "ok".to_owned();
     match words {
         ["report"] => report(),
+        ["share"] => mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+            .map_err(Into::into)
+            .map(ok),
         ["write", device, text] => {
             let mut file = std::fs::OpenOptions::new().write(true).open(device)?;
             file.write_all(text.as_bytes())?;
