@@ -188,6 +188,7 @@ impl Runner {
             // The process may be one of a dead caller, whose limit nobody watches any more.
             if status.state == State::Started && begun.elapsed() > self.shared.config.limit {
                 end(entry, status, State::TimedOut).map_err(fail)?;
+                return Err(Error::TimedOut { method, limit_s: self.shared.config.limit.as_secs() });
             }
         }
     }

@@ -110,7 +110,8 @@ async fn a_hanging_call_of_a_dead_caller_is_ended() {
     let error = next.create_disk(16, &none, None).await.expect_err("it hangs");
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
-    next.create_disk(16, &none, None).await.expect("a new call");
+    let later = runner(dir.path(), 0, Duration::from_secs(60)).call("one");
+    later.create_disk(16, &none, None).await.expect("a new call");
 }
 
 #[tokio::test]

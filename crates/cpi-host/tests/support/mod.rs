@@ -1,5 +1,5 @@
 //! An instance of its own for a test, with a stemcell whose init is `stolos-machine-probe`.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr, reason = "each test binary uses its part; skips are told on stderr")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
