@@ -6,6 +6,7 @@
 //!
 //! Invariant: no two clusters have the same lease at the same time, and a cluster has at most one.
 
+pub mod hostd_client;
 mod lease;
 pub mod model;
 

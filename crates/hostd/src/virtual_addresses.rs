@@ -1,0 +1,297 @@
+//! Virtual addresses: /32s of the host whose connections go to backends that answer.
+//!
+//! One backend is always connected to, alive or not: nobody would be better off with a refusal by us, and the first
+//! connection works the moment it listens. Of several, those that answer; if none does, all.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use stolos_base::chain;
+use stolos_base::task::{self, Kind};
+use stolos_cpi_host::{Host, nft_apply};
+use stolos_network::hostd_client::{HostNetwork, VirtualAddress, VirtualAddressStatus};
+use tokio_util::sync::CancellationToken;
+
+use crate::state::State;
+
+/// Between two probes of a backend among several.
+const PROBE: Duration = Duration::from_millis(250);
+/// Between two probes of a backend that has not answered yet: a new master is used at once.
+const PROBE_NEW: Duration = Duration::from_millis(50);
+/// How long a probe may take. A master under load is slow, not dead.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// So many probes in a row have to fail.
+const FAILURES: u32 = 3;
+
+/// The addresses. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Service(Arc<Inner>);
+
+struct Inner {
+    host: Host,
+    state: Arc<State>,
+    /// One change of addresses or rules at a time.
+    changing: tokio::sync::Mutex<()>,
+    live: Mutex<BTreeMap<Ipv4Addr, Live>>,
+}
+
+struct Live {
+    wanted: VirtualAddress,
+    alive: BTreeMap<SocketAddrV4, bool>,
+    stop: CancellationToken,
+}
+
+/// Why a request was refused or failed.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Wrong(String),
+    Failed(String),
+}
+
+impl Service {
+    /// Brings everything that was told before into force.
+    pub(crate) async fn start(host: Host, state: Arc<State>) -> anyhow::Result<Self> {
+        let service =
+            Self(Arc::new(Inner { host, state, changing: tokio::sync::Mutex::new(()), live: Mutex::default() }));
+        let told = service.0.state.told();
+        if let Some(network) = told.host_network {
+            service.0.host.ensure_host_network(network.address).context("failed to make the host's network")?;
+            for (address, wanted) in told.virtual_addresses {
+                service.0.host.add_host_address(address).with_context(|| format!("failed to add {address}"))?;
+                service.watch(address, wanted);
+            }
+            service.program().await.map_err(anyhow::Error::msg)?;
+        }
+        Ok(service)
+    }
+
+    pub(crate) async fn put_host_network(&self, network: HostNetwork) -> Result<(), Refusal> {
+        let _one = self.0.changing.lock().await;
+        let told = self.0.state.told().host_network;
+        if told.as_ref().is_some_and(|there| *there != network) {
+            return Err(Refusal::Wrong(format!(
+                "the host's network is {} and cannot change: it is in certificates",
+                told.map(|there| there.address.to_string()).unwrap_or_default()
+            )));
+        }
+        self.0.state.change(|told| told.host_network = Some(network.clone())).map_err(failed("record the network"))?;
+        self.0.host.ensure_host_network(network.address).map_err(|error| Refusal::Failed(chain(&error)))
+    }
+
+    pub(crate) async fn put(&self, address: Ipv4Addr, wanted: VirtualAddress) -> Result<(), Refusal> {
+        let _one = self.0.changing.lock().await;
+        let told = self.0.state.told();
+        let Some(network) = told.host_network else {
+            return Err(Refusal::Wrong("the host's network has to be told first".to_owned()));
+        };
+        if !network.address.contains(&address) || address == network.address.addr() {
+            return Err(Refusal::Wrong(format!("{address} is no free address of {}", network.address.trunc())));
+        }
+        if wanted.backends.iter().any(|backend| backend.port() != wanted.port) {
+            return Err(Refusal::Wrong(format!("all backends have to listen on port {}", wanted.port)));
+        }
+        if told.virtual_addresses.get(&address) == Some(&wanted) {
+            return Ok(());
+        }
+        let intent = wanted.clone();
+        let record = self.0.state.change(|told| drop(told.virtual_addresses.insert(address, intent)));
+        record.map_err(failed("record the address"))?;
+        self.0.host.add_host_address(address).map_err(|error| Refusal::Failed(chain(&error)))?;
+        self.watch(address, wanted);
+        self.program().await.map_err(Refusal::Failed)
+    }
+
+    pub(crate) async fn delete(&self, address: Ipv4Addr) -> Result<(), Refusal> {
+        let _one = self.0.changing.lock().await;
+        if let Some(live) = self.live().remove(&address) {
+            live.stop.cancel();
+        }
+        self.program().await.map_err(Refusal::Failed)?;
+        self.0.host.remove_host_address(address).map_err(|error| Refusal::Failed(chain(&error)))?;
+        let record = self.0.state.change(|told| drop(told.virtual_addresses.remove(&address)));
+        record.map_err(failed("forget the address"))
+    }
+
+    pub(crate) fn list(&self) -> Vec<VirtualAddressStatus> {
+        let live = self.live();
+        live.iter()
+            .map(|(address, live)| VirtualAddressStatus {
+                address: *address,
+                wanted: live.wanted.clone(),
+                active: active(live),
+            })
+            .collect()
+    }
+
+    /// Replaces what is known of an address and begins to probe.
+    fn watch(&self, address: Ipv4Addr, wanted: VirtualAddress) {
+        let stop = CancellationToken::new();
+        let backends = wanted.backends.clone();
+        let entry = Live { wanted, alive: BTreeMap::new(), stop: stop.clone() };
+        if let Some(old) = self.live().insert(address, entry) {
+            old.stop.cancel();
+        }
+        if backends.len() < 2 {
+            return;
+        }
+        for backend in backends {
+            let (service, stop) = (self.clone(), stop.clone());
+            task::spawn(Kind::Service, format!("probe {backend}"), async move {
+                tokio::select! {
+                    result = service.probe(address, backend) => result,
+                    () = stop.cancelled() => Ok(()),
+                }
+            });
+        }
+    }
+
+    async fn probe(&self, address: Ipv4Addr, backend: SocketAddrV4) -> Result<(), String> {
+        // Who answers is the caller's business: every kubeconfig has the CA. Here it is only asked whether.
+        let tls = stolos_base::tls::client_without_verification().map_err(|error| chain(&error))?;
+        let client = reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PROBE_LIMIT).no_proxy();
+        let client = client.build().map_err(|error| chain(&error))?;
+        let url = format!("https://{backend}/readyz");
+        let mut failures = 0;
+        let mut ever = false;
+        loop {
+            let answered = match client.get(&url).send().await {
+                // Not allowed to ask is an answer; not ready is not.
+                Ok(response) => !response.status().is_server_error(),
+                Err(_) => false,
+            };
+            failures = if answered { 0 } else { failures + 1 };
+            ever |= answered;
+            if answered || failures >= FAILURES {
+                self.set_alive(address, backend, answered).await;
+            }
+            tokio::time::sleep(if ever { PROBE } else { PROBE_NEW }).await;
+        }
+    }
+
+    async fn set_alive(&self, address: Ipv4Addr, backend: SocketAddrV4, alive: bool) {
+        let changed = self.live().get_mut(&address).is_some_and(|live| live.alive.insert(backend, alive) != Some(alive));
+        if !changed {
+            return;
+        }
+        tracing::info!(%address, %backend, alive, "backend");
+        if let Err(error) = self.program().await {
+            tracing::error!(%error, "failed to program virtual addresses");
+        }
+        if !alive {
+            cut(address, backend).await;
+        }
+    }
+
+    /// Writes all rules in one transaction.
+    async fn program(&self) -> Result<(), String> {
+        let script = {
+            let live = self.live();
+            let rules = live.iter().map(|(address, live)| (*address, live.wanted.port, active(live)));
+            script(&self.0.host.instance().nft_table(), rules)
+        };
+        let applied = tokio::task::spawn_blocking(move || nft_apply(&script)).await;
+        applied.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeMap<Ipv4Addr, Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn active(live: &Live) -> Vec<SocketAddrV4> {
+    let is_alive = |backend: &&SocketAddrV4| live.alive.get(backend).copied().unwrap_or(false);
+    let alive: Vec<SocketAddrV4> = live.wanted.backends.iter().filter(is_alive).copied().collect();
+    if alive.is_empty() { live.wanted.backends.clone() } else { alive }
+}
+
+fn script(table: &str, addresses: impl Iterator<Item = (Ipv4Addr, u16, Vec<SocketAddrV4>)>) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "add table inet {table}
+add set inet {table} segments {{ type ipv4_addr; flags interval; }}
+add chain inet {table} vip_in {{ type nat hook prerouting priority -100; policy accept; }}
+add chain inet {table} vip_out {{ type nat hook output priority -100; policy accept; }}
+add chain inet {table} vip_back {{ type nat hook postrouting priority 90; policy accept; }}
+flush chain inet {table} vip_in
+flush chain inet {table} vip_out
+flush chain inet {table} vip_back
+"
+    );
+    for (address, port, backends) in addresses {
+        let target = match backends.as_slice() {
+            [] => continue,
+            [only] => only.ip().to_string(),
+            many => {
+                let map: Vec<String> = many.iter().enumerate().map(|(n, backend)| format!("{n} : {}", backend.ip())).collect();
+                format!("numgen random mod {} map {{ {} }}", many.len(), map.join(", "))
+            }
+        };
+        for chain in ["vip_in", "vip_out"] {
+            let _ = writeln!(text, "add rule inet {table} {chain} ip daddr {address} tcp dport {port} dnat ip to {target}");
+        }
+        // A machine that calls the address of a master in its own segment would be answered directly, from an address that
+        // it never called.
+        let _ = writeln!(
+            text,
+            "add rule inet {table} vip_back ct original ip daddr {address} ct status dnat ip saddr @segments masquerade"
+        );
+    }
+    text
+}
+
+/// Ends connections to a backend that is gone, so that clients connect anew.
+async fn cut(address: Ipv4Addr, backend: SocketAddrV4) {
+    let run = move || {
+        let mut command = Command::new("conntrack");
+        command.args(["-D", "-p", "tcp", "--orig-dst", &address.to_string(), "--reply-src", &backend.ip().to_string()]);
+        // It fails when there was nothing to delete, which is as good.
+        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    };
+    if let Err(error) = tokio::task::spawn_blocking(run).await {
+        tracing::warn!(%error, "connections to a dead backend were not cut");
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(std::io::Error) -> Refusal {
+    move |error| Refusal::Failed(format!("failed to {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(backends: &[&str], alive: &[&str]) -> Live {
+        let parse = |text: &&str| text.parse::<SocketAddrV4>().expect("an address");
+        Live {
+            wanted: VirtualAddress {
+                cluster: "c".to_owned(),
+                port: 8443,
+                backends: backends.iter().map(parse).collect(),
+                ca: None,
+            },
+            alive: alive.iter().map(|text| (parse(text), true)).collect(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn connections_go_to_those_that_answer_and_to_all_when_none_does() {
+        let (a, b) = ("10.0.1.2:8443", "10.0.1.3:8443");
+        assert_eq!(active(&live(&[a], &[])).len(), 1, "one backend is always used");
+        assert_eq!(active(&live(&[a, b], &[])).len(), 2);
+        assert_eq!(active(&live(&[a, b], &[b])), [b.parse().expect("an address")]);
+    }
+
+    #[test]
+    fn rules_are_made_for_each_address() {
+        let backends = vec!["10.0.1.2:8443".parse().expect("an address"), "10.0.1.3:8443".parse().expect("an address")];
+        let text = script("stolos_x", [(Ipv4Addr::new(10, 0, 0, 10), 8443, backends)].into_iter());
+        assert!(text.contains(
+            "add rule inet stolos_x vip_in ip daddr 10.0.0.10 tcp dport 8443 dnat ip to numgen random mod 2 map { 0 : 10.0.1.2, 1 : 10.0.1.3 }"
+        ), "{text}");
+    }
+}
