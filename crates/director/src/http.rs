@@ -10,6 +10,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -222,6 +223,17 @@ impl IntoResponse for Failure {
             description,
         };
         (status, Json(body)).into_response()
+    }
+}
+
+/// A JSON body, looked at after the right to send one.
+pub(crate) type Body<T> = Result<Json<T>, JsonRejection>;
+
+/// What a JSON body holds.
+pub(crate) fn read<T>(body: Body<T>) -> Result<T, Error> {
+    match body {
+        Ok(Json(value)) => Ok(value),
+        Err(rejection) => Err(Error::Request(rejection.body_text())),
     }
 }
 

@@ -101,5 +101,6 @@ impl Handle {
     pub async fn stop(&self) {
         self.flows.stop().await;
         self.stop.cancel();
+        self.app.tasks.ended().await;
     }
 }

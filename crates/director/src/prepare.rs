@@ -14,8 +14,8 @@ use stolos_api::director::NameVersion;
 use stolos_base::ids::{AgentId, CredentialId, FlowId, InstanceId};
 use stolos_blobs::BlobId;
 use stolos_manifest::{
-    CloudConfig, Count, Known, Manifest, Node, PersistentDisk, ResolvedDeployment, ResolvedRelease,
-    StemcellOffer, Value, resolve, yaml,
+    CloudConfig, Count, Known, Manifest, PersistentDisk, ResolvedDeployment, ResolvedRelease,
+    StemcellOffer, resolve,
 };
 use stolos_release::RenderedInstance;
 
@@ -177,6 +177,7 @@ struct Ground {
 
 async fn ground(app: &App, request: &Request) -> Result<Ground> {
     let manifest = Manifest::parse(&request.manifest)?;
+    check_variables(app, &manifest).await?;
     let (cloud, cloud_config_ids) = cloud_config(app).await?;
     let stemcells = releases::stemcells(&app.db).await?;
     let deployment = resolve(&manifest, &cloud, &known(app, &stemcells).await?)?;
@@ -242,43 +243,26 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
 }
 
 /// All cloud configs as one, and which they are.
-pub(crate) async fn cloud_config(app: &App) -> Result<(CloudConfig, Vec<i64>)> {
+async fn cloud_config(app: &App) -> Result<(CloudConfig, Vec<i64>)> {
     let rows = configs::newest(&app.db, "cloud").await?;
     let ids = rows.iter().map(|row| row.id).collect();
-    let texts: Vec<&str> = rows.iter().map(|row| row.content.as_str()).collect();
-    Ok((merge_cloud_configs(&texts)?, ids))
+    let texts = rows.iter().map(|row| (row.name.as_str(), row.content.as_str()));
+    Ok((CloudConfig::parse_all(texts)?, ids))
 }
 
-/// Named configs of one type are one document whose lists follow each other.
-pub(crate) fn merge_cloud_configs(texts: &[&str]) -> Result<CloudConfig> {
-    if let [only] = texts {
-        return Ok(CloudConfig::parse(only)?);
-    }
-    let mut merged = Node::new(Value::Map(stolos_manifest::Map::new()));
-    for text in texts {
-        let node = yaml::parse("cloud config", text).map_err(stolos_manifest::Problems::from)?;
-        let (Value::Map(all), Value::Map(more)) = (&mut merged.value, node.value) else {
-            return Err(Error::Request("a cloud config is a map".to_owned()));
-        };
-        for (key, entry) in more {
-            match (
-                all.get_mut(&key).map(|entry| &mut entry.node.value),
-                entry.node.value,
-            ) {
-                (None, value) => {
-                    let node = Node::new(value);
-                    all.insert(key, stolos_manifest::Entry { node, ..entry });
-                }
-                (Some(Value::List(list)), Value::List(rest)) => list.extend(rest),
-                (Some(_), _) => {
-                    return Err(Error::Request(format!(
-                        "'{key}' is in two cloud configs and can be in one only"
-                    )));
-                }
-            }
+/// Refuses references to variables that are neither declared nor known, with their places.
+async fn check_variables(app: &App, manifest: &Manifest) -> Result<()> {
+    let declared: BTreeSet<&str> = manifest.variables.iter().map(|variable| variable.name.as_str()).collect();
+    let mut known = BTreeSet::new();
+    for reference in stolos_manifest::variables::references(&manifest.document) {
+        if !declared.contains(reference.name.as_str())
+            && !known.contains(&reference.name)
+            && variables::is_known(&*app.variables, &manifest.name, &reference.name).await?
+        {
+            known.insert(reference.name);
         }
     }
-    Ok(CloudConfig::parse(&yaml::write(&merged))?)
+    Ok(manifest.check_variables(|name| known.contains(name))?)
 }
 
 async fn known(app: &App, stemcells: &[StemcellRow]) -> Result<Known> {

@@ -44,6 +44,8 @@ struct Inner {
     /// For those who wait for news of a task; the number only changes.
     news: Mutex<HashMap<i64, watch::Sender<u64>>>,
     wake: Notify,
+    /// Fires when the writer has written everything and ended.
+    ended: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -75,13 +77,20 @@ impl Tasks {
             live: Mutex::default(),
             news: Mutex::default(),
             wake: Notify::new(),
+            ended: CancellationToken::new(),
         }));
         let writer = tasks.clone();
         task::spawn(task::Kind::Service, "task output", async move {
             writer.write_all(stop).await;
+            writer.0.ended.cancel();
             Ok::<(), std::convert::Infallible>(())
         });
         tasks
+    }
+
+    /// Waits until everything that was said is written, after the end was asked for.
+    pub(crate) async fn ended(&self) {
+        self.0.ended.cancelled().await;
     }
 
     /// Begins to follow a flow that has been taken up: its task's row has to be there. Done again for a flow that is

@@ -17,7 +17,7 @@ use stolos_base::ids::FlowId;
 use stolos_flow::Kind;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Caller, Failure, Right, is_on, to_task};
+use super::{Caller, Failure, Right, is_on, read, to_task};
 use crate::app::App;
 use crate::db::deployments;
 use crate::db::releases::{self as rows, ReleaseRow};
@@ -400,9 +400,10 @@ pub(super) struct Needed {
 pub(super) async fn stemcell_needed(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Json(offer): Json<StemcellOffer>,
+    offer: super::Body<StemcellOffer>,
 ) -> Result<Json<Needed>, Failure> {
     caller.may(Right::Read)?;
+    let offer = read(offer)?;
     let there = rows::stemcell_by_version(&app.db, &offer.stemcell.name, &offer.stemcell.version).await?;
     Ok(Json(Needed {
         needed: there.is_none(),

@@ -11,15 +11,15 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use stolos_api::director as wire;
 use stolos_blobs::BlobId;
+use stolos_manifest::CloudConfig;
 use tokio_util::io::ReaderStream;
 
-use super::{Caller, Failure, Right, actor, is_on};
+use super::{Caller, Failure, Right, actor, is_on, read};
 use crate::app::App;
 use crate::db::tasks::{self, time_text};
 use crate::db::{configs, inventory};
 use crate::error::{Error, Result};
 use crate::flows::{DELETE_DEPLOYMENT, UPDATE_DEPLOYMENT};
-use crate::prepare::merge_cloud_configs;
 
 /// Never asks for a token; says who it is when a good one is shown.
 pub(super) async fn info(State(app): State<Arc<App>>, headers: HeaderMap) -> Json<wire::Info> {
@@ -90,9 +90,10 @@ pub(super) async fn config_view(
 pub(super) async fn config_update(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Json(update): Json<wire::ConfigUpdate>,
+    update: super::Body<wire::ConfigUpdate>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Admin)?;
+    let update = read(update)?;
     if update.kind != "cloud" {
         return Err(Error::Request(format!("configs of type '{}' are not supported", update.kind)).into());
     }
@@ -101,13 +102,10 @@ pub(super) async fn config_update(
     }
     // What deploys will see: this one in the place of its former version among all others.
     let others = configs::newest(&app.db, "cloud").await?;
-    let mut texts: Vec<&str> = others
-        .iter()
-        .filter(|row| row.name != update.name)
-        .map(|row| row.content.as_str())
-        .collect();
-    texts.push(&update.content);
-    merge_cloud_configs(&texts)?;
+    let kept = others.iter().filter(|row| row.name != update.name);
+    let mut texts: Vec<(&str, &str)> = kept.map(|row| (row.name.as_str(), row.content.as_str())).collect();
+    texts.push((&update.name, &update.content));
+    CloudConfig::parse_all(texts).map_err(Error::from)?;
     let mut tx = app.db.begin("update a config").await.map_err(Error::from)?;
     let row = configs::write(&mut tx, &update).await?;
     tx.commit().await.map_err(Error::from)?;

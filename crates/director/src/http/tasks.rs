@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stolos_api::director::{self as wire, LONGEST_WAIT_MS, OutputKind, TASK_STATE_HEADER, TaskState};
 
-use super::{Caller, Failure, Right};
+use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;
 use crate::db::tasks::{self as rows, TaskRow, found};
 use crate::error::{Error, Result};
@@ -176,9 +176,10 @@ pub(super) async fn task_cancel(
 pub(super) async fn task_cancel_many(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Json(which): Json<wire::CancelTasks>,
+    which: Body<wire::CancelTasks>,
 ) -> Result<StatusCode, Failure> {
     caller.may(Right::Admin)?;
+    let which = read(which)?;
     let mut states = Vec::new();
     for word in which
         .states
