@@ -12,135 +12,298 @@ use stolos_mbus::spec::{ApplySpec, Archive, Package};
 use stolos_release::digest::{Algorithm, MultiDigest};
 use stolos_release::tarball::{self, Limits, Owners};
 
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, Wanted, private_directory};
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 use crate::platform::Platform;
 
+/// What is needed to become something.
+pub(crate) struct Applier<'a> {
+    pub(crate) paths: &'a Paths,
+    pub(crate) blobs: &'a Blobs,
+    pub(crate) platform: &'a dyn Platform,
+}
+
 /// The stored spec, if there is one.
 pub(crate) fn stored(paths: &Paths) -> Result<ApplySpec> {
     let path = paths.spec();
-    Ok(files::read_json(&path).map_err(Error::file("read", path))?.unwrap_or_default())
+    Ok(files::read_json(&path)
+        .map_err(Error::file("read", path))?
+        .unwrap_or_default())
 }
 
-/// Refuses a spec that is older than the one that was applied.
-pub(crate) fn check_generation(applied: &ApplySpec, offered: &ApplySpec) -> Result<()> {
-    match (applied.generation, offered.generation) {
+/// Refuses a spec that is older than one that was applied. A spec without generation comes from a director that does not
+/// count; it neither is refused nor changes what is remembered.
+pub(crate) fn check_generation(paths: &Paths, offered: &ApplySpec) -> Result<()> {
+    let path = paths.generation();
+    let applied: Option<u64> = files::read_json(&path).map_err(Error::file("read", path))?;
+    match (applied, offered.generation) {
         (Some(applied), Some(offered)) if offered < applied => Err(Error::Stale { offered, applied }),
         _ => Ok(()),
     }
 }
 
-/// Fetches and unpacks everything without switching to it.
-pub(crate) async fn prepare(paths: &Paths, blobs: &Blobs, platform: &dyn Platform, spec: &ApplySpec) -> Result<()> {
-    for package in spec.packages.values() {
-        place_package(paths, blobs, package).await?;
+/// Remembers a generation before anything of it is applied, so that an older one has no chance even if this one is cut off.
+fn remember_generation(paths: &Paths, spec: &ApplySpec) -> Result<()> {
+    let path = paths.generation();
+    match spec.generation {
+        Some(generation) => files::write_json(&path, &generation, 0o600).map_err(Error::file("write", path)),
+        None => Ok(()),
     }
-    if let Some(archive) = &spec.rendered_templates_archive {
-        place_jobs(paths, blobs, platform, archive).await?;
+}
+
+/// Removes what a former life left half done.
+pub(crate) fn clean_up(paths: &Paths) -> Result<()> {
+    let path = paths.data_tmp();
+    files::remove_tree_if_there(&path).map_err(Error::file("empty", path))
+}
+
+/// Makes the directories that jobs expect. Some are gone after a boot.
+pub(crate) fn make_directories(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> Result<()> {
+    for job in jobs {
+        let job = component(job)?;
+        for directory in [
+            paths.log().join(job),
+            paths.sys_run().join(job),
+            paths.data().join(job),
+        ] {
+            if !directory.is_dir() {
+                fs_err::create_dir_all(&directory).map_err(Error::file("make", &directory))?;
+                // Jobs that do not run as root write here.
+                set_mode(&directory, 0o770).map_err(Error::file("set the mode of", &directory))?;
+                let given = platform.give_to_jobs(&directory);
+                given.map_err(Error::file("give to jobs", &directory))?;
+            }
+        }
     }
     Ok(())
 }
 
-/// Switches to a spec and stores it.
-pub(crate) async fn apply(paths: &Paths, blobs: &Blobs, platform: &dyn Platform, spec: &ApplySpec) -> Result<()> {
-    if spec.configuration_hash.as_ref().is_some_and(|hash| !hash.is_empty()) {
-        let mut packages = BTreeSet::new();
+impl Applier<'_> {
+    /// Fetches and unpacks everything without switching to it.
+    pub(crate) async fn prepare(&self, spec: &ApplySpec) -> Result<()> {
+        check_generation(self.paths, spec)?;
         for package in spec.packages.values() {
-            let place = place_package(paths, blobs, package).await?;
-            link(&paths.packages().join(component(&package.name)?), &place)?;
-            packages.insert(package.name.clone());
+            self.place_package(package).await?;
         }
-        let mut jobs = BTreeSet::new();
-        let mut kept = None;
         if let Some(archive) = &spec.rendered_templates_archive {
-            let place = place_jobs(paths, blobs, platform, archive).await?;
-            for job in job_names(spec) {
-                let name = component(&job)?;
-                make_directories(paths, platform, name)?;
-                if place.join(name).is_dir() {
-                    link(&paths.jobs().join(name), &place.join(name))?;
-                    jobs.insert(job);
+            self.place_jobs(archive).await?;
+        }
+        Ok(())
+    }
+
+    /// Switches to a spec and stores it.
+    pub(crate) async fn apply(&self, spec: &ApplySpec) -> Result<()> {
+        let jobs = job_names(spec);
+        for name in jobs.iter().chain(spec.packages.keys()) {
+            component(name)?;
+        }
+        check_generation(self.paths, spec)?;
+        remember_generation(self.paths, spec)?;
+        if spec
+            .configuration_hash
+            .as_ref()
+            .is_some_and(|hash| !hash.is_empty())
+        {
+            self.switch(spec, &jobs).await?;
+        }
+        write_instance(self.paths, spec)?;
+        let path = self.paths.spec();
+        create_parent(&path)?;
+        files::write_json(&path, &without_urls(spec), 0o600).map_err(Error::file("write", path))?;
+        if let Some(archive) = &spec.rendered_templates_archive {
+            self.blobs.forget(&archive.blobstore_id)?;
+        }
+        Ok(())
+    }
+
+    async fn switch(&self, spec: &ApplySpec, jobs: &[String]) -> Result<()> {
+        let mut used = BTreeSet::new();
+        // All is there before the first link changes.
+        let mut links = Vec::new();
+        for package in spec.packages.values() {
+            let place = self.place_package(package).await?;
+            links.push((
+                self.paths.packages().join(component(&package.name)?),
+                place.clone(),
+            ));
+            used.insert(place);
+        }
+        if let Some(archive) = &spec.rendered_templates_archive {
+            let place = self.place_jobs(archive).await?;
+            for job in jobs {
+                let content = place.join(job);
+                // A job without templates has nothing to link to.
+                if content.is_dir() {
+                    links.push((self.paths.jobs().join(job), content));
                 }
             }
-            kept = Some(place);
+            used.insert(place);
         }
-        unlink_others(&paths.packages(), &packages)?;
-        unlink_others(&paths.jobs(), &jobs)?;
-        forget_old(&paths.data_jobs(), kept.as_deref())?;
+        make_directories(self.paths, self.platform, jobs)?;
+        for (from, to) in &links {
+            link(from, to)?;
+        }
+        let wanted: BTreeSet<&Utf8Path> = links.iter().map(|(from, _)| from.as_path()).collect();
+        for directory in [self.paths.packages(), self.paths.jobs()] {
+            unlink_others(&directory, &wanted)?;
+        }
+        forget_old(&self.paths.data_jobs(), &used)?;
+        for package in directories(&self.paths.data_packages())? {
+            forget_old(&package, &used)?;
+        }
+        Ok(())
     }
-    write_instance(paths, spec)?;
-    let path = paths.spec();
-    create_parent(&path)?;
-    files::write_json(&path, spec, 0o600).map_err(Error::file("write", path))
+
+    async fn place_package(&self, package: &Package) -> Result<Utf8PathBuf> {
+        let what = format!("package `{}`", package.name);
+        let digest = parse_digest(&what, &package.sha1)?;
+        if let Some(hex) = digest.hex(Algorithm::Sha256) {
+            let shared = self.paths.shared_packages().join(hex);
+            if shared.is_dir() {
+                return Ok(shared);
+            }
+        }
+        let (_, hex) = digest.strongest();
+        let place = self
+            .paths
+            .data_packages()
+            .join(component(&package.name)?)
+            .join(hex);
+        if !place.is_dir() {
+            let wanted = Wanted {
+                what: &what,
+                id: &package.blobstore_id,
+                url: package.signed_url.as_ref(),
+                headers: package.blobstore_headers.as_ref(),
+                digest: &digest,
+            };
+            self.unpack(&wanted, &place, Limits::PACKAGE, |_| Ok(())).await?;
+        }
+        Ok(place)
+    }
+
+    async fn place_jobs(&self, archive: &Archive) -> Result<Utf8PathBuf> {
+        const WHAT: &str = "the rendered jobs";
+        let digest = parse_digest(WHAT, &archive.sha1)?;
+        let (_, hex) = digest.strongest();
+        let place = self.paths.data_jobs().join(hex);
+        if !place.is_dir() {
+            let wanted = Wanted {
+                what: WHAT,
+                id: &archive.blobstore_id,
+                url: archive.signed_url.as_ref(),
+                headers: archive.blobstore_headers.as_ref(),
+                digest: &digest,
+            };
+            self.unpack(&wanted, &place, Limits::JOB, |place| {
+                protect(place)?;
+                self.platform.give_to_jobs(place)
+            })
+            .await?;
+        }
+        Ok(place)
+    }
+
+    /// Fetches an archive and unpacks it; `finish` sees the content before it is in its place.
+    async fn unpack(
+        &self,
+        wanted: &Wanted<'_>,
+        place: &Utf8Path,
+        limits: Limits,
+        finish: impl FnOnce(&Utf8Path) -> io::Result<()>,
+    ) -> Result<()> {
+        let fetched = self.blobs.fetch(wanted).await?;
+        private_directory(&self.paths.data_tmp())?;
+        let temporary = self.paths.data_tmp().join(stolos_base::ids::random_hex(8));
+        let (name, from, into) = (wanted.what.to_owned(), fetched.path.clone(), temporary.clone());
+        let work = move || -> Result<()> {
+            let file = fs_err::File::open(&from).map_err(Error::file("open", from))?;
+            tarball::unpack(&name, file, &into, limits, Owners::Caller).map_err(|source| Error::Install {
+                what: name,
+                source: Box::new(source),
+            })?;
+            sync_tree(&into).map_err(Error::file("sync", into))
+        };
+        let result = async {
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(crate::core::panicked)??;
+            finish(&temporary).map_err(Error::file("protect", &temporary))?;
+            create_parent(place)?;
+            fs_err::rename(&temporary, place).map_err(Error::file("install", place))
+        };
+        let result = result.await;
+        files::remove_tree_if_there(&temporary).map_err(Error::file("clean up", temporary))?;
+        result
+    }
+}
+
+/// A directory counts as installed once it has its name, also after the host lost power: so its content is on disk before.
+fn sync_tree(path: &Utf8Path) -> io::Result<()> {
+    /// Syncs that wait together cost little more than one.
+    const AT_ONCE: usize = 4;
+    let mut files = Vec::new();
+    collect(path, &mut files)?;
+    std::thread::scope(|scope| {
+        let part = files.len().div_ceil(AT_ONCE).max(1);
+        let syncs: Vec<_> = files
+            .chunks(part)
+            .map(|files| {
+                scope.spawn(move || {
+                    files
+                        .iter()
+                        .try_for_each(|file| fs_err::File::open(file)?.sync_all())
+                })
+            })
+            .collect();
+        syncs.into_iter().try_for_each(|sync| {
+            sync.join()
+                .unwrap_or_else(|_| Err(io::Error::other("syncing panicked")))
+        })
+    })
+}
+
+/// All regular files and directories below.
+fn collect(path: &Utf8Path, into: &mut Vec<Utf8PathBuf>) -> io::Result<()> {
+    for entry in path.read_dir_utf8()? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            collect(entry.path(), into)?;
+        } else if kind.is_file() {
+            into.push(entry.into_path());
+        }
+    }
+    into.push(path.to_owned());
+    Ok(())
+}
+
+/// Signed URLs are keys; nobody needs them once the spec is applied.
+fn without_urls(spec: &ApplySpec) -> ApplySpec {
+    let mut spec = spec.clone();
+    if let Some(archive) = &mut spec.rendered_templates_archive {
+        archive.signed_url = None;
+    }
+    for package in spec.packages.values_mut() {
+        package.signed_url = None;
+    }
+    spec
 }
 
 /// The jobs of a spec, in the manifest's order.
 pub(crate) fn job_names(spec: &ApplySpec) -> Vec<String> {
-    spec.job.iter().flat_map(|job| job.templates.iter().map(|template| template.name.clone())).collect()
-}
-
-async fn place_package(paths: &Paths, blobs: &Blobs, package: &Package) -> Result<Utf8PathBuf> {
-    let what = format!("package `{}`", package.name);
-    let digest = parse_digest(&what, &package.sha1)?;
-    if let Some(hex) = digest.hex(Algorithm::Sha256) {
-        let shared = paths.shared_packages().join(hex);
-        if shared.is_dir() {
-            return Ok(shared);
-        }
-    }
-    let (_, hex) = digest.strongest();
-    let place = paths.data_packages().join(component(&package.name)?).join(hex);
-    if !place.is_dir() {
-        let bytes = blobs
-            .fetch(&what, &package.blobstore_id, package.signed_url.as_ref(), package.blobstore_headers.as_ref(), &digest)
-            .await?;
-        unpack(paths, &what, bytes, &place, Limits::PACKAGE).await?;
-    }
-    Ok(place)
-}
-
-async fn place_jobs(paths: &Paths, blobs: &Blobs, platform: &dyn Platform, archive: &Archive) -> Result<Utf8PathBuf> {
-    const WHAT: &str = "the rendered jobs";
-    let digest = parse_digest(WHAT, &archive.sha1)?;
-    let (_, hex) = digest.strongest();
-    let place = paths.data_jobs().join(hex);
-    if !place.is_dir() {
-        let bytes = blobs
-            .fetch(WHAT, &archive.blobstore_id, archive.signed_url.as_ref(), archive.blobstore_headers.as_ref(), &digest)
-            .await?;
-        unpack(paths, WHAT, bytes, &place, Limits::JOB).await?;
-    }
-    protect(&place).map_err(Error::file("set the modes of", &place))?;
-    platform.give_to_jobs(&place).map_err(Error::file("give to jobs", &place))?;
-    Ok(place)
-}
-
-async fn unpack(paths: &Paths, what: &str, bytes: Vec<u8>, place: &Utf8Path, limits: Limits) -> Result<()> {
-    let temporary = paths.data_tmp().join(stolos_base::ids::random_hex(8));
-    let (name, into, target) = (what.to_owned(), temporary.clone(), place.to_owned());
-    let work = move || -> Result<()> {
-        let failed = |source: stolos_release::Error| Error::Install { what: name.clone(), source: Box::new(source) };
-        tarball::unpack(&name, bytes.as_slice(), &into, limits, Owners::Caller).map_err(failed)?;
-        create_parent(&target)?;
-        match fs_err::rename(&into, &target) {
-            // Somebody was quicker with the same content.
-            Err(_) if target.is_dir() => Ok(()),
-            other => other.map_err(Error::file("install", target)),
-        }
-    };
-    let result = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Install { what: what.to_owned(), source: error.into() });
-    files::remove_tree_if_there(&temporary).map_err(Error::file("clean up", temporary))?;
-    result?
+    spec.job
+        .iter()
+        .flat_map(|job| job.templates.iter().map(|template| template.name.clone()))
+        .collect()
 }
 
 /// Executables 0750, all else 0640: rendered templates hold secrets.
 fn protect(path: &Utf8Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let set = |path: &Utf8Path, mode| fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode));
     let meta = fs_err::symlink_metadata(path)?;
     if meta.is_dir() {
-        set(path, 0o750)?;
+        set_mode(path, 0o750)?;
         for entry in path.read_dir_utf8()? {
             protect(entry?.path())?;
         }
@@ -148,19 +311,16 @@ fn protect(path: &Utf8Path) -> io::Result<()> {
     } else if meta.is_symlink() {
         Ok(())
     } else {
-        let executable = path.parent().is_some_and(|parent| parent.file_name() == Some("bin"));
-        set(path, if executable { 0o750 } else { 0o640 })
+        let executable = path
+            .parent()
+            .is_some_and(|parent| parent.file_name() == Some("bin"));
+        set_mode(path, if executable { 0o750 } else { 0o640 })
     }
 }
 
-fn make_directories(paths: &Paths, platform: &dyn Platform, job: &str) -> Result<()> {
-    for directory in [paths.log().join(job), paths.sys_run().join(job)] {
-        if !directory.is_dir() {
-            fs_err::create_dir_all(&directory).map_err(Error::file("make", &directory))?;
-            platform.give_to_jobs(&directory).map_err(Error::file("give to jobs", &directory))?;
-        }
-    }
-    Ok(())
+fn set_mode(path: &Utf8Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Points a link at a target by rename.
@@ -178,28 +338,46 @@ fn link(link: &Utf8Path, target: &Utf8Path) -> Result<()> {
     fs_err::rename(&temporary, link).map_err(Error::file("switch", link))
 }
 
-fn unlink_others(directory: &Utf8Path, wanted: &BTreeSet<String>) -> Result<()> {
+fn unlink_others(directory: &Utf8Path, wanted: &BTreeSet<&Utf8Path>) -> Result<()> {
     if !directory.is_dir() {
         return Ok(());
     }
-    for entry in directory.read_dir_utf8().map_err(Error::file("list", directory))?.flatten() {
-        if !wanted.contains(entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+    let entries = directory
+        .read_dir_utf8()
+        .map_err(Error::file("list", directory))?;
+    for entry in entries {
+        let entry = entry.map_err(Error::file("list", directory))?;
+        if !wanted.contains(entry.path()) && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
             files::remove_if_there(entry.path()).map_err(Error::file("remove", entry.path()))?;
         }
     }
     Ok(())
 }
 
-fn forget_old(directory: &Utf8Path, keep: Option<&Utf8Path>) -> Result<()> {
-    if !directory.is_dir() {
-        return Ok(());
-    }
-    for entry in directory.read_dir_utf8().map_err(Error::file("list", directory))?.flatten() {
-        if Some(entry.path()) != keep {
-            files::remove_tree_if_there(entry.path()).map_err(Error::file("remove", entry.path()))?;
+fn forget_old(directory: &Utf8Path, used: &BTreeSet<Utf8PathBuf>) -> Result<()> {
+    for old in directories(directory)? {
+        if !used.contains(&old) {
+            files::remove_tree_if_there(&old).map_err(Error::file("remove", old))?;
         }
     }
     Ok(())
+}
+
+/// The directories in a directory, which need not be there.
+fn directories(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut found = Vec::new();
+    if directory.is_dir() {
+        for entry in directory
+            .read_dir_utf8()
+            .map_err(Error::file("list", directory))?
+        {
+            let entry = entry.map_err(Error::file("list", directory))?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.into_path());
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn write_instance(paths: &Paths, spec: &ApplySpec) -> Result<()> {
@@ -212,7 +390,11 @@ fn write_instance(paths: &Paths, spec: &ApplySpec) -> Result<()> {
         ("deployment", Some(spec.deployment.as_str())),
     ] {
         let path = directory.join(name);
-        files::write_atomic(&path, value.unwrap_or_default().as_bytes(), 0o644).map_err(Error::file("write", path))?;
+        if fs_err::read(&path).is_ok_and(|now| now == value.unwrap_or_default().as_bytes()) {
+            continue;
+        }
+        files::write_atomic(&path, value.unwrap_or_default().as_bytes(), 0o644)
+            .map_err(Error::file("write", path))?;
     }
     Ok(())
 }
@@ -228,10 +410,22 @@ fn create_parent(path: &Utf8Path) -> Result<()> {
 pub(crate) fn component(name: &str) -> Result<&str> {
     let good = !name.is_empty()
         && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
-    if good { Ok(name) } else { Err(Error::Refused(format!("`{name}` is no name of a job, package or blob"))) }
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b));
+    if good {
+        Ok(name)
+    } else {
+        Err(Error::Refused(format!(
+            "`{name}` is no name of a job, package or blob"
+        )))
+    }
 }
 
 fn parse_digest(what: &str, text: &str) -> Result<MultiDigest> {
-    text.parse().map_err(|source: stolos_release::Error| Error::Install { what: what.to_owned(), source: Box::new(source) })
+    text.parse()
+        .map_err(|source: stolos_release::Error| Error::Install {
+            what: what.to_owned(),
+            source: Box::new(source),
+        })
 }

@@ -91,6 +91,18 @@ pub enum Error {
     /// A method's arguments make no sense here.
     #[error("{0}")]
     Refused(String),
+    /// A blob could not be stored.
+    #[error("failed to store {what}")]
+    Store {
+        /// Which.
+        what: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Requests do not reach us.
+    #[error("failed to listen on the bus")]
+    Listen(#[source] stolos_mbus::transport::Error),
     /// Somebody cancelled it.
     #[error("the task was canceled")]
     Canceled,
@@ -98,7 +110,10 @@ pub enum Error {
 
 impl Error {
     /// An error of a file.
-    pub(crate) fn file(what: &'static str, path: impl Into<Utf8PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn file(
+        what: &'static str,
+        path: impl Into<Utf8PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { what, path, source }
     }

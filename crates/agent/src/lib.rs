@@ -19,6 +19,7 @@ mod processes;
 mod scripts;
 mod service;
 mod settings;
+mod tasks;
 
 pub use crate::core::Core;
 pub use error::{Error, Result};

@@ -1,16 +1,20 @@
 //! Packing logs for somebody who asks.
 
-use std::io;
+use std::io::{self, Read as _, Write};
 
 use camino::Utf8Path;
+use stolos_release::MultiDigest;
+use stolos_release::digest::sha256_of;
 use stolos_release::tarball::{Level, Packer};
 
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 
-/// Packs the logs of jobs (`job`) and of the agent (`agent`); an empty list of filters means all files.
-pub(crate) fn pack(paths: &Paths, kinds: &str, filters: &[String]) -> Result<Vec<u8>> {
-    let mut packer = Packer::new(Vec::new(), Level::Fast);
+/// Packs the logs of jobs (`job`) and of the agent (`agent`) into a file; an empty list of filters means all files. Gives
+/// the file's digest.
+pub(crate) fn pack(paths: &Paths, kinds: &str, filters: &[String], into: &Utf8Path) -> Result<MultiDigest> {
+    let file = fs_err::File::create_new(into).map_err(Error::file("make", into))?;
+    let mut packer = Packer::new(io::BufWriter::new(file), Level::Fast);
     for kind in kinds.split(',').map(str::trim) {
         let root = match kind {
             "job" => paths.log(),
@@ -21,23 +25,39 @@ pub(crate) fn pack(paths: &Paths, kinds: &str, filters: &[String]) -> Result<Vec
         };
         add(&mut packer, &root, &root, filters).map_err(Error::file("pack", root))?;
     }
-    packer.finish().map_err(Error::file("pack", paths.log()))
+    let failed = Error::file("write", into);
+    let written = packer.finish().and_then(|mut out| out.flush());
+    written.map_err(failed)?;
+    let file = fs_err::File::open(into).map_err(Error::file("open", into))?;
+    let hex = sha256_of(file).map_err(Error::file("read", into))?;
+    MultiDigest::from_sha256_hex(&hex).map_err(|source| Error::Install {
+        what: "the logs".to_owned(),
+        source: Box::new(source),
+    })
 }
 
-fn add(packer: &mut Packer<Vec<u8>>, root: &Utf8Path, directory: &Utf8Path, filters: &[String]) -> io::Result<()> {
+fn add<W: Write>(
+    packer: &mut Packer<W>,
+    root: &Utf8Path,
+    directory: &Utf8Path,
+    filters: &[String],
+) -> io::Result<()> {
     if !directory.is_dir() {
         return Ok(());
     }
-    for entry in directory.read_dir_utf8()? {
-        let entry = entry?;
+    let mut entries: Vec<_> = directory.read_dir_utf8()?.collect::<io::Result<_>>()?;
+    entries.sort_by(|a, b| a.path().cmp(b.path()));
+    for entry in entries {
         let kind = entry.file_type()?;
         if kind.is_dir() {
             add(packer, root, entry.path(), filters)?;
         } else if kind.is_file() {
             let relative = entry.path().strip_prefix(root).unwrap_or(entry.path()).as_str();
             if filters.is_empty() || filters.iter().any(|filter| matches(filter, relative)) {
-                // Read whole: a file that grows meanwhile must not change its announced size.
-                packer.bytes(relative, 0o640, &fs_err::read(entry.path())?)?;
+                // A file that grows meanwhile is cut at its present size, one that is rotated away is filled up.
+                let file = fs_err::File::open(entry.path())?;
+                let size = file.metadata()?.len();
+                packer.file(relative, 0o640, size, file.chain(io::repeat(0)).take(size))?;
             }
         }
     }

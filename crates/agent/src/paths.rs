@@ -12,7 +12,10 @@ pub struct Paths {
 impl Default for Paths {
     /// That of a machine.
     fn default() -> Self {
-        Self { base: "/var/vcap".into(), run: "/run/stolos-agent".into() }
+        Self {
+            base: "/var/vcap".into(),
+            run: "/run/stolos-agent".into(),
+        }
     }
 }
 
@@ -37,8 +40,14 @@ paths! {
     spec => "bosh/spec.json",
     /// Where persistent disks are, by CID.
     disk_hints => "bosh/persistent_disk_hints.json",
-    /// Its presence says that processes were stopped on purpose.
-    stopped => "bosh/stopped",
+    /// The highest generation that was ever applied.
+    generation => "bosh/generation.json",
+    /// What the director wants of the processes: see `processes::Wanted`.
+    wanted => "bosh/wanted.json",
+    /// The disk that belongs at the store, as BOSH's agent keeps it.
+    managed_disk => "bosh/managed_disk_settings.json",
+    /// Tasks whose results outlive the agent.
+    tasks => "bosh/tasks.json",
     /// The agent's own logs.
     agent_log => "bosh/log",
     /// Links to rendered jobs.
@@ -47,6 +56,8 @@ paths! {
     packages => "packages",
     /// Unpacked packages that the CPI shares with all machines of a host, by SHA-256.
     shared_packages => "shared/packages",
+    /// What jobs keep on the ephemeral disk.
+    data => "data",
     /// Rendered jobs by digest.
     data_jobs => "data/jobs",
     /// Packages that were downloaded.
@@ -69,13 +80,22 @@ impl Paths {
     /// A layout elsewhere: for simulated machines and tests.
     #[must_use]
     pub fn below(root: &Utf8Path) -> Self {
-        Self { base: root.join("vcap"), run: root.join("run") }
+        Self {
+            base: root.join("vcap"),
+            run: root.join("run"),
+        }
     }
 
     /// Blobs that came over the bus; gone with the next boot.
     #[must_use]
     pub fn sensitive_blobs(&self) -> Utf8PathBuf {
         self.run.join("blobs")
+    }
+
+    /// Says that a disk is being formatted: what it holds counts for nothing.
+    #[must_use]
+    pub(crate) fn formatting(&self, cid: &str) -> Utf8PathBuf {
+        self.base.join("bosh").join(format!("formatting-{cid}"))
     }
 
     /// Made once per boot.

@@ -2,6 +2,7 @@
 
 mod linux;
 mod memory;
+mod vitals;
 
 use std::io;
 use std::time::Duration;
@@ -36,19 +37,32 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// See [`Platform::processes`].
     fn forget(&self, name: &str) -> io::Result<()>;
-    /// Waits for events of processes and tells them until `told` says to stop, or init goes away.
+    /// Waits for events of processes and tells them until `told` says to stop. Those after number `after` come first; without
+    /// a number only new ones come. A machine without events returns at once.
     ///
     /// # Errors
     /// When init went away.
-    fn watch(&self, told: &mut dyn FnMut(Event) -> bool) -> io::Result<()>;
+    fn watch(&self, after: Option<u64>, told: &mut dyn FnMut(Event) -> bool) -> io::Result<()>;
     /// Memory in KiB and share of the machine's in percent, and CPU in percent, of a process.
     fn usage(&self, pid: i32) -> Usage;
     /// How the machine does.
     fn vitals(&self, ephemeral: &Utf8Path, persistent: &Utf8Path) -> Vitals;
-    /// Mounts a device, made a file system where it is blank.
+    /// Whether a device is there.
+    fn has_device(&self, device: &str) -> bool;
+    /// What a device holds.
     ///
     /// # Errors
-    /// When it cannot be mounted, or holds something that is no file system of ours.
+    /// When it cannot be read.
+    fn content(&self, device: &str) -> io::Result<Content>;
+    /// Makes a file system on the whole device. Whatever it holds is lost.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn format(&self, device: &str) -> io::Result<()>;
+    /// Mounts a device that has a file system; fine when it is mounted there.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
     fn mount(&self, device: &str, target: &Utf8Path) -> io::Result<()>;
     /// Unmounts what is mounted there; fine when nothing is.
     ///
@@ -70,6 +84,10 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// When it cannot.
     fn give_to_jobs(&self, path: &Utf8Path) -> io::Result<()>;
+    /// Whether scripts of jobs can run here; in an imagined machine all of them succeed without running.
+    fn runs_scripts(&self) -> bool {
+        true
+    }
     /// Forgets the hardware address of a neighbour.
     fn forget_neighbour(&self, address: &str);
     /// Ends the machine.
@@ -77,6 +95,17 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// When init does not answer.
     fn power_off(&self) -> io::Result<()>;
+}
+
+/// What a device holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing: its beginning is all zeros.
+    Blank,
+    /// A file system of the kind that we make.
+    FileSystem,
+    /// Something else.
+    Other,
 }
 
 /// What a process uses.

@@ -1,196 +1,226 @@
 //! Scripts of jobs: all jobs' at once, as in BOSH.
 
 use std::process::Stdio;
+use std::time::Duration;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use futures::future::join_all;
 use indexmap::IndexMap;
+use rustix::process::{Pid, Signal, kill_process_group};
 use stolos_mbus::call::ErrandResult;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::component;
 use crate::error::{Error, Result};
 use crate::paths::Paths;
+use crate::platform::Platform;
 
 /// What BOSH gives scripts.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a script that is cancelled gets to clean up after itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A script's log that is larger is put aside before the script runs again.
+const LOG_LIMIT: u64 = 10 * 1024 * 1024;
+/// What is kept of each output of an errand: both have to fit into one message, escaped.
+const OUTPUT_LIMIT: usize = 256 * 1024;
 
-/// Runs a script of all jobs that have it.
-pub(crate) async fn run_all(
-    paths: &Paths,
-    jobs: &[String],
-    script: &str,
-    env: &IndexMap<String, String>,
-    cancel: &CancellationToken,
-) -> Result<()> {
-    let runs = jobs.iter().filter_map(|job| {
-        let path = paths.jobs().join(job).join("bin").join(script);
-        path.is_file().then(|| async move { (job.clone(), run(paths, job, script, &path, &[], env, cancel).await) })
-    });
-    let results = futures::future::join_all(runs).await;
-    if cancel.is_cancelled() {
-        return Err(Error::Canceled);
-    }
-    let names = |good: bool| {
-        let names = results.iter().filter(|(_, result)| result.as_ref().is_ok_and(|code| *code == Some(0)) == good);
-        names.map(|(job, _)| job.as_str()).collect::<Vec<_>>()
-    };
-    let (good, failed) = (names(true), names(false));
-    for (job, result) in &results {
-        match result {
-            Ok(Some(0)) => {}
-            Ok(code) => tracing::warn!(%job, script, ?code, "script failed"),
-            Err(error) => tracing::warn!(%job, script, error = %stolos_base::chain(error), "script failed"),
-        }
-    }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let good = if good.is_empty() { String::new() } else { format!(" Successful Jobs: {}.", good.join(", ")) };
-    Err(Error::Scripts {
-        script: script.to_owned(),
-        failed: failed.len(),
-        total: results.len(),
-        failed_jobs: failed.join(", "),
-        good,
-    })
+/// What all scripts of one call have in common.
+pub(crate) struct Run<'a> {
+    pub(crate) paths: &'a Paths,
+    pub(crate) platform: &'a dyn Platform,
+    pub(crate) jobs: &'a [String],
+    pub(crate) env: &'a IndexMap<String, String>,
+    pub(crate) cancel: &'a CancellationToken,
 }
 
-/// Runs the drain scripts until each has printed what it had to say: a number of seconds to wait, negative for "ask again".
-pub(crate) async fn drain_all(
-    paths: &Paths,
-    jobs: &[String],
-    arguments: &[String],
-    env: &IndexMap<String, String>,
-    cancel: &CancellationToken,
-) -> Result<()> {
-    let runs = jobs.iter().filter_map(|job| {
-        let path = paths.jobs().join(job).join("bin/drain");
-        path.is_file().then(|| async move { (job.clone(), drain(paths, job, &path, arguments, env, cancel).await) })
-    });
-    let results = futures::future::join_all(runs).await;
-    let total = results.len();
-    let (failed, good): (Vec<_>, Vec<_>) = results.into_iter().partition(|(_, result)| result.is_err());
-    if cancel.is_cancelled() {
-        return Err(Error::Canceled);
-    }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    for (job, result) in &failed {
-        if let Err(error) = result {
-            tracing::warn!(%job, error = %stolos_base::chain(error), "drain failed");
+impl Run<'_> {
+    /// The jobs that have a script, and where it is.
+    fn having(&self, script: &str) -> Result<Vec<(&str, Utf8PathBuf)>> {
+        let mut all = Vec::new();
+        if !self.platform.runs_scripts() {
+            return Ok(all);
         }
+        for job in self.jobs {
+            let path = self
+                .paths
+                .jobs()
+                .join(component(job)?)
+                .join("bin")
+                .join(component(script)?);
+            if path.is_file() {
+                all.push((job.as_str(), path));
+            }
+        }
+        Ok(all)
     }
-    let names = |list: &[(String, Result<()>)]| list.iter().map(|(job, _)| job.as_str()).collect::<Vec<_>>().join(", ");
-    Err(Error::Scripts {
-        script: "drain".to_owned(),
-        failed: failed.len(),
-        total,
-        failed_jobs: names(&failed),
-        good: if good.is_empty() { String::new() } else { format!(" Successful Jobs: {}.", names(&good)) },
-    })
-}
 
-async fn drain(
-    paths: &Paths,
-    job: &str,
-    path: &Utf8Path,
-    arguments: &[String],
-    env: &IndexMap<String, String>,
-    cancel: &CancellationToken,
-) -> Result<()> {
-    let mut arguments = arguments.to_vec();
-    loop {
-        let output = capture(paths, job, "drain", path, &arguments, env, cancel).await?;
-        if output.exit_code != 0 {
-            return Err(Error::Refused(format!("drain of job `{job}` ended with {}", output.exit_code)));
+    /// Runs a script of all jobs that have it.
+    pub(crate) async fn all(&self, script: &str) -> Result<()> {
+        let runs = self
+            .having(script)?
+            .into_iter()
+            .map(|(job, path)| async move { (job, self.logged(job, script, &path).await) });
+        self.sum_up(script, join_all(runs).await)
+    }
+
+    /// Runs the drain scripts until each has printed what it had to say: a number of seconds to wait, negative for "ask
+    /// again".
+    pub(crate) async fn drain(&self, arguments: &[String]) -> Result<()> {
+        let runs = self
+            .having("drain")?
+            .into_iter()
+            .map(|(job, path)| async move { (job, self.drain_one(job, &path, arguments).await) });
+        self.sum_up("drain", join_all(runs).await)
+    }
+
+    /// Runs an errand and gives what it printed.
+    pub(crate) async fn errand(&self, job: &str) -> Result<ErrandResult> {
+        let path = self.paths.jobs().join(component(job)?).join("bin/run");
+        if !self.platform.runs_scripts() {
+            return Ok(ErrandResult::default());
         }
-        let wait: i64 = output
-            .stdout
-            .trim()
-            .parse()
-            .map_err(|_| Error::Refused(format!("drain of job `{job}` printed something else than a number")))?;
-        let pause = std::time::Duration::from_secs(wait.unsigned_abs());
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = cancel.cancelled() => return Err(Error::Canceled),
+        if !path.is_file() {
+            return Err(Error::Refused(format!("job `{job}` has no errand")));
         }
-        if wait >= 0 {
+        let mut result = self.captured(job, "run", &path, &[]).await?;
+        result.stdout = cut(result.stdout);
+        result.stderr = cut(result.stderr);
+        Ok(result)
+    }
+
+    /// BOSH's words about several scripts.
+    fn sum_up(&self, script: &str, results: Vec<(&str, Result<()>)>) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Canceled);
+        }
+        let total = results.len();
+        let (mut good, mut failed) = (Vec::new(), Vec::new());
+        for (job, result) in results {
+            match result {
+                Ok(()) => good.push(job),
+                Err(error) => {
+                    tracing::warn!(job, script, error = %stolos_base::chain(&error), "script failed");
+                    failed.push(job);
+                }
+            }
+        }
+        if failed.is_empty() {
             return Ok(());
         }
-        if let Some(first) = arguments.first_mut() {
-            "job_check_status".clone_into(first);
+        Err(Error::Scripts {
+            script: script.to_owned(),
+            failed: failed.len(),
+            total,
+            failed_jobs: failed.join(", "),
+            good: match good.as_slice() {
+                [] => String::new(),
+                good => format!(" Successful Jobs: {}.", good.join(", ")),
+            },
+        })
+    }
+
+    async fn drain_one(&self, job: &str, path: &Utf8Path, arguments: &[String]) -> Result<()> {
+        let mut arguments = arguments.to_vec();
+        loop {
+            let output = self.captured(job, "drain", path, &arguments).await?;
+            if output.exit_code != 0 {
+                return Err(Error::Refused(format!(
+                    "it ended with exit code {}",
+                    output.exit_code
+                )));
+            }
+            let wait: i64 = output
+                .stdout
+                .trim()
+                .parse()
+                .map_err(|_| Error::Refused("it printed something else than a number".to_owned()))?;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(wait.unsigned_abs())) => {}
+                () = self.cancel.cancelled() => return Err(Error::Canceled),
+            }
+            if wait >= 0 {
+                return Ok(());
+            }
+            arguments = vec!["job_check_status".to_owned(), "hash_unchanged".to_owned()];
         }
     }
-}
 
-/// Runs an errand and gives all that it printed.
-pub(crate) async fn errand(paths: &Paths, job: &str, cancel: &CancellationToken) -> Result<ErrandResult> {
-    let path = paths.jobs().join(job).join("bin/run");
-    if !path.is_file() {
-        return Err(Error::Refused(format!("job `{job}` has no errand")));
+    /// Runs a script with its output appended to its log files.
+    async fn logged(&self, job: &str, script: &str, path: &Utf8Path) -> Result<()> {
+        let mut command = self.command(path, &[]);
+        command
+            .stdout(log(self.paths, job, script, "stdout")?)
+            .stderr(log(self.paths, job, script, "stderr")?);
+        let mut child = command.spawn().map_err(Error::file("run", path))?;
+        let group = group(&child);
+        let status = tokio::select! {
+            status = child.wait() => status.map_err(Error::file("wait for", path))?,
+            () = self.cancel.cancelled() => {
+                end(group, async { child.wait().await.map(drop) }).await;
+                return Err(Error::Canceled);
+            }
+        };
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::Refused(format!("it ended with {status}")))
+        }
     }
-    capture(paths, job, "run", &path, &[], &IndexMap::new(), cancel).await
-}
 
-/// Runs a script with its output appended to its log files; its exit code, or none when a signal ended it.
-async fn run(
-    paths: &Paths,
-    job: &str,
-    script: &str,
-    path: &Utf8Path,
-    arguments: &[String],
-    env: &IndexMap<String, String>,
-    cancel: &CancellationToken,
-) -> Result<Option<i32>> {
-    let mut command = command(path, arguments, env);
-    command.stdout(log(paths, job, script, "stdout")?).stderr(log(paths, job, script, "stderr")?);
-    let mut child = command.spawn().map_err(Error::file("run", path))?;
-    let status = tokio::select! {
-        status = child.wait() => status.map_err(Error::file("wait for", path))?,
-        () = cancel.cancelled() => {
-            end_group(&mut child).await;
-            return Err(Error::Canceled);
+    /// Runs a script and gives what it printed; its errors go to its log too.
+    async fn captured(
+        &self,
+        job: &str,
+        script: &str,
+        path: &Utf8Path,
+        arguments: &[String],
+    ) -> Result<ErrandResult> {
+        use std::io::Write as _;
+        use std::os::unix::process::ExitStatusExt as _;
+        let mut command = self.command(path, arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(Error::file("run", path))?;
+        let group = group(&child);
+        let output = child.wait_with_output();
+        tokio::pin!(output);
+        let output = tokio::select! {
+            output = &mut output => output.map_err(Error::file("wait for", path))?,
+            () = self.cancel.cancelled() => {
+                end(group, async { output.await.map(drop) }).await;
+                return Err(Error::Canceled);
+            }
+        };
+        for (stream, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+            let mut log = log(self.paths, job, script, stream)?;
+            log.write_all(bytes)
+                .map_err(Error::file("write the log of", path))?;
         }
-    };
-    Ok(status.code())
-}
+        Ok(ErrandResult {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            // As shells count: 128 and the signal's number.
+            exit_code: output
+                .status
+                .code()
+                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+        })
+    }
 
-/// Runs a script and gives what it printed; its errors go to its log too.
-async fn capture(
-    paths: &Paths,
-    job: &str,
-    script: &str,
-    path: &Utf8Path,
-    arguments: &[String],
-    env: &IndexMap<String, String>,
-    cancel: &CancellationToken,
-) -> Result<ErrandResult> {
-    use std::io::Write as _;
-    let mut command = command(path, arguments, env);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(Error::file("run", path))?;
-    let group = child.id();
-    let output = tokio::select! {
-        output = child.wait_with_output() => output.map_err(Error::file("wait for", path))?,
-        () = cancel.cancelled() => {
-            signal_group(group);
-            return Err(Error::Canceled);
-        }
-    };
-    log(paths, job, script, "stderr")?.write_all(&output.stderr).map_err(Error::file("write the log of", path))?;
-    Ok(ErrandResult {
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        // BOSH's convention for a run that a signal ended.
-        exit_code: output.status.code().unwrap_or(143),
-    })
-}
-
-fn command(path: &Utf8Path, arguments: &[String], env: &IndexMap<String, String>) -> Command {
-    let mut command = Command::new(path);
-    command.args(arguments).env_clear().env("PATH", PATH).envs(env).stdin(Stdio::null()).process_group(0);
-    command
+    fn command(&self, path: &Utf8Path, arguments: &[String]) -> Command {
+        let mut command = Command::new(path);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", PATH)
+            .envs(self.env)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            // A life of the agent that ends takes its scripts with it: the next one begins them anew.
+            .kill_on_drop(true)
+            .process_group(0);
+        command
+    }
 }
 
 fn log(paths: &Paths, job: &str, script: &str, stream: &str) -> Result<std::fs::File> {
@@ -198,22 +228,46 @@ fn log(paths: &Paths, job: &str, script: &str, stream: &str) -> Result<std::fs::
     if let Some(parent) = path.parent() {
         fs_err::create_dir_all(parent).map_err(Error::file("make", parent))?;
     }
-    let file = fs_err::OpenOptions::new().create(true).append(true).open(&path).map_err(Error::file("open", &path))?;
+    if fs_err::metadata(&path).is_ok_and(|meta| meta.len() > LOG_LIMIT) {
+        let aside = Utf8PathBuf::from(format!("{path}.1"));
+        fs_err::rename(&path, aside).map_err(Error::file("put aside", &path))?;
+    }
+    let file = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
     Ok(file.into_file())
 }
 
-async fn end_group(child: &mut tokio::process::Child) {
-    /// What a script gets to clean up after itself.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
-    signal_group(child.id());
-    if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
-        let _ = child.kill().await;
-    }
+/// The process group of a script is its own.
+fn group(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()?).ok()?)
 }
 
-fn signal_group(pid: Option<u32>) {
-    use rustix::process::{Pid, Signal, kill_process_group};
-    if let Some(group) = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
-        let _ = kill_process_group(group, Signal::TERM);
+/// Ends a script with all that it started; politely first.
+async fn end(group: Option<Pid>, ended: impl Future<Output = std::io::Result<()>>) {
+    let Some(group) = group else {
+        return;
+    };
+    let _ = kill_process_group(group, Signal::TERM);
+    let waited = tokio::time::timeout(PATIENCE, ended).await;
+    if !matches!(waited, Ok(Ok(()))) {
+        tracing::warn!(
+            group = group.as_raw_nonzero(),
+            "a cancelled script did not end and is killed"
+        );
     }
+    // What it started may be there still.
+    let _ = kill_process_group(group, Signal::KILL);
+}
+
+/// Keeps the head and the tail of a text.
+fn cut(text: String) -> String {
+    if text.len() <= OUTPUT_LIMIT {
+        return text;
+    }
+    let head = text.floor_char_boundary(OUTPUT_LIMIT / 2);
+    let tail = text.ceil_char_boundary(text.len() - OUTPUT_LIMIT / 2);
+    format!("{}\n...[truncated]...\n{}", &text[..head], &text[tail..])
 }

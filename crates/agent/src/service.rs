@@ -7,8 +7,10 @@ use stolos_base::{Clock, chain, task};
 use stolos_init::wire::{Event, What};
 use stolos_mbus::endpoint::Announcer;
 use stolos_mbus::state::Alert;
-use stolos_mbus::{Endpoint, Transport};
-use tokio::sync::mpsc;
+use stolos_mbus::transport::Link;
+use stolos_mbus::{Call, Endpoint, Transport};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
@@ -20,6 +22,10 @@ const ERROR: i32 = 3;
 const CRITICAL: i32 = 2;
 /// From so many failures in a row on.
 const CRITICAL_AFTER: u32 = 3;
+/// How long the last words of a machine may take.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
+/// Between two heartbeats that only bring news.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
 /// The pause before init is asked for events again after it went away.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -34,7 +40,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(10), clock: Clock::system() }
+        Self {
+            heartbeat: Duration::from_secs(10),
+            clock: Clock::system(),
+        }
     }
 }
 
@@ -52,16 +61,26 @@ impl Agent {
     /// When the bus cannot be subscribed to.
     pub async fn start(config: Config, core: Core, transport: Arc<dyn Transport>) -> Result<Self> {
         let agent = core.settings().agent_id;
-        let endpoint = Endpoint::start(transport, agent).await.map_err(|source| Error::Fetch {
-            what: "requests from the bus".to_owned(),
-            source: Box::new(source),
-        })?;
+        let link = transport.link();
+        let endpoint = Endpoint::start(transport, agent).await.map_err(Error::Listen)?;
         let stop = CancellationToken::new();
         let announcer = Arc::new(endpoint.announcer());
-        let hearts = beat(core.clone(), announcer.clone(), config.heartbeat);
+        let news = Arc::new(Notify::new());
+        let hearts = beat(
+            core.clone(),
+            announcer.clone(),
+            config.heartbeat,
+            link,
+            news.clone(),
+        );
         spawn("heartbeats", stop.clone(), hearts);
-        spawn("process events", stop.clone(), alerts(core.clone(), announcer, config.clock));
-        spawn("requests", stop.clone(), listen(core.clone(), endpoint));
+        let told = alerts(core.clone(), announcer.clone(), config.clock, news);
+        spawn("process events", stop.clone(), told);
+        spawn(
+            "requests",
+            stop.clone(),
+            listen(core.clone(), announcer, endpoint),
+        );
         Ok(Self { core, stop })
     }
 
@@ -88,56 +107,108 @@ fn spawn(name: &'static str, stop: CancellationToken, work: impl Future<Output =
     });
 }
 
-async fn listen(core: Core, mut endpoint: Endpoint) {
+async fn listen(core: Core, announcer: Arc<Announcer>, mut endpoint: Endpoint) {
     while let Some(incoming) = endpoint.next().await {
-        let core = core.clone();
+        let (core, announcer) = (core.clone(), announcer.clone());
         // Each in its own task: a slow answer must not hold back `get_task`.
         task::spawn(task::Kind::Connection, incoming.call.method(), async move {
+            let ends = matches!(incoming.call, Call::Shutdown);
             let reply = core.handle(incoming.call).await;
-            incoming.responder.reply(&reply).await.map_err(|error| chain(&error))
+            let sent = incoming
+                .responder
+                .reply(&reply)
+                .await
+                .map_err(|error| chain(&error));
+            if ends {
+                // The announcement follows the answer and waits until both are on the wire, unless nobody is there.
+                let announced = tokio::time::timeout(SHUTDOWN_LIMIT, announcer.shutdown()).await;
+                if !matches!(announced, Ok(Ok(()))) {
+                    tracing::warn!("the end of the machine could not be announced");
+                }
+                core.power_off().await.map_err(|error| chain(&error))?;
+            }
+            sent
         });
     }
 }
 
-async fn beat(core: Core, announcer: Arc<Announcer>, interval: Duration) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Sends a heartbeat at once, then at the interval, and when there is news: the bus is reached again, or a process ended.
+async fn beat(
+    core: Core,
+    announcer: Arc<Announcer>,
+    interval: Duration,
+    mut link: watch::Receiver<Link>,
+    news: Arc<Notify>,
+) {
+    let mut epoch = link.borrow_and_update().epoch;
     loop {
-        ticks.tick().await;
         let asked = core.clone();
-        let Ok(heartbeat) = tokio::task::spawn_blocking(move || asked.heartbeat()).await else { continue };
+        let Ok(heartbeat) = tokio::task::spawn_blocking(move || asked.heartbeat()).await else {
+            continue;
+        };
         if let Err(error) = announcer.heartbeat(&heartbeat).await {
             tracing::debug!(error = %chain(&error), "heartbeat not sent");
+        }
+        let sent = Instant::now();
+        let up_again = async {
+            let changed = link
+                .wait_for(|link| link.up && link.epoch > epoch)
+                .await
+                .map(|link| link.epoch);
+            match changed {
+                Ok(now) => now,
+                // A transport that was closed brings no news.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            now = up_again => epoch = now,
+            () = news.notified() => {
+                // A process that flaps does not make the heart race.
+                tokio::time::sleep_until(sent + NEWS_PAUSE).await;
+            }
         }
     }
 }
 
-async fn alerts(core: Core, announcer: Arc<Announcer>, clock: Clock) {
+async fn alerts(core: Core, announcer: Arc<Announcer>, clock: Clock, news: Arc<Notify>) {
     let (told, mut events) = mpsc::unbounded_channel::<Event>();
     let platform = core.platform();
     // A thread of its own: it waits on init's socket for as long as the agent lives.
-    let watch = std::thread::Builder::new().name("init-events".to_owned()).spawn(move || {
-        loop {
-            let mut open = true;
-            let ended = platform.watch(&mut |event| {
-                open = told.send(event).is_ok();
-                open
-            });
-            if !open || told.is_closed() || ended.is_ok() {
-                return;
+    let watch = std::thread::Builder::new()
+        .name("init-events".to_owned())
+        .spawn(move || {
+            let mut last = None;
+            loop {
+                let mut open = true;
+                let ended = platform.watch(last, &mut |event| {
+                    last = Some(event.number);
+                    open = told.send(event).is_ok();
+                    open
+                });
+                if !open || told.is_closed() || ended.is_ok() {
+                    return;
+                }
+                std::thread::sleep(WATCH_PAUSE);
             }
-            std::thread::sleep(WATCH_PAUSE);
-        }
-    });
+        });
     if let Err(error) = watch {
         tracing::error!(%error, "exits of processes cannot be watched");
         return;
     }
     while let Some(event) = events.recv().await {
-        let What::Failed { exit, failures, .. } = &event.what else { continue };
+        news.notify_one();
+        let What::Failed { exit, failures, .. } = &event.what else {
+            continue;
+        };
         let alert = Alert {
             id: stolos_base::ids::random_hex(16),
-            severity: if *failures >= CRITICAL_AFTER { CRITICAL } else { ERROR },
+            severity: if *failures >= CRITICAL_AFTER {
+                CRITICAL
+            } else {
+                ERROR
+            },
             title: format!("{} - {exit} - restart", event.name),
             summary: format!("process {} {exit}, {failures} times in a row", event.name),
             created_at: clock.now().as_second(),

@@ -1,6 +1,6 @@
 //! A machine that is only imagined: its processes run when they are told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use stolos_init::wire::{Event, ProcessSpec, ProcessStatus, State};
 use stolos_mbus::state::Vitals;
 
-use super::{Platform, Usage};
+use super::{Content, Platform, Usage};
 
 /// An imagined machine.
 #[derive(Debug, Default)]
@@ -17,16 +17,33 @@ pub struct Memory(Mutex<World>);
 
 #[derive(Debug, Default)]
 struct World {
+    runs_scripts: bool,
+    formatted: BTreeSet<String>,
     processes: BTreeMap<String, State>,
     mounts: BTreeMap<Utf8PathBuf, String>,
     off: bool,
 }
 
 impl Memory {
+    /// One whose jobs' scripts do run, on the real machine below.
+    #[must_use]
+    pub fn with_scripts() -> Self {
+        let memory = Self::default();
+        memory.lock().runs_scripts = true;
+        memory
+    }
+
     /// Makes a process fail, or be well again.
     pub fn set_failing(&self, name: &str, failing: bool) {
         if let Some(state) = self.lock().processes.get_mut(name) {
-            *state = if failing { State::BackingOff { retry_ms: 1000 } } else { State::Running { pid: 1, uptime_ms: 60_000 } };
+            *state = if failing {
+                State::BackingOff { retry_ms: 1000 }
+            } else {
+                State::Running {
+                    pid: 1,
+                    uptime_ms: 60_000,
+                }
+            };
         }
     }
 
@@ -58,7 +75,10 @@ impl Platform for Memory {
         let mut world = self.lock();
         let state = world.processes.entry(spec.name.clone()).or_insert(State::Stopped);
         if *state == State::Stopped {
-            *state = State::Running { pid: 1, uptime_ms: 60_000 };
+            *state = State::Running {
+                pid: 1,
+                uptime_ms: 60_000,
+            };
         }
         Ok(())
     }
@@ -75,7 +95,7 @@ impl Platform for Memory {
         Ok(())
     }
 
-    fn watch(&self, _: &mut dyn FnMut(Event) -> bool) -> io::Result<()> {
+    fn watch(&self, _: Option<u64>, _: &mut dyn FnMut(Event) -> bool) -> io::Result<()> {
         Ok(())
     }
 
@@ -85,6 +105,28 @@ impl Platform for Memory {
 
     fn vitals(&self, _: &Utf8Path, _: &Utf8Path) -> Vitals {
         Vitals::default()
+    }
+
+    fn has_device(&self, _: &str) -> bool {
+        true
+    }
+
+    fn content(&self, device: &str) -> io::Result<Content> {
+        let formatted = self.lock().formatted.contains(device);
+        Ok(if formatted {
+            Content::FileSystem
+        } else {
+            Content::Blank
+        })
+    }
+
+    fn format(&self, device: &str) -> io::Result<()> {
+        self.lock().formatted.insert(device.to_owned());
+        Ok(())
+    }
+
+    fn runs_scripts(&self) -> bool {
+        self.lock().runs_scripts
     }
 
     fn mount(&self, device: &str, target: &Utf8Path) -> io::Result<()> {
