@@ -6,13 +6,22 @@ use std::os::fd::RawFd;
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::error::{Doing as _, Error, Result};
 use crate::record::Link;
 
-/// Runs `act` with a netlink socket of the network namespace that the calling thread is in.
-pub(crate) fn with<T>(act: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
+/// Runs `act` with a netlink socket of the network namespace that the calling thread is in, on a thread of its own: the
+/// caller's may drive a runtime, in which no other one can be started.
+pub(crate) fn with<T: Send>(act: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| with_here(act));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The same on the calling thread, which must drive no runtime: for what changes the thread's own namespaces.
+pub(crate) fn with_here<T>(act: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
     let what = || "open a netlink socket".to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -120,7 +129,11 @@ pub(crate) async fn connect(net: &Handle, link: &Link, bridge: &str, inside: Raw
         .controller(index_of(net, bridge).await?)
         .up()
         .build();
-    net.link().add(message).execute().await.map_err(failed(what))
+    net.link().add(message).execute().await.map_err(failed(&*what))?;
+    // Where bridged frames pass the packet filter (`bridge-nf-call-iptables`), a machine that calls its own virtual address is
+    // sent back by the bridge itself, out of the port that it came in by.
+    let port = LinkBridgePort::new(index_of(net, &link.host_end).await?).hairpin(true).build();
+    net.link().set_port(port).execute().await.map_err(failed(what))
 }
 
 /// Configures the inner ends, in the machine's network namespace.

@@ -115,7 +115,7 @@ impl Host {
         lock: &MachineLock,
     ) -> Result<(Process, Duration, Duration)> {
         let begun = Instant::now();
-        let namespace = net::with(async |outside| {
+        let namespace = net::with_here(async |outside| {
             // The socket stays in the host's network namespace when this thread leaves it.
             leave_namespaces()?;
             let namespace = File::open("/proc/thread-self/ns/net").doing(|| "open a network namespace".to_owned())?;
@@ -125,7 +125,7 @@ impl Host {
             }
             Ok(namespace)
         })?;
-        net::with(async |inside| net::configure(&inside, &machine.links).await)?;
+        net::with_here(async |inside| net::configure(&inside, &machine.links).await)?;
         let dir = self.dir(&machine.cid);
         self.mount_root(machine)?;
         let network = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
