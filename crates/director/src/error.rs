@@ -162,7 +162,7 @@ pub enum Error {
     },
     /// A call to an agent failed.
     #[error(transparent)]
-    Agent(#[from] stolos_mbus::client::Error),
+    Agent(Box<stolos_mbus::client::Error>),
     /// An instance did not come to run.
     #[error("'{instance}' is not running after update. Review logs for failed jobs: {jobs}")]
     NotRunning {
@@ -208,9 +208,12 @@ impl Error {
             Self::Plan(errors) => errors.code(),
             Self::Archive(_) => code::RELEASE_INVALID,
             Self::Templates(_) => code::TEMPLATE,
-            Self::Agent(stolos_mbus::client::Error::Exception { .. }) => code::AGENT_EXCEPTION,
-            Self::Agent(stolos_mbus::client::Error::Timeout { .. }) => code::AGENT_TIMEOUT,
-            Self::Agent(stolos_mbus::client::Error::Cancelled { .. }) => code::TASK_CANCELLED,
+            Self::Agent(error) => match **error {
+                stolos_mbus::client::Error::Exception { .. } => code::AGENT_EXCEPTION,
+                stolos_mbus::client::Error::Timeout { .. } => code::AGENT_TIMEOUT,
+                stolos_mbus::client::Error::Cancelled { .. } => code::TASK_CANCELLED,
+                _ => code::GENERIC,
+            },
             Self::NotRunning { .. } => code::NOT_RUNNING,
             Self::Canceled => code::TASK_CANCELLED,
             Self::Bug(_) | Self::Stored { .. } => code::SYSTEM,
@@ -271,10 +274,16 @@ impl Classify for Error {
             Self::Flow(error) => error.retryable(),
             // The client has repeated the request itself for as long as BOSH waits; what comes then is an answer.
             Self::Agent(error) => {
-                !matches!(error, stolos_mbus::client::Error::Timeout { .. }) && error.retryable()
+                !matches!(**error, stolos_mbus::client::Error::Timeout { .. }) && error.retryable()
             }
             other => other.class() == Class::Unavailable,
         }
+    }
+}
+
+impl From<stolos_mbus::client::Error> for Error {
+    fn from(error: stolos_mbus::client::Error) -> Self {
+        Self::Agent(Box::new(error))
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 mod flows;
 mod http;
 mod machines;
+mod maintenance;
 pub mod plan;
 mod prepare;
 mod redact;
@@ -81,6 +82,7 @@ impl Director {
             .kind(InstanceStates(app.clone()))
             .start();
         let _ = app.flows.set(flows.clone());
+        maintenance::start(app.clone(), flows.clone(), stop.clone());
         Ok(Handle { app, flows, stop })
     }
 }

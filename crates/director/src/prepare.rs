@@ -14,8 +14,8 @@ use stolos_api::director::NameVersion;
 use stolos_base::ids::{AgentId, CredentialId, FlowId, InstanceId};
 use stolos_blobs::BlobId;
 use stolos_manifest::{
-    CloudConfig, Count, Known, Manifest, PersistentDisk, ResolvedDeployment, ResolvedRelease,
-    StemcellOffer, resolve,
+    CloudConfig, Count, Known, Manifest, PersistentDisk, ResolvedDeployment, ResolvedRelease, StemcellOffer,
+    resolve,
 };
 use stolos_release::RenderedInstance;
 
@@ -198,7 +198,10 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
             let used = deployment
                 .stemcells
                 .iter()
-                .any(|stemcell| format!("{}/{}", stemcell.os, stemcell.version) == package.stemcell);
+                .any(|stemcell| {
+                    let offered = format!("{}/{}", stemcell.os, stemcell.version);
+                    stolos_release::manifest::runs_on(&package.stemcell, &offered)
+                });
             // A package counts as changed when it does for any stemcell of the deployment.
             let spec = by_name
                 .entry(package.name.clone())
@@ -252,7 +255,11 @@ async fn cloud_config(app: &App) -> Result<(CloudConfig, Vec<i64>)> {
 
 /// Refuses references to variables that are neither declared nor known, with their places.
 async fn check_variables(app: &App, manifest: &Manifest) -> Result<()> {
-    let declared: BTreeSet<&str> = manifest.variables.iter().map(|variable| variable.name.as_str()).collect();
+    let declared: BTreeSet<&str> = manifest
+        .variables
+        .iter()
+        .map(|variable| variable.name.as_str())
+        .collect();
     let mut known = BTreeSet::new();
     for reference in stolos_manifest::variables::references(&manifest.document) {
         if !declared.contains(reference.name.as_str())

@@ -100,7 +100,14 @@ impl Tasks {
             return Ok(live.task);
         }
         let row = rows::by_flow(&self.0.db, flow).await?;
-        let task = rows::found(row, flow)?.id;
+        let row = rows::found(row, flow)?;
+        let task = row.id;
+        if row.state == TaskState::Queued {
+            // The engine says so only when the graph is there; planning is work already.
+            let mut tx = self.0.db.begin("begin a task").await?;
+            rows::set_state(&mut tx, flow, TaskState::Processing, None).await?;
+            tx.commit().await?;
+        }
         let mut pending = HashMap::new();
         for kind in KINDS {
             let first = rows::length(&self.0.db, task, kind).await?;
@@ -211,12 +218,23 @@ impl Tasks {
             FlowState::Canceled => TaskState::Cancelled,
         };
         let result = match (state, change.failure) {
+            // The engine tells of the last step only after this.
             (TaskState::Done, _) => {
+                self.with(flow, |live, now| {
+                    let lines = live.log.close_all(None, now);
+                    live.say_events(&lines);
+                });
                 let own = self.live().get(&flow).and_then(|live| live.result.clone());
                 Some(own.unwrap_or_else(|| result.to_owned()))
             }
             (TaskState::Error, failure) => {
                 let text = failure.map_or("unknown cause", |failure| &failure.message);
+                if let Some(step) = failure.and_then(|failure| failure.step.as_deref()) {
+                    self.with(flow, |live, now| {
+                        let lines = live.log.failed(step, text, now);
+                        live.say_events(&lines);
+                    });
+                }
                 self.say_end(
                     flow,
                     change.failure.map_or(Class::Internal, |failure| failure.class),
@@ -229,8 +247,10 @@ impl Tasks {
                     Some(live) => format!("Task {} cancelled", live.task),
                     None => "Task cancelled".to_owned(),
                 };
-                self.with(flow, |live, _| {
-                    live.code = Some(stolos_api::director::code::TASK_CANCELLED)
+                self.with(flow, |live, now| {
+                    live.code = Some(stolos_api::director::code::TASK_CANCELLED);
+                    let lines = live.log.close_all(Some(&text), now);
+                    live.say_events(&lines);
                 });
                 self.say_end(flow, Class::Conflict, &text);
                 Some(text)

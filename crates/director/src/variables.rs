@@ -220,12 +220,15 @@ pub(crate) async fn generate(
 
 /// Whether somebody has put a variable there that no manifest declares.
 pub(crate) async fn is_known(vault: &dyn Variables, deployment: &str, name: &str) -> Result<bool> {
-    let found = vault.find(deployment, name).await.map_err(|failure| Error::Variable {
-        action: "read",
-        name: vault.absolute_name(deployment, name),
-        class: failure.class,
-        source: failure.source,
-    })?;
+    let found = vault
+        .find(deployment, name)
+        .await
+        .map_err(|failure| Error::Variable {
+            action: "read",
+            name: vault.absolute_name(deployment, name),
+            class: failure.class,
+            source: failure.source,
+        })?;
     Ok(found.is_some())
 }
 

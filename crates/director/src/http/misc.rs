@@ -103,7 +103,9 @@ pub(super) async fn config_update(
     // What deploys will see: this one in the place of its former version among all others.
     let others = configs::newest(&app.db, "cloud").await?;
     let kept = others.iter().filter(|row| row.name != update.name);
-    let mut texts: Vec<(&str, &str)> = kept.map(|row| (row.name.as_str(), row.content.as_str())).collect();
+    let mut texts: Vec<(&str, &str)> = kept
+        .map(|row| (row.name.as_str(), row.content.as_str()))
+        .collect();
     texts.push((&update.name, &update.content));
     CloudConfig::parse_all(texts).map_err(Error::from)?;
     let mut tx = app.db.begin("update a config").await.map_err(Error::from)?;

@@ -86,9 +86,9 @@ pub(crate) struct Stopping<'a> {
 pub(crate) async fn stop<T>(attempt: &Attempt<T>, stopping: Stopping<'_>) -> Result<()> {
     let machine = stopping.machine;
     match drain_and_stop(attempt, stopping).await {
-        Err(Error::Agent(error @ client::Error::Timeout { .. })) => {
+        Err(Error::Agent(error)) if matches!(*error, client::Error::Timeout { .. }) => {
             if attempt.app.machines.has_vm(&machine.cid).await? {
-                return Err(error.into());
+                return Err(Error::Agent(error));
             }
             attempt.app.tasks.debug(
                 attempt.flow,

@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use indexmap::IndexMap;
+
 use stolos_api::director::{Event, EventData, EventError, EventState};
 use stolos_flow::EventKind;
 
@@ -42,7 +44,7 @@ type Key = (String, Vec<String>, String);
 pub(crate) struct Log {
     pub(crate) redactor: Redactor,
     steps: HashMap<String, Line>,
-    started: HashSet<Key>,
+    started: IndexMap<Key, Line>,
     ended: HashSet<Key>,
     statuses: HashSet<(Key, String)>,
     percent: HashMap<Key, u8>,
@@ -96,7 +98,16 @@ impl Log {
             let key = (stage, event.tags.unwrap_or_default(), task);
             match state {
                 EventState::Started => {
-                    log.started.insert(key);
+                    let (stage, tags, task) = key.clone();
+                    let line = Line {
+                        stage,
+                        tags,
+                        task,
+                        index: event.index.unwrap_or(1),
+                        total: event.total.unwrap_or(1),
+                        closes: true,
+                    };
+                    log.started.insert(key, line);
                 }
                 EventState::InProgress => {
                     log.percent.insert(key.clone(), event.progress.unwrap_or(0));
@@ -137,8 +148,23 @@ impl Log {
         }
     }
 
+    /// Ends every line that is still open: with an error, or well.
+    pub(crate) fn close_all(&mut self, error: Option<&str>, time: i64) -> Vec<Event> {
+        let open: Vec<Line> = self
+            .started
+            .iter()
+            .filter(|(key, _)| !self.ended.contains(*key))
+            .map(|(_, line)| line.clone())
+            .collect();
+        let end = |line: Line| match error {
+            Some(error) => self.fail_line(&line, error, time),
+            None => self.finish_line(&line, time),
+        };
+        open.into_iter().flat_map(end).collect()
+    }
+
     pub(crate) fn start_line(&mut self, line: &Line, time: i64) -> Vec<Event> {
-        if self.started.insert(line.key()) {
+        if self.started.insert(line.key(), line.clone()).is_none() {
             vec![line.event(EventState::Started, 0, time)]
         } else {
             Vec::new()

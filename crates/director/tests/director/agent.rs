@@ -11,8 +11,8 @@ use stolos_base::ids::AgentId;
 use stolos_base::task;
 use stolos_cpi::null::NullCpi;
 use stolos_cpi::{
-    CloudProperties, Cpi, CreateVm, DiskCid, Info, Metadata, Networks, Result, Size, SnapshotCid, StemcellCid, VmCid,
-    VmResources,
+    CloudProperties, Cpi, CreateVm, DiskCid, Info, Metadata, Networks, Result, Size, SnapshotCid,
+    StemcellCid, VmCid, VmResources,
 };
 use stolos_director::Infrastructure;
 use stolos_mbus::call::Call;
@@ -67,7 +67,11 @@ pub(crate) struct Machine {
 
 impl Outside {
     pub(crate) fn new(cpi: NullCpi) -> Self {
-        Self(Arc::new(Inner { cpi, bus: MemoryBus::new(), state: Mutex::default() }))
+        Self(Arc::new(Inner {
+            cpi,
+            bus: MemoryBus::new(),
+            state: Mutex::default(),
+        }))
     }
 
     pub(crate) fn bus(&self) -> &MemoryBus {
@@ -109,7 +113,9 @@ impl Outside {
             state.machines.insert(agent, machine);
         }
         let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
-        let mut endpoint = Endpoint::start(transport, agent).await.expect("an agent on the bus");
+        let mut endpoint = Endpoint::start(transport, agent)
+            .await
+            .expect("an agent on the bus");
         let first = endpoint.announcer().heartbeat(&Heartbeat::default()).await;
         first.expect("a heartbeat");
         let outside = self.clone();
@@ -143,14 +149,20 @@ impl Outside {
             };
         }
         if let Call::CancelTask(id) = call {
-            machine.tasks.insert(id.clone(), Some(Reply::exception("canceled")));
+            machine
+                .tasks
+                .insert(id.clone(), Some(Reply::exception("canceled")));
             return Reply::value("canceled");
         }
         let spec = match call {
             Call::Apply(spec) | Call::Prepare(spec) => spec,
             _ => &machine.spec,
         };
-        let who = format!("{}/{}", spec.name.as_deref().unwrap_or("?"), spec.index.unwrap_or(999));
+        let who = format!(
+            "{}/{}",
+            spec.name.as_deref().unwrap_or("?"),
+            spec.index.unwrap_or(999)
+        );
         let what = match call {
             Call::RunScript { script, .. } => script.clone(),
             other => other.method().to_owned(),
@@ -186,7 +198,11 @@ impl Machine {
             Call::Prepare(_) => Reply::value("prepared"),
             Call::Apply(spec) => self.apply(spec),
             Call::Start => {
-                self.job_state = if broken { JobState::Failing } else { JobState::Running };
+                self.job_state = if broken {
+                    JobState::Failing
+                } else {
+                    JobState::Running
+                };
                 Reply::value("started")
             }
             Call::Stop => {
@@ -228,13 +244,19 @@ impl Machine {
         if spec.generation < self.spec.generation {
             return Reply::exception("an older generation");
         }
-        let archive = spec.rendered_templates_archive.as_ref().expect("templates to apply");
+        let archive = spec
+            .rendered_templates_archive
+            .as_ref()
+            .expect("templates to apply");
         self.signed_url = archive.signed_url.as_ref().map(|url| url.expose().clone());
         if self.signed_url.is_none() {
             let Some(bytes) = self.blobs.get(&archive.blobstore_id) else {
                 return Reply::exception("the templates were never uploaded");
             };
-            assert_eq!(archive.sha1, format!("sha256:{}", stolos_blobs::BlobId::of(bytes)));
+            assert_eq!(
+                archive.sha1,
+                format!("sha256:{}", stolos_blobs::BlobId::of(bytes))
+            );
             self.files = unpack(bytes);
         }
         self.spec = spec.clone();
@@ -244,7 +266,10 @@ impl Machine {
     fn state(&self, agent: AgentId) -> AgentState {
         AgentState {
             agent_id: agent,
-            vm: Vm { name: format!("vm-{agent}"), id: None },
+            vm: Vm {
+                name: format!("vm-{agent}"),
+                id: None,
+            },
             job_state: self.job_state,
             vitals: None,
             processes: vec![Process {
@@ -273,11 +298,17 @@ pub(crate) fn unpack(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
 
 impl Infrastructure for Outside {
     fn journalled(&self, call: &str) -> Arc<dyn Cpi> {
-        Arc::new(Call1 { outside: self.clone(), id: Some(call.to_owned()) })
+        Arc::new(Call1 {
+            outside: self.clone(),
+            id: Some(call.to_owned()),
+        })
     }
 
     fn plain(&self) -> Arc<dyn Cpi> {
-        Arc::new(Call1 { outside: self.clone(), id: None })
+        Arc::new(Call1 {
+            outside: self.clone(),
+            id: None,
+        })
     }
 }
 
@@ -298,7 +329,11 @@ impl Cpi for Call1 {
         self.cpi().info()
     }
 
-    fn create_stemcell<'a>(&'a self, image: &'a str, properties: &'a CloudProperties) -> BoxFuture<'a, Result<StemcellCid>> {
+    fn create_stemcell<'a>(
+        &'a self,
+        image: &'a str,
+        properties: &'a CloudProperties,
+    ) -> BoxFuture<'a, Result<StemcellCid>> {
         self.cpi().create_stemcell(image, properties)
     }
 
@@ -315,7 +350,11 @@ impl Cpi for Call1 {
     }
 
     fn delete_vm<'a>(&'a self, vm: &'a VmCid) -> BoxFuture<'a, Result<()>> {
-        let agent: AgentId = vm.as_str().trim_start_matches("vm-").parse().expect("an agent's machine");
+        let agent: AgentId = vm
+            .as_str()
+            .trim_start_matches("vm-")
+            .parse()
+            .expect("an agent's machine");
         if let Some(machine) = self.outside.state().machines.remove(&agent) {
             machine.stop.cancel();
         }
@@ -334,7 +373,10 @@ impl Cpi for Call1 {
         self.cpi().set_vm_metadata(vm, metadata)
     }
 
-    fn calculate_vm_cloud_properties<'a>(&'a self, resources: &'a VmResources) -> BoxFuture<'a, Result<CloudProperties>> {
+    fn calculate_vm_cloud_properties<'a>(
+        &'a self,
+        resources: &'a VmResources,
+    ) -> BoxFuture<'a, Result<CloudProperties>> {
         self.cpi().calculate_vm_cloud_properties(resources)
     }
 
@@ -376,7 +418,11 @@ impl Cpi for Call1 {
         self.cpi().get_disks(vm)
     }
 
-    fn set_disk_metadata<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Map<String, Value>) -> BoxFuture<'a, Result<()>> {
+    fn set_disk_metadata<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Map<String, Value>,
+    ) -> BoxFuture<'a, Result<()>> {
         self.cpi().set_disk_metadata(disk, metadata)
     }
 
@@ -384,7 +430,11 @@ impl Cpi for Call1 {
         self.cpi().resize_disk(disk, size)
     }
 
-    fn snapshot_disk<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<SnapshotCid>> {
+    fn snapshot_disk<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<SnapshotCid>> {
         self.cpi().snapshot_disk(disk, metadata)
     }
 

@@ -78,8 +78,15 @@ async fn every_endpoint_asks_who_it_is() {
     for (method, path, readable) in ROUTES {
         for token in [None, Some("garbage"), Some(nobody.as_str())] {
             let answer = call(&life, method, path, token).await;
-            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{method} {path} {token:?}");
-            assert!(answer.headers().contains_key("www-authenticate"), "{method} {path}");
+            assert_eq!(
+                answer.status(),
+                StatusCode::UNAUTHORIZED,
+                "{method} {path} {token:?}"
+            );
+            assert!(
+                answer.headers().contains_key("www-authenticate"),
+                "{method} {path}"
+            );
         }
         let denied = call(&life, method, path, Some(&reader)).await.status() == StatusCode::UNAUTHORIZED;
         assert_eq!(denied, !readable, "{method} {path} with bosh.read");
@@ -87,12 +94,22 @@ async fn every_endpoint_asks_who_it_is() {
     let answer = call(&life, "GET", "/info", None).await;
     assert_eq!(answer.status(), StatusCode::OK);
     let info: Value = answer.json().await.expect("JSON");
-    assert_eq!((&info["user"], &info["user_authentication"]["type"]), (&Value::Null, &json!("uaa")));
-    let info: Value = call(&life, "GET", "/info", Some(&reader)).await.json().await.expect("JSON");
+    assert_eq!(
+        (&info["user"], &info["user_authentication"]["type"]),
+        (&Value::Null, &json!("uaa"))
+    );
+    let info: Value = call(&life, "GET", "/info", Some(&reader))
+        .await
+        .json()
+        .await
+        .expect("JSON");
     assert_eq!(info["user"], "tester");
     let answer = call(&life, "GET", "/nowhere", Some(&reader)).await;
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
-    assert_eq!(answer.text().await.expect("text"), "Endpoint '/nowhere' not found.");
+    assert_eq!(
+        answer.text().await.expect("text"),
+        "Endpoint '/nowhere' not found."
+    );
     life.stop().await;
 }
 
@@ -116,19 +133,45 @@ async fn errors_have_boshs_codes() {
         let body: Value = answer.json().await.expect("JSON");
         assert_eq!(body["code"], code, "{method} {path}: {body}");
     }
-    let bad = life.client.deploy("name: [", &DeployOptions::default()).await.expect_err("no YAML");
+    let bad = life
+        .client
+        .deploy("name: [", &DeployOptions::default())
+        .await
+        .expect_err("no YAML");
     assert_eq!(bad.code(), Some(710_000));
-    let bad = life.client.deploy("name: x\nupdate: {}\n", &DeployOptions::default()).await.expect_err("no manifest");
+    let bad = life
+        .client
+        .deploy("name: x\nupdate: {}\n", &DeployOptions::default())
+        .await
+        .expect_err("no manifest");
     assert!(bad.to_string().contains("line 2, column"), "{bad}");
     // What only the world can tell is the task's to say, with its place.
-    let unknown = Site::default().manifest().replace("vm_type: small", "vm_type: huge");
-    let task = life.client.deploy(unknown, &DeployOptions::default()).await.expect("a task");
+    let unknown = Site::default()
+        .manifest()
+        .replace("vm_type: small", "vm_type: huge");
+    let task = life
+        .client
+        .deploy(unknown, &DeployOptions::default())
+        .await
+        .expect("a task");
     let (_, error) = life.failed(task).await;
-    assert!(error.message.contains("huge") && error.message.contains("line"), "{}", error.message);
+    assert!(
+        error.message.contains("huge") && error.message.contains("line"),
+        "{}",
+        error.message
+    );
     let unknown = Site::default().manifest().replace("((password))", "((nobody))");
-    let task = life.client.deploy(unknown, &DeployOptions::default()).await.expect("a task");
+    let task = life
+        .client
+        .deploy(unknown, &DeployOptions::default())
+        .await
+        .expect("a task");
     let (_, error) = life.failed(task).await;
-    assert!(error.message.contains("nobody") && error.message.contains("line"), "{}", error.message);
+    assert!(
+        error.message.contains("nobody") && error.message.contains("line"),
+        "{}",
+        error.message
+    );
     assert!(world.outside.books().vms.is_empty());
     life.stop().await;
 }
@@ -138,26 +181,56 @@ async fn output_comes_in_ranges_and_can_be_waited_for() {
     let (world, place) = (World::new(), Place::sqlite());
     let life = world.ready(&place).await;
     world.outside.state().hanging.push("web/0 pre-start".into());
-    let site = Site { instances: 1, ..Site::default() };
-    let task = life.client.deploy(site.manifest(), &DeployOptions::default()).await.expect("a task");
+    let site = Site {
+        instances: 1,
+        ..Site::default()
+    };
+    let task = life
+        .client
+        .deploy(site.manifest(), &DeployOptions::default())
+        .await
+        .expect("a task");
     // Follow until the script hangs.
     let mut text = String::new();
     while !text.contains("executing pre-start") {
-        let more = life.client.output(task, OutputKind::Event, text.len() as u64, Some(Duration::from_secs(10)));
+        let more = life.client.output(
+            task,
+            OutputKind::Event,
+            text.len() as u64,
+            Some(Duration::from_secs(10)),
+        );
         let more = more.await.expect("output");
         assert!(!more.state.is_some_and(TaskState::is_final), "{text}");
         text.push_str(&more.text);
     }
     let from = text.len() as u64;
-    let nothing = life.client.output(task, OutputKind::Event, from, None).await.expect("an answer");
+    let nothing = life
+        .client
+        .output(task, OutputKind::Event, from, None)
+        .await
+        .expect("an answer");
     assert_eq!((nothing.text.as_str(), nothing.next), ("", from));
     let locks = life.client.locks().await.expect("locks");
-    assert_eq!((locks[0].resource[0].as_str(), locks[0].task_id.as_str()), ("site", task.to_string().as_str()));
+    assert_eq!(
+        (locks[0].resource[0].as_str(), locks[0].task_id.as_str()),
+        ("site", task.to_string().as_str())
+    );
     // A second one waits for the first.
-    let second = life.client.deploy(site.manifest(), &DeployOptions::default()).await.expect("a task");
-    assert_eq!(life.client.task(second).await.expect("a task").state, TaskState::Queued);
+    let second = life
+        .client
+        .deploy(site.manifest(), &DeployOptions::default())
+        .await
+        .expect("a task");
+    assert_eq!(
+        life.client.task(second).await.expect("a task").state,
+        TaskState::Queued
+    );
     let client = life.client.clone();
-    let waiting = async move { client.output(task, OutputKind::Event, from, Some(Duration::from_secs(20))).await };
+    let waiting = async move {
+        client
+            .output(task, OutputKind::Event, from, Some(Duration::from_secs(20)))
+            .await
+    };
     let (news, ()) = tokio::join!(waiting, async {
         life.client.cancel_task(task).await.expect("a cancel");
     });
@@ -166,8 +239,16 @@ async fn output_comes_in_ranges_and_can_be_waited_for() {
     let _ = life.client.follow(task, |_| {}).await;
     let all = whole(OutputKind::Event).await;
     assert!(all.starts_with(&text));
-    assert!(all.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
-    assert!(all.lines().last().is_some_and(|line| line.contains("\"code\":10001")), "{all}");
+    assert!(
+        all.lines()
+            .all(|line| serde_json::from_str::<Value>(line).is_ok())
+    );
+    assert!(
+        all.lines()
+            .last()
+            .is_some_and(|line| line.contains("\"code\":10001")),
+        "{all}"
+    );
     world.outside.state().hanging.clear();
     life.done(second).await;
     life.stop().await;
@@ -177,10 +258,21 @@ async fn output_comes_in_ranges_and_can_be_waited_for() {
 async fn a_dry_run_tells_and_makes_nothing() {
     let (world, place) = (World::new(), Place::sqlite());
     let life = world.ready(&place).await;
-    let options = DeployOptions { dry_run: true, ..DeployOptions::default() };
-    let task = life.client.deploy(Site::default().manifest(), &options).await.expect("a task");
+    let options = DeployOptions {
+        dry_run: true,
+        ..DeployOptions::default()
+    };
+    let task = life
+        .client
+        .deploy(Site::default().manifest(), &options)
+        .await
+        .expect("a task");
     life.done(task).await;
-    let plan = life.client.whole_output(task, OutputKind::Result).await.expect("a plan");
+    let plan = life
+        .client
+        .whole_output(task, OutputKind::Result)
+        .await
+        .expect("a plan");
     assert!(plan.contains("web/"), "{plan}");
     assert!(life.client.deployments().await.expect("deployments").is_empty());
     assert!(world.outside.books().vms.is_empty());
@@ -191,7 +283,10 @@ async fn a_dry_run_tells_and_makes_nothing() {
 async fn no_secret_is_shown_or_kept() {
     let (world, place) = (World::new(), Place::sqlite());
     let life = world.ready(&place).await;
-    let site = Site { instances: 2, ..Site::default() };
+    let site = Site {
+        instances: 2,
+        ..Site::default()
+    };
     life.deploy(&site.manifest()).await;
     // A script that tells what it should not.
     let known = world.vault.generated();
@@ -200,17 +295,48 @@ async fn no_secret_is_shown_or_kept() {
         let state = world.outside.state();
         let machine = state.machines.values().next().expect("a machine");
         let config = String::from_utf8_lossy(&machine.files["web/config/config.yml"]).into_owned();
-        config.lines().next().and_then(|line| line.strip_prefix("password: ")).expect("a password").to_owned()
+        config
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("password: "))
+            .expect("a password")
+            .to_owned()
     };
     let agent = *world.outside.state().machines.keys().next().expect("a machine");
-    world.outside.state().failing.insert("web/0 pre-start".into(), format!("cannot log in with {leak}"));
-    world.outside.state().failing.insert("web/1 pre-start".into(), format!("cannot log in with {leak}"));
-    let changed = Site { greeting: "changed".into(), ..site };
-    let task = life.client.deploy(changed.manifest(), &DeployOptions::default()).await.expect("a task");
+    world
+        .outside
+        .state()
+        .failing
+        .insert("web/0 pre-start".into(), format!("cannot log in with {leak}"));
+    world
+        .outside
+        .state()
+        .failing
+        .insert("web/1 pre-start".into(), format!("cannot log in with {leak}"));
+    let changed = Site {
+        greeting: "changed".into(),
+        ..site
+    };
+    let task = life
+        .client
+        .deploy(changed.manifest(), &DeployOptions::default())
+        .await
+        .expect("a task");
     let (task, error) = life.failed(task).await;
-    assert!(error.message.contains("cannot log in with <redacted>"), "{}", error.message);
-    let diff = life.client.diff("site", changed.manifest()).await.expect("a diff");
-    assert!(diff.diff.iter().any(|(line, _)| line.contains("<redacted>")), "{diff:?}");
+    assert!(
+        error.message.contains("cannot log in with <redacted>"),
+        "{}",
+        error.message
+    );
+    let diff = life
+        .client
+        .diff("site", changed.manifest())
+        .await
+        .expect("a diff");
+    assert!(
+        diff.diff.iter().any(|(line, _)| line.contains("<redacted>")),
+        "{diff:?}"
+    );
     let mut texts = vec![serde_json::to_string(&task).expect("JSON")];
     for id in 1..=task.id {
         for kind in [OutputKind::Event, OutputKind::Debug, OutputKind::Result] {
@@ -227,11 +353,17 @@ async fn no_secret_is_shown_or_kept() {
     life.stop().await;
     let directory = url.trim_start_matches("sqlite:").to_owned();
     let mut seen = 0;
-    for entry in fs_err::read_dir(directory).expect("the database").flatten().filter(|entry| entry.path().is_file()) {
+    for entry in fs_err::read_dir(directory)
+        .expect("the database")
+        .flatten()
+        .filter(|entry| entry.path().is_file())
+    {
         let bytes = fs_err::read(entry.path()).expect("a file");
         seen += bytes.len();
         for secret in [PASSWORD, AGENT_KEY] {
-            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            let found = bytes
+                .windows(secret.len())
+                .any(|window| window == secret.as_bytes());
             assert!(!found, "{secret} is in {:?}", entry.path());
         }
     }
@@ -242,7 +374,14 @@ async fn no_secret_is_shown_or_kept() {
 async fn instance_states_come_from_agents() {
     let (world, place) = (World::new(), Place::sqlite());
     let life = world.ready(&place).await;
-    life.deploy(&Site { instances: 2, ..Site::default() }.manifest()).await;
+    life.deploy(
+        &Site {
+            instances: 2,
+            ..Site::default()
+        }
+        .manifest(),
+    )
+    .await;
     let states = life.client.instance_states("site").await.expect("states");
     assert_eq!(states.len(), 2);
     for state in &states {
@@ -260,20 +399,40 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
     let release = world.dir.path().join("release-1.tgz");
     // Unpacked for machines, read-only, under the digest of its archive.
     let packages = world.instance().packages();
-    let names: Vec<_> = fs_err::read_dir(&packages).expect("packages").flatten().map(|entry| entry.file_name()).collect();
+    let names: Vec<_> = fs_err::read_dir(&packages)
+        .expect("packages")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
     assert_eq!(names.len(), 1);
     let program = packages.join(names[0].to_str().expect("a name")).join("bin/prog");
     assert_eq!(fs_err::read(&program).expect("the program"), b"prog");
-    assert_eq!(fs_err::metadata(&program).expect("metadata").permissions().mode() & 0o777, 0o555);
+    assert_eq!(
+        fs_err::metadata(&program).expect("metadata").permissions().mode() & 0o777,
+        0o555
+    );
     // Again: nothing happens, and nothing of the upload stays.
-    let task = life.client.upload_release(Upload::File(&release)).await.expect("an upload");
+    let task = life
+        .client
+        .upload_release(Upload::File(&release))
+        .await
+        .expect("an upload");
     life.done(task).await;
     let task = life.client.task(task).await.expect("a task");
     assert_eq!(task.result.as_deref(), Some("Created release 'site/1'"));
-    assert_eq!(fs_err::read_dir(world.instance().uploads()).expect("uploads").count(), 0);
+    assert_eq!(
+        fs_err::read_dir(world.instance().uploads())
+            .expect("uploads")
+            .count(),
+        0
+    );
     // What lies there was lost: it comes back.
     fs_err::remove_dir_all(&packages).expect("gone");
-    let task = life.client.upload_release(Upload::File(&release)).await.expect("an upload");
+    let task = life
+        .client
+        .upload_release(Upload::File(&release))
+        .await
+        .expect("an upload");
     life.done(task).await;
     assert!(program.exists());
     // Damaged: refused, and nothing of it is there.
@@ -282,19 +441,39 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
     bytes[middle] ^= 0xff;
     let damaged = world.dir.path().join("damaged.tgz");
     fs_err::write(&damaged, bytes).expect("written");
-    let task = life.client.upload_release(Upload::File(&damaged)).await.expect("an upload");
+    let task = life
+        .client
+        .upload_release(Upload::File(&damaged))
+        .await
+        .expect("an upload");
     life.failed(task).await;
     let releases = life.client.releases().await.expect("releases");
     assert_eq!(releases[0].release_versions.len(), 1);
     // A file of this host is for administrators.
     let uploader = Secret::from(world.token(&["bosh.releases.upload"]));
     let client = Client::new(&life.url, &life.ca, Arc::new(uploader)).expect("a client");
-    let refused = client.upload_release(Upload::Location(&release)).await.expect_err("not for uploaders");
-    assert!(matches!(refused, Error::Refused { status: 401, .. }), "{refused:?}");
-    let task = client.upload_release(Upload::File(&release)).await.expect("an upload");
+    let refused = client
+        .upload_release(Upload::Location(&release))
+        .await
+        .expect_err("not for uploaders");
+    assert!(
+        matches!(refused, Error::Refused { status: 401, .. }),
+        "{refused:?}"
+    );
+    let task = client
+        .upload_release(Upload::File(&release))
+        .await
+        .expect("an upload");
     life.done(task).await;
     // In use: it stays.
-    life.deploy(&Site { instances: 1, ..Site::default() }.manifest()).await;
+    life.deploy(
+        &Site {
+            instances: 1,
+            ..Site::default()
+        }
+        .manifest(),
+    )
+    .await;
     let token = world.token(&["bosh.admin"]);
     for path in ["/releases/site?version=1", "/stemcells/tiny/1"] {
         let answer = call(&life, "DELETE", path, Some(&token)).await;
@@ -302,7 +481,11 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
         let location = answer.headers()["location"].to_str().expect("text").to_owned();
         let task = location.trim_start_matches("/tasks/").parse().expect("a number");
         let (_, error) = life.failed(task).await;
-        assert!(error.message.contains("still in use by: site"), "{}", error.message);
+        assert!(
+            error.message.contains("still in use by: site"),
+            "{}",
+            error.message
+        );
     }
     life.stop().await;
 }
@@ -317,23 +500,50 @@ async fn configs_have_versions() {
         content: content.into(),
         expected_latest_id: expected.map(str::to_owned),
     };
-    let first = life.client.update_config(&update(CLOUD, Some("0"))).await.expect("a config");
-    let same = life.client.update_config(&update(CLOUD, None)).await.expect("the same");
+    let first = life
+        .client
+        .update_config(&update(CLOUD, Some("0")))
+        .await
+        .expect("a config");
+    let same = life
+        .client
+        .update_config(&update(CLOUD, None))
+        .await
+        .expect("the same");
     assert_eq!(first, same);
-    let error = life.client.update_config(&update("azs: []", Some("0"))).await.expect_err("too late");
+    let error = life
+        .client
+        .update_config(&update("azs: []", Some("0")))
+        .await
+        .expect_err("too late");
     assert!(matches!(error, Error::Refused { status: 412, .. }), "{error:?}");
-    let second = life.client.update_config(&update(&format!("{CLOUD}disk_types: []\n"), Some(&first.id))).await;
+    let second = life
+        .client
+        .update_config(&update(&format!("{CLOUD}disk_types: []\n"), Some(&first.id)))
+        .await;
     assert_ne!(second.expect("a config").id, first.id);
-    let bad = life.client.update_config(&update("azs: {}", None)).await.expect_err("not a list");
+    let bad = life
+        .client
+        .update_config(&update("azs: {}", None))
+        .await
+        .expect_err("not a list");
     assert!(bad.to_string().contains("azs"), "{bad}");
     assert_eq!(life.client.configs("cloud").await.expect("configs").len(), 1);
     // Two configs are one document: names that are in both are refused.
     let mut other = update(CLOUD, None);
     other.name = "other".into();
-    let twice = life.client.update_config(&other).await.expect_err("defined twice");
+    let twice = life
+        .client
+        .update_config(&other)
+        .await
+        .expect_err("defined twice");
     assert!(twice.to_string().contains("z1"), "{twice}");
     life.client.delete_config("cloud", "default").await.expect("gone");
-    let gone = life.client.delete_config("cloud", "default").await.expect_err("gone already");
+    let gone = life
+        .client
+        .delete_config("cloud", "default")
+        .await
+        .expect_err("gone already");
     assert_eq!(gone.code(), Some(440_012));
     life.stop().await;
 }

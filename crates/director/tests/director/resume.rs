@@ -10,7 +10,11 @@ use stolos_store::testing::Place;
 use crate::world::{Life, Site, World};
 
 fn site() -> Site {
-    Site { instances: 2, canaries: 0, ..Site::default() }
+    Site {
+        instances: 2,
+        canaries: 0,
+        ..Site::default()
+    }
 }
 
 /// Runs a deploy in a world of its own whose director "dies" by plan, and again in a next life. Gives the number of
@@ -21,7 +25,11 @@ async fn deploy_through(plan: Plan) -> u64 {
     first.stop().await;
     let faults = Faults::new(plan.clone());
     let life = world.start(&place, faults.clone()).await;
-    let task = life.client.deploy(site().manifest(), &DeployOptions::default()).await.expect("a task");
+    let task = life
+        .client
+        .deploy(site().manifest(), &DeployOptions::default())
+        .await
+        .expect("a task");
     let life = if matches!(plan, Plan::Nothing | Plan::Repeat) {
         life
     } else {
@@ -39,7 +47,11 @@ async fn check(world: &World, life: &Life, task: i64, what: &str) {
     let books = world.outside.books();
     assert_eq!(books.vms.len(), 2, "{what}: machines");
     assert_eq!(books.disks.len(), 2, "{what}: disks");
-    assert!(books.disks.values().all(|(_, vm)| vm.is_some()), "{what}: {:?}", books.disks);
+    assert!(
+        books.disks.values().all(|(_, vm)| vm.is_some()),
+        "{what}: {:?}",
+        books.disks
+    );
     let mut agents = BTreeSet::new();
     for (agent, machine) in &world.outside.state().machines {
         agents.insert(*agent);
@@ -48,7 +60,10 @@ async fn check(world: &World, life: &Life, task: i64, what: &str) {
     }
     assert_eq!(agents.len(), 2, "{what}: agents");
     let instances = life.client.instances("site").await.expect("instances");
-    assert!(instances.iter().all(|one| one.cid.is_some()), "{what}: {instances:?}");
+    assert!(
+        instances.iter().all(|one| one.cid.is_some()),
+        "{what}: {instances:?}"
+    );
     // Every line begins once and ends once, in whichever life.
     for state in [EventState::Started, EventState::Finished] {
         let mut lines: Vec<_> = events
@@ -85,7 +100,11 @@ async fn a_deletion_survives_a_crash_at_every_journal_write() {
         first.stop().await;
         let faults = Faults::new(Plan::CrashAfter(n));
         let life = world.start(&place, faults.clone()).await;
-        let task = life.client.delete_deployment("site", DeleteOptions::default()).await.expect("a task");
+        let task = life
+            .client
+            .delete_deployment("site", DeleteOptions::default())
+            .await
+            .expect("a task");
         tokio::select! {
             () = life.handle.flows().crashed() => {}
             _ = life.done(task) => {}
@@ -99,7 +118,10 @@ async fn a_deletion_survives_a_crash_at_every_journal_write() {
         let life = world.start(&place, Faults::default()).await;
         life.done(task).await;
         let books = world.outside.books();
-        assert!(books.vms.is_empty() && books.disks.is_empty(), "after write {n}: {books:?}");
+        assert!(
+            books.vms.is_empty() && books.disks.is_empty(),
+            "after write {n}: {books:?}"
+        );
         assert!(life.client.deployments().await.expect("deployments").is_empty());
         life.stop().await;
         if !crashed {
@@ -118,7 +140,11 @@ async fn a_machine_that_was_just_being_made_is_not_forgotten() {
     first.stop().await;
     let writes = 2; // the beginning, and the first machine's
     let life = world.start(&place, Faults::new(Plan::CrashAfter(writes))).await;
-    let task = life.client.deploy(site().manifest(), &DeployOptions::default()).await.expect("a task");
+    let task = life
+        .client
+        .deploy(site().manifest(), &DeployOptions::default())
+        .await
+        .expect("a task");
     life.bury().await;
     world.outside.state().hanging = vec!["web/0 pre-start".into(), "web/1 pre-start".into()];
     let life = world.start(&place, Faults::default()).await;

@@ -69,7 +69,9 @@ impl World {
         let key = authority.issue(&leaf, now).expect("an RSA key").key;
         let signing = EncodingKey::from_rsa_pem(key.expose().as_bytes()).expect("a signing key");
         let jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256).expect("a JWK");
-        let AlgorithmParameters::RSA(numbers) = &jwk.algorithm else { panic!("it is RSA") };
+        let AlgorithmParameters::RSA(numbers) = &jwk.algorithm else {
+            panic!("it is RSA")
+        };
         let key = Key {
             kty: "RSA".into(),
             kid: "k".into(),
@@ -78,7 +80,8 @@ impl World {
             e: numbers.e.clone(),
             ..Key::default()
         };
-        let verifier = Verifier::fixed(ISSUER, &KeySet { keys: vec![key] }, Clock::system()).expect("a verifier");
+        let verifier =
+            Verifier::fixed(ISSUER, &KeySet { keys: vec![key] }, Clock::system()).expect("a verifier");
         let ids = IdSource::random();
         Self {
             outside: Outside::new(NullCpi::new(ids.clone())),
@@ -95,18 +98,25 @@ impl World {
         let now = Clock::system().now().as_second();
         let claims = json!({"iss": ISSUER, "exp": now + 600, "iat": now, "client_id": "test", "user_name": "tester",
                             "scope": scopes, "jti": "j"});
-        let header = Header { kid: Some("k".into()), ..Header::new(Algorithm::RS256) };
+        let header = Header {
+            kid: Some("k".into()),
+            ..Header::new(Algorithm::RS256)
+        };
         jsonwebtoken::encode(&header, &claims, &self.signing).expect("a token")
     }
 
     pub(crate) fn instance(&self) -> Instance {
-        Instance { name: "test".parse().expect("a name"), root: self.dir.path().join("instance") }
+        Instance {
+            name: "test".parse().expect("a name"),
+            root: self.dir.path().join("instance"),
+        }
     }
 
     /// Starts a director on the database of this place; again for each of its lives.
     pub(crate) async fn start(&self, place: &Place, faults: Faults) -> Life {
         let db = place.open(&SCHEMA).await;
-        let blobs = Blobs::open(self.dir.path().join("blobs"), stolos_blobs::Options::default()).expect("blobs");
+        let blobs =
+            Blobs::open(self.dir.path().join("blobs"), stolos_blobs::Options::default()).expect("blobs");
         let bus: Arc<dyn stolos_mbus::Transport> = Arc::new(self.outside.bus().connect(Peer::Director));
         let deps = Deps {
             db: db.clone(),
@@ -140,7 +150,10 @@ impl World {
         let url = format!("https://{}", listener.local_addr().expect("an address"));
         let mut leaf = Leaf::new("director", Usage::Server);
         leaf.addresses = vec![[127, 0, 0, 1].into()];
-        let identity = self.authority.issue(&leaf, Clock::system().now()).expect("a certificate");
+        let identity = self
+            .authority
+            .issue(&leaf, Clock::system().now())
+            .expect("a certificate");
         let tls = stolos_base::tls::server(&identity, stolos_base::tls::Clients::Any).expect("TLS");
         let stop = CancellationToken::new();
         let (router, stopped) = (handle.router(), stop.clone());
@@ -151,7 +164,14 @@ impl World {
         let ca = self.authority.certificate().to_owned();
         let token = Secret::from(self.token(&["bosh.admin"]));
         let client = Client::new(&url, &ca, Arc::new(token)).expect("a client");
-        Life { handle, client, url, ca, db, stop }
+        Life {
+            handle,
+            client,
+            url,
+            ca,
+            db,
+            stop,
+        }
     }
 
     /// A director with a stemcell, a release and a cloud config.
@@ -163,10 +183,18 @@ impl World {
 
     pub(crate) async fn upload(&self, life: &Life) {
         let stemcell = self.stemcell();
-        let task = life.client.upload_stemcell(Upload::File(&stemcell)).await.expect("an upload");
+        let task = life
+            .client
+            .upload_stemcell(Upload::File(&stemcell))
+            .await
+            .expect("an upload");
         life.done(task).await;
         let release = self.release("1", b"#!/bin/sh\necho {{ p(\"greeting\") }}\n");
-        let task = life.client.upload_release(Upload::Location(&release)).await.expect("an upload");
+        let task = life
+            .client
+            .upload_release(Upload::Location(&release))
+            .await
+            .expect("an upload");
         life.done(task).await;
         let update = ConfigUpdate {
             kind: "cloud".into(),
@@ -178,14 +206,19 @@ impl World {
     }
 
     fn stemcell(&self) -> Utf8PathBuf {
-        let (image, path) = (self.dir.path().join("image"), self.dir.path().join("stemcell.tgz"));
+        let (image, path) = (
+            self.dir.path().join("image"),
+            self.dir.path().join("stemcell.tgz"),
+        );
         if !path.exists() {
             fs_err::write(&image, b"a root file system").expect("an image");
             let manifest = StemcellManifest {
                 name: "tiny".into(),
                 version: "1".parse().expect("a version"),
                 operating_system: Some("trixie".into()),
-                sha1: "sha256:0000000000000000000000000000000000000000000000000000000000000000".parse().expect("a digest"),
+                sha1: "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+                    .parse()
+                    .expect("a digest"),
                 api_version: 3,
                 bosh_protocol: None,
                 stemcell_formats: vec!["null".into()],
@@ -200,16 +233,21 @@ impl World {
     pub(crate) fn release(&self, version: &str, script: &[u8]) -> Utf8PathBuf {
         let path = self.dir.path().join(format!("release-{version}.tgz"));
         let package = self.dir.path().join(format!("prog-{version}.tgz"));
-        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
+            Vec::new(),
+            flate2::Compression::fast(),
+        ));
         let mut header = tar::Header::new_gnu();
         header.set_size(4);
         header.set_mode(0o755);
         header.set_uid(0);
         header.set_gid(0);
-        tar.append_data(&mut header, "bin/prog", &b"prog"[..]).expect("an entry");
+        tar.append_data(&mut header, "bin/prog", &b"prog"[..])
+            .expect("an entry");
         let bytes = tar.into_inner().expect("a tar").finish().expect("an archive");
         fs_err::write(&package, &bytes).expect("a package");
-        let spec = b"name: web\ntemplates: {run.j2: bin/run, config.yml.j2: config/config.yml, blob: config/blob}\n\
+        let spec =
+            b"name: web\ntemplates: {run.j2: bin/run, config.yml.j2: config/config.yml, blob: config/blob}\n\
             packages: [prog]\nproperties: {greeting: {default: hello}, password: {}, own: {}}\n\
             provides: [{name: web, type: web}]\nconsumes: [{name: web, type: web}]\n";
         let templates = BTreeMap::from([
@@ -224,7 +262,9 @@ impl World {
         let mut writer = ReleaseWriter::new("site", version.parse().expect("a version"), "trixie/1");
         writer.job(&job);
         let digest = stolos_blobs::BlobId::of(&bytes).to_string();
-        writer.compiled_package("prog", &package, &digest, &[]).expect("a package");
+        writer
+            .compiled_package("prog", &package, &digest, &[])
+            .expect("a package");
         writer.write(&path).expect("a release");
         path
     }
@@ -237,7 +277,11 @@ impl Life {
         match self.client.follow(task, |event| events.push(event.clone())).await {
             Ok(_) => events,
             Err(error) => {
-                let debug = self.client.whole_output(task, OutputKind::Debug).await.unwrap_or_default();
+                let debug = self
+                    .client
+                    .whole_output(task, OutputKind::Debug)
+                    .await
+                    .unwrap_or_default();
                 panic!("{}\n{debug}", stolos_base::chain(&error));
             }
         }
@@ -252,7 +296,11 @@ impl Life {
     }
 
     pub(crate) async fn deploy(&self, manifest: &str) -> Vec<Event> {
-        let task = self.client.deploy(manifest, &DeployOptions::default()).await.expect("a task");
+        let task = self
+            .client
+            .deploy(manifest, &DeployOptions::default())
+            .await
+            .expect("a task");
         self.done(task).await
     }
 
@@ -292,14 +340,30 @@ pub(crate) struct Site {
 
 impl Default for Site {
     fn default() -> Self {
-        Self { instances: 3, greeting: "hello".into(), disk: 1024, vm_type: "small", canaries: 1 }
+        Self {
+            instances: 3,
+            greeting: "hello".into(),
+            disk: 1024,
+            vm_type: "small",
+            canaries: 1,
+        }
     }
 }
 
 impl Site {
     pub(crate) fn manifest(&self) -> String {
-        let Self { instances, greeting, disk, vm_type, canaries } = self;
-        let disk = if *disk > 0 { format!("persistent_disk: {disk}") } else { String::new() };
+        let Self {
+            instances,
+            greeting,
+            disk,
+            vm_type,
+            canaries,
+        } = self;
+        let disk = if *disk > 0 {
+            format!("persistent_disk: {disk}")
+        } else {
+            String::new()
+        };
         format!(
             "
 name: site
@@ -366,7 +430,11 @@ impl Vault {
     /// Names with their options, as they were last generated.
     pub(crate) fn generated(&self) -> BTreeMap<String, Value> {
         let state = self.0.lock().expect("no test panics with it");
-        state.newest.iter().map(|(name, (_, made))| (name.clone(), made.options.clone())).collect()
+        state
+            .newest
+            .iter()
+            .map(|(name, (_, made))| (name.clone(), made.options.clone()))
+            .collect()
     }
 }
 
@@ -398,18 +466,33 @@ impl Variables for Vault {
         Box::pin(ready(Ok(id)))
     }
 
-    fn find<'a>(&'a self, deployment: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>> {
+    fn find<'a>(
+        &'a self,
+        deployment: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>> {
         let state = self.0.lock().expect("no test panics with it");
-        let found = state.newest.get(&self.absolute_name(deployment, name)).map(|(id, _)| *id);
+        let found = state
+            .newest
+            .get(&self.absolute_name(deployment, name))
+            .map(|(id, _)| *id);
         Box::pin(ready(Ok(found)))
     }
 
     fn value(&self, id: CredentialId) -> BoxFuture<'_, Result<Value, Failure>> {
         let state = self.0.lock().expect("no test panics with it");
-        Box::pin(ready(Ok(state.values.get(&id).cloned().expect("a value that was generated"))))
+        Box::pin(ready(Ok(state
+            .values
+            .get(&id)
+            .cloned()
+            .expect("a value that was generated"))))
     }
 
     fn absolute_name(&self, deployment: &str, name: &str) -> String {
-        if name.starts_with('/') { name.to_owned() } else { format!("/test/{deployment}/{name}") }
+        if name.starts_with('/') {
+            name.to_owned()
+        } else {
+            format!("/test/{deployment}/{name}")
+        }
     }
 }
