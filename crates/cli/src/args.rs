@@ -6,14 +6,14 @@ use clap::{Args, Parser, Subcommand};
 /// Makes, heals and deletes Kubernetes clusters.
 #[derive(Debug, Parser)]
 #[command(name = "stolos", version, about, long_about = None, disable_help_subcommand = true, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Log in to a Stolos installation.
     #[command(after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k")]
     Login(Login),
@@ -63,151 +63,151 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct Json {
+pub(crate) struct Json {
     /// Print JSON in place of a table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Named {
+pub(crate) struct Named {
     /// Name.
-    pub name: String,
+    pub(crate) name: String,
     /// Print JSON in place of a table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Login {
+pub(crate) struct Login {
     /// Host of the API; port 9021 unless given.
     #[arg(short = 'a', long)]
-    pub api: String,
+    pub(crate) api: String,
     /// User name.
     #[arg(short = 'u', long, required_unless_present = "client_name")]
-    pub username: Option<String>,
+    pub(crate) username: Option<String>,
     /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
     #[arg(short = 'p', long, conflicts_with = "password_file")]
-    pub password: Option<String>,
+    pub(crate) password: Option<String>,
     /// File that holds the password, `-` for standard input.
     #[arg(long, value_name = "FILE")]
-    pub password_file: Option<Utf8PathBuf>,
+    pub(crate) password_file: Option<Utf8PathBuf>,
     /// Client name, to log in as a client instead of a person.
     #[arg(long, requires = "client_secret", conflicts_with = "username")]
-    pub client_name: Option<String>,
+    pub(crate) client_name: Option<String>,
     /// Client secret.
     #[arg(long)]
-    pub client_secret: Option<String>,
+    pub(crate) client_secret: Option<String>,
     /// File with the certificates to trust (PEM).
     #[arg(long, value_name = "FILE")]
-    pub ca_cert: Option<Utf8PathBuf>,
+    pub(crate) ca_cert: Option<Utf8PathBuf>,
     /// Do not verify the server. Anybody between you and it can read the password.
     #[arg(short = 'k', long, alias = "skip-ssl-verification")]
-    pub skip_ssl_validation: bool,
+    pub(crate) skip_ssl_validation: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Create {
+pub(crate) struct Create {
     /// Name of the cluster.
-    pub name: String,
+    pub(crate) name: String,
     /// Address or name under which its API will be called.
     #[arg(short = 'e', long)]
-    pub external_hostname: String,
+    pub(crate) external_hostname: String,
     /// Plan, see `plans`.
     #[arg(short = 'p', long)]
-    pub plan: String,
+    pub(crate) plan: String,
     /// Number of workers; the plan's own when absent.
     #[arg(short = 'n', long)]
-    pub num_nodes: Option<i64>,
+    pub(crate) num_nodes: Option<i64>,
     /// Follow the operation to its end.
     #[arg(long)]
-    pub wait: bool,
+    pub(crate) wait: bool,
     /// Print JSON in place of text.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// Ask nothing.
     #[arg(long)]
-    pub non_interactive: bool,
+    pub(crate) non_interactive: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Delete {
+pub(crate) struct Delete {
     /// Name.
-    pub name: String,
+    pub(crate) name: String,
     /// Follow the deletion to its end.
     #[arg(long)]
-    pub wait: bool,
+    pub(crate) wait: bool,
     /// Ask nothing.
     #[arg(long)]
-    pub non_interactive: bool,
+    pub(crate) non_interactive: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// Name of the cluster.
-    pub name: String,
+    pub(crate) name: String,
     /// Print the kubeconfig instead of merging it.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Operations {
+pub(crate) struct Operations {
     /// Id of one operation.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// Only those of this cluster.
     #[arg(short = 'c', long)]
-    pub cluster: Option<String>,
+    pub(crate) cluster: Option<String>,
     /// Follow to the end: the named operation, else the newest.
     #[arg(short = 'f', long)]
-    pub follow: bool,
+    pub(crate) follow: bool,
     /// Cancel the named operation.
     #[arg(long, requires = "id")]
-    pub cancel: bool,
+    pub(crate) cancel: bool,
     /// Print JSON in place of a table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Deploy {
+pub(crate) struct Deploy {
     /// The manifest.
-    pub manifest: Utf8PathBuf,
+    pub(crate) manifest: Utf8PathBuf,
     /// Cloud config to store first, under the name of the deployment.
     #[arg(long, value_name = "FILE")]
-    pub cloud_config: Option<Utf8PathBuf>,
+    pub(crate) cloud_config: Option<Utf8PathBuf>,
     /// Show what would change and stop.
     #[arg(long)]
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Ask nothing.
     #[arg(long)]
-    pub non_interactive: bool,
+    pub(crate) non_interactive: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Tasks {
+pub(crate) struct Tasks {
     /// Follow this task.
-    pub id: Option<u64>,
+    pub(crate) id: Option<u64>,
     /// Print JSON in place of a table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// Which installation on this host.
 #[derive(Debug, Args)]
-pub struct Local {
+pub(crate) struct Local {
     /// Name of the installation: a letter, then up to seven letters or digits, lower-case.
     #[arg(long, env = "STOLOS_INSTANCE", default_value = "stolos")]
-    pub instance: stolos_base::InstanceName,
+    pub(crate) instance: stolos_base::InstanceName,
     /// Where it keeps everything; /var/lib/stolos/INSTANCE unless given.
     #[arg(long, env = "STOLOS_ROOT")]
-    pub root: Option<Utf8PathBuf>,
+    pub(crate) root: Option<Utf8PathBuf>,
 }
 
 impl Local {
     /// The instance meant.
     #[must_use]
-    pub fn instance(&self) -> stolos_base::Instance {
+    pub(crate) fn instance(&self) -> stolos_base::Instance {
         match &self.root {
             None => stolos_base::Instance::at_default(self.instance.clone()),
             Some(root) => stolos_base::Instance { name: self.instance.clone(), root: root.clone() },
@@ -216,28 +216,28 @@ impl Local {
 }
 
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub(crate) struct Doctor {
     #[command(flatten)]
-    pub local: Local,
+    pub(crate) local: Local,
     /// Print JSON in place of a table.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     #[command(flatten)]
-    pub local: Local,
+    pub(crate) local: Local,
     /// Also make the cluster `demo` and wait until a pod runs in it.
     #[arg(long)]
-    pub demo: bool,
+    pub(crate) demo: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct Down {
+pub(crate) struct Down {
     #[command(flatten)]
-    pub local: Local,
+    pub(crate) local: Local,
     /// Also remove the state: databases, disks, keys. Nothing can be restored then.
     #[arg(long)]
-    pub purge: bool,
+    pub(crate) purge: bool,
 }

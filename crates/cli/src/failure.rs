@@ -6,7 +6,7 @@ use stolos_base::{Class, Classify, chain};
 
 /// Why a command failed, for a person.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     class: Class,
     message: String,
     hints: Vec<String>,
@@ -14,18 +14,18 @@ pub struct Failure {
 
 impl Failure {
     /// The caller's side: wrong input or wrong state. Exit code 1.
-    pub fn user(message: impl Into<String>) -> Self {
+    pub(crate) fn user(message: impl Into<String>) -> Self {
         Self { class: Class::User, message: message.into(), hints: Vec::new() }
     }
 
     /// Our side. Exit code 2.
-    pub fn ours(message: impl Into<String>) -> Self {
+    pub(crate) fn ours(message: impl Into<String>) -> Self {
         Self { class: Class::Internal, message: message.into(), hints: Vec::new() }
     }
 
     /// No session, or one that has ended; the text is PKS's, scripts match it.
     #[must_use]
-    pub fn not_logged_in() -> Self {
+    pub(crate) fn not_logged_in() -> Self {
         Self {
             class: Class::Unauthenticated,
             message: "You are not currently authenticated. Please log in to continue".to_owned(),
@@ -34,20 +34,20 @@ impl Failure {
     }
 
     /// An error of a service or client of ours.
-    pub fn from_error<E: Classify + 'static>(error: &E) -> Self {
+    pub(crate) fn from_error<E: Classify + 'static>(error: &E) -> Self {
         Self { class: error.class(), message: chain(error), hints: error.hints() }
     }
 
     /// Adds a whole sentence that names the next step.
     #[must_use]
-    pub fn hint(mut self, text: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, text: impl Into<String>) -> Self {
         self.hints.push(text.into());
         self
     }
 
     /// Whose side it is.
     #[must_use]
-    pub fn class(&self) -> Class {
+    pub(crate) fn class(&self) -> Class {
         self.class
     }
 }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 ///
 /// # Errors
 /// When neither `KUBECONFIG` nor `HOME` is set.
-pub fn path() -> Result<Utf8PathBuf, Failure> {
+pub(crate) fn path() -> Result<Utf8PathBuf, Failure> {
     if let Ok(list) = std::env::var("KUBECONFIG")
         && let Some(first) = list.split(':').find(|part| !part.is_empty())
     {
@@ -29,7 +29,7 @@ pub fn path() -> Result<Utf8PathBuf, Failure> {
 ///
 /// # Errors
 /// When the file cannot be read, is no kubeconfig, or cannot be written; it is untouched then.
-pub fn merge_into_file(path: &Utf8Path, new: &Value) -> Result<(), Failure> {
+pub(crate) fn merge_into_file(path: &Utf8Path, new: &Value) -> Result<(), Failure> {
     let run = || -> Result<(), String> {
         if let Some(parent) = path.parent() {
             fs_err::create_dir_all(parent).map_err(|error| error.to_string())?;

@@ -7,13 +7,13 @@ use serde::Serialize;
 use crate::failure::Failure;
 
 /// Prints data. A reader that went away (`| head`) is no error.
-pub fn data(text: &str) {
+pub(crate) fn data(text: &str) {
     let mut out = anstream::stdout().lock();
     let _ = writeln!(out, "{text}");
 }
 
 /// Prints something about the data: progress, confirmation, hints.
-pub fn note(text: &str) {
+pub(crate) fn note(text: &str) {
     let mut err = anstream::stderr().lock();
     let _ = writeln!(err, "{text}");
 }
@@ -22,7 +22,7 @@ pub fn note(text: &str) {
 ///
 /// # Errors
 /// When the value cannot be serialized.
-pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))?;
     data(&text);
     Ok(())
@@ -30,7 +30,7 @@ pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
 
 /// A table without borders, columns as wide as their content, two blanks between: what PKS printed, and what `awk` splits.
 #[must_use]
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -45,7 +45,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// The two-column block of `cluster NAME`: values start in column 26, as PKS had it.
 #[must_use]
-pub fn block(rows: &[(&str, String)]) -> String {
+pub(crate) fn block(rows: &[(&str, String)]) -> String {
     const KEY_WIDTH: usize = 26;
     rows.iter()
         .map(|(key, value)| format!("{:<KEY_WIDTH$}{value}", format!("{key}:")).trim_end().to_owned())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Lines of named steps.
-pub struct Steps {
+pub(crate) struct Steps {
     bars: MultiProgress,
     live: bool,
     shown: BTreeMap<String, (ProgressBar, Shown)>,
@@ -24,7 +24,7 @@ enum Shown {
 
 /// How a step stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// At work.
     Running,
     /// Ended well.
@@ -38,14 +38,14 @@ pub enum State {
 impl Steps {
     /// Draws on stderr; plain lines unless it is a terminal.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self { bars: MultiProgress::with_draw_target(target), live, shown: BTreeMap::new(), start: Instant::now() }
     }
 
     /// Shows a step. `elapsed` is what the server says, when it knows better than we do.
-    pub fn show(&mut self, name: &str, state: State, detail: Option<&str>, elapsed: Option<Duration>) {
+    pub(crate) fn show(&mut self, name: &str, state: State, detail: Option<&str>, elapsed: Option<Duration>) {
         let bars = &self.bars;
         let live = self.live;
         let (bar, shown) = self.shown.entry(name.to_owned()).or_insert_with(|| {
@@ -83,7 +83,7 @@ impl Steps {
 
     /// Time since the first line.
     #[must_use]
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 }

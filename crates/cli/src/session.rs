@@ -11,27 +11,27 @@ use crate::failure::Failure;
 
 /// What a login leaves behind. The tokens are secrets: the file has mode 0600, and `Debug` hides them.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
+pub(crate) struct Session {
     /// Base address of the PKS API.
-    pub api: String,
+    pub(crate) api: String,
     /// Base address of the token service.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub identity: String,
+    pub(crate) identity: String,
     /// Who is logged in.
     #[serde(default)]
-    pub username: String,
+    pub(crate) username: String,
     /// Trusted certificates, PEM; empty for those of the operating system.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub ca_cert: String,
+    pub(crate) ca_cert: String,
     /// Whether servers are not verified.
     #[serde(default)]
-    pub skip_ssl_verification: bool,
+    pub(crate) skip_ssl_verification: bool,
     /// Sent with each request; lives for minutes.
     #[serde(default)]
-    pub access_token: String,
+    pub(crate) access_token: String,
     /// Gets the next access token; lives for hours. Absent for clients.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub refresh_token: String,
+    pub(crate) refresh_token: String,
 }
 
 impl std::fmt::Debug for Session {
@@ -44,7 +44,7 @@ impl std::fmt::Debug for Session {
 ///
 /// # Errors
 /// When neither `PKS_HOME` nor `HOME` is set.
-pub fn path() -> Result<Utf8PathBuf, Failure> {
+pub(crate) fn path() -> Result<Utf8PathBuf, Failure> {
     let directory = match (std::env::var("PKS_HOME"), std::env::var("HOME")) {
         (Ok(dir), _) if !dir.is_empty() => Utf8PathBuf::from(dir),
         (_, Ok(home)) if !home.is_empty() => Utf8PathBuf::from(home).join(".pks"),
@@ -57,7 +57,7 @@ pub fn path() -> Result<Utf8PathBuf, Failure> {
 ///
 /// # Errors
 /// When nobody is logged in, or the file cannot be read.
-pub fn load() -> Result<Session, Failure> {
+pub(crate) fn load() -> Result<Session, Failure> {
     let path = path()?;
     match fs_err::read_to_string(&path) {
         Ok(text) => {
@@ -74,7 +74,7 @@ pub fn load() -> Result<Session, Failure> {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn save(session: &Session) -> Result<(), Failure> {
+pub(crate) fn save(session: &Session) -> Result<(), Failure> {
     let path = path()?;
     let write = || -> std::io::Result<()> {
         if let Some(parent) = path.parent() {

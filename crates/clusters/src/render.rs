@@ -63,7 +63,7 @@ pub struct NetworkLease {
 }
 
 /// What the machines are made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifacts {
     /// Name of the Kubernetes release.
     pub release: String,

@@ -132,7 +132,7 @@ impl Service {
             entry.started = Some(Instant::now());
         }
         let Some(raw) = Pid::from_raw(pid) else { return };
-        let watched = pidfd_open(raw, PidfdFlags::NONBLOCK).map_err(std::io::Error::from).and_then(|fd| AsyncFd::register(fd).map_err(Into::into));
+        let watched = pidfd_open(raw, PidfdFlags::NONBLOCK).map_err(std::io::Error::from).and_then(register);
         let (service, cid) = (self.clone(), cid.clone());
         match watched {
             Ok(fd) => {
@@ -227,4 +227,11 @@ impl Service {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+#[expect(unsafe_code, reason = "tokio leaves it to the caller that the descriptor stays the same")]
+fn register(fd: std::os::fd::OwnedFd) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, always gives the same descriptor, and is owned by the `AsyncFd` from here on.
+    // JUSTIFICATION: machines are no children of ours; a pidfd tells of their end without polling and without a thread.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }

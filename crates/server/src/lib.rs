@@ -1,1 +1,40 @@
-//! Placeholder.
+//! `stolosd`: configuration, first start, composition of the services, nothing else.
+
+pub mod config;
+mod director;
+mod network;
+mod start;
+mod variables;
+
+use anyhow::Context as _;
+use stolos_base::Instance;
+use stolos_base::lock::FileLock;
+use stolos_base::process::Process;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The record of the process, for `stolos up` and `stolos down`.
+const RECORD: &str = "stolosd.pid";
+
+/// Runs an instance until it is told to end (SIGTERM). Machines, the bus and `stolos-hostd` go on.
+///
+/// # Errors
+/// When something cannot be started, or another process runs the same instance.
+pub async fn run(instance: &Instance) -> anyhow::Result<()> {
+    let run = instance.run();
+    fs_err::create_dir_all(&run)?;
+    let Some(_lock) = FileLock::try_acquire(&run.join("stolosd.lock"))? else {
+        anyhow::bail!("another stolosd runs instance `{}`", instance.name);
+    };
+    let me = i32::try_from(std::process::id()).ok().and_then(Process::of).context("failed to find this process")?;
+    me.record(&run.join(RECORD))?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let running = start::start(instance).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    running.stop().await;
+    stolos_base::files::remove_if_there(&run.join(RECORD))?;
+    Ok(())
+}

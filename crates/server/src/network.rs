@@ -1,6 +1,6 @@
 //! Leases and virtual addresses as `clusters` needs them, over `network` and the socket of `stolos-hostd`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use futures::future::BoxFuture;
 use stolos_base::ids::ClusterId;
@@ -42,7 +42,7 @@ impl Network for HostNetwork {
             let wanted = VirtualAddress {
                 cluster: cluster.to_string(),
                 port: API_PORT,
-                backends: masters.into_iter().map(|master| (master, API_PORT).into()).collect(),
+                backends: masters.into_iter().map(|master| SocketAddrV4::new(master, API_PORT)).collect(),
                 ca: None,
             };
             self.hostd.put_virtual_address(address, &wanted).await.map_err(|e| Error::service("publish the address", e))

@@ -1,0 +1,350 @@
+//! Bringing an installation up on this host.
+//!
+//! Every phase finds what an earlier run has done, so that it can be interrupted and run again.
+
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+use stolos_api::director::{Client, ConfigUpdate, Upload};
+use stolos_api::http::{Trust, client};
+use stolos_api::pks;
+use stolos_base::process::{Process, spawn_detached};
+use stolos_base::range::{self, HostNetwork};
+use stolos_base::{Class, Classify as _, Instance, Secret, files, poll};
+use stolos_build::{Builder, Cache, Event, Progress, Release, Seed, Stemcell};
+
+use super::down::sibling;
+use super::{clusters, deployments, doctor, login};
+use crate::args::{Create, Credentials, Login, Up};
+use crate::failure::Failure;
+use crate::progress::{State, Steps};
+use crate::output;
+
+/// The first start makes keys and databases; a busy host takes its time.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// The cluster of `--demo`.
+const DEMO: &str = "demo";
+const DEMO_PLAN: &str = "small";
+const DEMO_WORKERS: i64 = 2;
+/// The zone that clusters are rendered for, and what compilation would use if a release came as source.
+const BASE_CLOUD_CONFIG: &str = "azs: [{name: z1}]\n";
+
+/// `stolos up`
+pub(crate) async fn run(args: &Up) -> Result<(), Failure> {
+    let instance = args.local.instance();
+    let mut phases = Phases::new();
+    doctor::refuse_failed(&doctor::host(&instance))?;
+    let built = build().await?;
+    phases.done("build programs, release, stemcell and images");
+    let network = configure(&instance, &built).await?;
+    start(&instance, &built).await?;
+    phases.done("start the services");
+    log_in(&instance, &network).await?;
+    upload(&built).await?;
+    phases.done("upload release and stemcell");
+    if args.demo {
+        demo().await?;
+        phases.done("make the cluster `demo`, to a pod running and DNS answering");
+    }
+    phases.print();
+    finish(args, &built, &network);
+    Ok(())
+}
+
+/// How long each phase took.
+struct Phases {
+    start: Instant,
+    last: Instant,
+    lines: Vec<(String, Duration)>,
+}
+
+impl Phases {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { start: now, last: now, lines: Vec::new() }
+    }
+
+    fn done(&mut self, what: &str) {
+        self.lines.push((what.to_owned(), self.last.elapsed()));
+        self.last = Instant::now();
+    }
+
+    fn print(&self) {
+        let mut text = String::from("\n");
+        for (what, took) in &self.lines {
+            text.push_str(&format!("{:>8.1} s  {what}\n", took.as_secs_f64()));
+        }
+        text.push_str(&format!("{:>8.1} s  in all", self.start.elapsed().as_secs_f64()));
+        output::note(&text);
+    }
+}
+
+struct Built {
+    nats_server: Utf8PathBuf,
+    kubectl: Utf8PathBuf,
+    release: Release,
+    stemcell: Stemcell,
+    seed: Seed,
+}
+
+async fn build() -> Result<Built, Failure> {
+    let here = std::env::current_dir().map_err(|error| Failure::user(format!("failed to find this directory: {error}")))?;
+    let here = Utf8PathBuf::try_from(here).map_err(|error| Failure::user(error.to_string()))?;
+    let exe = sibling("stolos")?;
+    let repository = stolos_build::find_repository(&here)
+        .or_else(|_| stolos_build::find_repository(&exe))
+        .map_err(|error| Failure::user(stolos_base::chain(&error)).hint("Run it in a checkout of Stolos."))?;
+    let (init, agent, job) = (sibling("stolos-init")?, sibling("stolos-agent")?, sibling("stolos-job")?);
+    let work = move || -> Result<Built, stolos_build::Error> {
+        let builder = Builder::new(Cache::of_user()?, &repository)?.with_progress(Arc::new(Shown::new()));
+        builder.prepare()?;
+        Ok(Built {
+            nats_server: builder.upstream("nats-server")?.program("nats-server"),
+            kubectl: builder.upstream("kubernetes-1.37")?.program("kubectl"),
+            release: builder.release(&job)?,
+            stemcell: builder.stemcell(&init, &agent)?,
+            seed: builder.images_seed()?,
+        })
+    };
+    let built = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::ours(error.to_string()))?;
+    built.map_err(|error| Failure::from_error(&error))
+}
+
+/// Shows what is being built; what was there already is not worth a line.
+struct Shown(Mutex<Steps>);
+
+impl Shown {
+    fn new() -> Self {
+        Self(Mutex::new(Steps::new()))
+    }
+}
+
+impl Progress for Shown {
+    fn event(&self, event: &Event<'_>) {
+        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Found { .. } => {}
+            Event::Waiting { what } => steps.show(what, State::Running, Some("another process makes it"), None),
+            Event::Damaged { what, reason } => output::note(&format!("  damaged  {what}: {reason}; it is made again")),
+            Event::Started { what } => steps.show(what, State::Running, None, None),
+            Event::Step { what, text } => steps.show(what, State::Running, Some(text), None),
+            Event::Made { what, took } => steps.show(what, State::Done, None, Some(*took)),
+        }
+    }
+}
+
+/// Writes what the services read at their start.
+async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Failure> {
+    let failed = |what: &'static str| move |error: std::io::Error| Failure::ours(format!("failed to {what}: {error}"));
+    for directory in [instance.root.clone(), instance.run(), instance.logs(), instance.packages(), instance.images()] {
+        fs_err::create_dir_all(&directory).map_err(failed("make the directories"))?;
+    }
+    let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())
+        .map_err(|error| Failure::user(stolos_base::chain(&error)))?;
+    let cpi = json!({
+        "instance": instance,
+        "agent": {"mbus": [format!("nats://{}:4222", network.host())]},
+    });
+    files::write_json(&instance.cpi_config(), &cpi, 0o600).map_err(failed("write the CPI's configuration"))?;
+    let artifacts = json!({
+        "release": built.release.name,
+        "release_version": built.release.version,
+        "stemcell_os": built.stemcell.name,
+        "stemcell_version": built.stemcell.version,
+        "image_seed": built.seed.name,
+    });
+    files::write_json(&instance.root.join("artifacts.json"), &artifacts, 0o644).map_err(failed("write what was built"))?;
+    let programs = json!({"nats_server": built.nats_server, "cpi_host": sibling("stolos-cpi-host")?});
+    write_config(instance, &programs)?;
+    place_seed(instance, &built.seed).await?;
+    Ok(network)
+}
+
+/// The operator's file is theirs; only the paths of programs, which move with every build, are kept up to date.
+fn write_config(instance: &Instance, programs: &serde_json::Value) -> Result<(), Failure> {
+    let path = instance.config_file();
+    let failed = |problem: String| Failure::user(format!("failed to write the configuration `{path}`: {problem}"));
+    let mut config: serde_json::Value = match fs_err::read_to_string(&path) {
+        Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    if config["programs"] == *programs {
+        return Ok(());
+    }
+    config["programs"] = programs.clone();
+    let text = serde_saphyr::to_string(&config).map_err(|error| failed(error.to_string()))?;
+    files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| failed(error.to_string()))
+}
+
+/// Copies the image store next to the machines that link into it; the cache may be cleaned up meanwhile.
+async fn place_seed(instance: &Instance, seed: &Seed) -> Result<(), Failure> {
+    let place = instance.images().join(&seed.name);
+    if place.is_dir() {
+        return Ok(());
+    }
+    let temporary = instance.images().join(format!(".{}.{}", seed.name, stolos_base::ids::random_hex(4)));
+    let (from, to) = (seed.path.clone(), temporary.clone());
+    let copy = move || Command::new("cp").args(["-a", "--reflink=auto", from.as_str(), to.as_str()]).output();
+    let output = tokio::task::spawn_blocking(copy).await.map_err(|error| Failure::ours(error.to_string()))?;
+    let output = output.map_err(|error| Failure::ours(format!("failed to copy the images: {error}")))?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::ours(format!("failed to copy the images: {}", why.trim())));
+    }
+    fs_err::rename(&temporary, &place).map_err(|error| Failure::ours(format!("failed to place the images: {error}")))
+}
+
+/// Starts what does not run; a `stolosd` of an older build is replaced, machines go on meanwhile.
+async fn start(instance: &Instance, built: &Built) -> Result<(), Failure> {
+    let _ = built;
+    daemon(instance, "stolos-hostd", "hostd.pid", &["--config", instance.cpi_config().as_str()])?;
+    let arguments = ["--instance", instance.name.as_str(), "--root", instance.root.as_str()];
+    daemon(instance, "stolosd", "stolosd.pid", &arguments)
+}
+
+fn daemon(instance: &Instance, program: &str, record: &str, arguments: &[&str]) -> Result<(), Failure> {
+    let path = sibling(program)?;
+    let failed = |error: std::io::Error| Failure::ours(format!("failed to start {program}: {error}"));
+    let record = instance.run().join(record);
+    if let Some(process) = Process::recorded(&record).map_err(failed)? {
+        if runs(process.pid, &path) {
+            return Ok(());
+        }
+        output::note(&format!("replacing {program} of an older build"));
+        process.end(Duration::from_secs(30)).map_err(failed)?;
+    }
+    let log = instance.logs().join(format!("{program}.log"));
+    let mut command = Command::new(&path);
+    command.args(arguments);
+    spawn_detached(&mut command, &log).map(drop).map_err(failed)
+}
+
+/// Whether a process runs the file that is at this path now, and not one that was there before.
+fn runs(pid: i32, path: &Utf8Path) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == path.as_std_path())
+}
+
+async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failure> {
+    let host = network.host().to_string();
+    let base = format!("https://{host}:{}", pks::PORT);
+    let ready = poll::until("the API", Duration::from_millis(100), START_LIMIT, async || {
+        let ca = fs_err::read_to_string(instance.ca_file()).map_err(|error| error.to_string())?;
+        let http = client(&Trust::Authorities(ca), Some(Duration::from_secs(5)));
+        let http = http.map_err(|error| stolos_base::chain(&error))?;
+        pks::Client::new(&base, http, Secret::from("")).info().await.map_err(|error| stolos_base::chain(&error))
+    });
+    tokio::select! {
+        ready = ready => drop(ready.map_err(|error| {
+            Failure::ours(error.to_string()).hint(format!("Its log is `{}/stolosd.log`.", instance.logs()))
+        })?),
+        why = ended(instance) => return Err(why),
+    }
+    login::login(&Login {
+        api: host,
+        username: Some("admin".to_owned()),
+        password: None,
+        password_file: Some(instance.root.join("admin.password")),
+        client_name: None,
+        client_secret: None,
+        ca_cert: Some(instance.ca_file()),
+        skip_ssl_validation: false,
+    })
+    .await
+}
+
+/// Resolves when `stolosd` has ended instead of becoming ready.
+async fn ended(instance: &Instance) -> Failure {
+    let record = instance.run().join("stolosd.pid");
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let recorded: Option<Process> = files::read_json(&record).ok().flatten();
+        if recorded.is_some_and(|process| !process.is_alive()) {
+            let log = instance.logs().join("stolosd.log");
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = text.lines().last().unwrap_or_default();
+            let why = serde_json::from_str::<serde_json::Value>(last).ok();
+            let why = why.as_ref().and_then(|line| line["error"].as_str()).unwrap_or(last);
+            return Failure::ours(format!("stolosd ended: {why}")).hint(format!("Its log is `{log}`."));
+        }
+    }
+}
+
+async fn upload(built: &Built) -> Result<(), Failure> {
+    let director = deployments::client().await?;
+    let failed = |error| Failure::from_error(&error);
+    let stemcells = director.stemcells().await.map_err(failed)?;
+    if !stemcells.iter().any(|there| there.name == built.stemcell.name && there.version == built.stemcell.version) {
+        let task = director.upload_stemcell(Upload::Location(&built.stemcell.path)).await.map_err(failed)?;
+        deployments::follow(&director, task).await?;
+    }
+    let releases = director.releases().await.map_err(failed)?;
+    let is_there = releases.iter().any(|release| {
+        release.name == built.release.name && release.release_versions.iter().any(|v| v.version == built.release.version)
+    });
+    if !is_there {
+        let task = director.upload_release(Upload::Location(&built.release.path)).await.map_err(failed)?;
+        deployments::follow(&director, task).await?;
+    }
+    base_cloud_config(&director).await
+}
+
+async fn base_cloud_config(director: &Client) -> Result<(), Failure> {
+    let configs = director.configs("cloud").await.map_err(|error| Failure::from_error(&error))?;
+    if configs.iter().any(|config| config.name == "default") {
+        return Ok(());
+    }
+    let update = ConfigUpdate {
+        kind: "cloud".to_owned(),
+        name: "default".to_owned(),
+        content: BASE_CLOUD_CONFIG.to_owned(),
+        expected_latest_id: None,
+    };
+    director.update_config(&update).await.map(drop).map_err(|error| Failure::from_error(&error))
+}
+
+async fn demo() -> Result<(), Failure> {
+    let client = login::pks_client().await?;
+    match client.cluster(DEMO).await {
+        Ok(cluster) if cluster.last_action_state == pks::LastActionState::Succeeded => {
+            output::note(&format!("cluster {DEMO} is there"));
+        }
+        Ok(cluster) if !cluster.last_action_state.is_final() => {
+            let operations = client.operations(Some(DEMO)).await.map_err(|error| Failure::from_error(&error))?;
+            if let Some(operation) = operations.first() {
+                super::operations::follow(&client, &operation.id).await?;
+            }
+        }
+        Ok(cluster) => {
+            return Err(Failure::user(format!("cluster {DEMO} is there, but: {}", cluster.last_action_description))
+                .hint(format!("Delete it with `stolos delete-cluster {DEMO} --wait`, then run this again.")));
+        }
+        Err(error) if error.class() == Class::NotFound => {
+            clusters::create(&Create {
+                name: DEMO.to_owned(),
+                external_hostname: "demo.stolos.internal".to_owned(),
+                plan: DEMO_PLAN.to_owned(),
+                num_nodes: Some(DEMO_WORKERS),
+                wait: true,
+                json: false,
+                non_interactive: true,
+            })
+            .await?;
+        }
+        Err(error) => return Err(Failure::from_error(&error)),
+    }
+    clusters::credentials(&Credentials { name: DEMO.to_owned(), json: false }).await
+}
+
+fn finish(args: &Up, built: &Built, network: &HostNetwork) {
+    output::data(&format!("\nStolos runs at https://{}:{}; you are logged in as admin.", network.host(), pks::PORT));
+    let kubectl = doctor::on_path("kubectl").map_or_else(|| built.kubectl.to_string(), |_| "kubectl".to_owned());
+    if args.demo {
+        output::data(&format!("Go on with: {kubectl} get nodes"));
+    } else {
+        output::data("Go on with: stolos create-cluster NAME -e HOST -p small --wait");
+    }
+}
