@@ -115,14 +115,14 @@ pub trait Transport: Send + Sync + fmt::Debug {
     /// [`Error::TooLarge`], [`Error::Subject`], [`Error::Publish`], [`Error::Closed`].
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Subscribes to a subject that may hold wildcards. When this returns, what is published by this same transport
-    /// afterwards is seen.
+    /// Subscribes to a subject that may hold wildcards. What is published by this same transport afterwards is seen.
     ///
     /// # Errors
     /// [`Error::Subject`], [`Error::Subscribe`], [`Error::Closed`].
     fn subscribe<'a>(&'a self, subject: &'a str) -> BoxFuture<'a, Result<Subscription, Error>>;
 
-    /// Waits until everything published so far has reached the server.
+    /// Waits until everything published and subscribed so far was written to the connection. The server works through a
+    /// connection in order, but another connection may be ahead of it.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Publish`].

@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use stolos_base::ids::{AgentId, IdSource};
 use stolos_base::pki::{Authority, Identity, Leaf, Usage};
+use stolos_base::process::Process;
 use stolos_base::{Clock, task};
 use stolos_mbus::callout::{DirectoryError, Keys};
 use stolos_mbus::message::AgentTask;
@@ -153,7 +154,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Or why there is none.
+    /// `None`, and the reason on stderr, where there is no server to be had.
+    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
     pub(crate) fn new() -> Option<Self> {
         stolos_base::tls::install_provider();
         let program = match nats_server() {
@@ -239,6 +241,16 @@ impl World {
 
     pub(crate) fn agent_id(&self) -> AgentId {
         AgentId::new(&self.ids)
+    }
+}
+
+/// The server outlives its owner on purpose; a test that fails must not leave it behind.
+impl Drop for World {
+    fn drop(&mut self) {
+        let record = self.directory.path().join("nats/nats-server.pid.json");
+        if let Ok(Some(process)) = Process::recorded(&record) {
+            let _ = process.end(Duration::from_secs(5));
+        }
     }
 }
 
