@@ -5,8 +5,11 @@ use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use base64::Engine as _;
+use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
+use stolos_agent::{Agent as RealAgent, Core};
+use stolos_agent::paths::Paths;
 use stolos_base::ids::AgentId;
 use stolos_base::task;
 use stolos_cpi::null::NullCpi;
@@ -19,7 +22,7 @@ use stolos_mbus::call::Call;
 use stolos_mbus::memory::MemoryBus;
 use stolos_mbus::message::{AgentTask, Reply};
 use stolos_mbus::rights::Peer;
-use stolos_mbus::settings::Vm;
+use stolos_mbus::settings::{Settings, Vm};
 use stolos_mbus::spec::ApplySpec;
 use stolos_mbus::state::{AgentState, Heartbeat, JobState, Process};
 use stolos_mbus::{Endpoint, Transport};
@@ -42,6 +45,9 @@ pub(crate) struct State {
     pub(crate) machines: BTreeMap<AgentId, Machine>,
     /// `group/index method` (and script) of every request but reads, in order.
     pub(crate) calls: Vec<String>,
+    /// When set, machines run the real agent below this directory, with packages from the second one.
+    pub(crate) real: Option<(Utf8PathBuf, Utf8PathBuf)>,
+    real_agents: BTreeMap<AgentId, RealAgent>,
     /// `group/index` whose jobs never run.
     pub(crate) broken: Vec<String>,
     /// `group/index script` that does not end.
@@ -89,6 +95,39 @@ impl Outside {
     /// The calls so far, forgotten.
     pub(crate) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
+    }
+
+    /// Boots the machine's real agent, once.
+    async fn boot_real(&self, request: &CreateVm, root: Utf8PathBuf, packages: &Utf8Path) {
+        let agent = request.agent_id;
+        if self.state().real_agents.contains_key(&agent) {
+            return;
+        }
+        let settings = json!({"agent_id": agent, "vm": {"name": format!("vm-{agent}")},
+                              "networks": request.networks, "env": request.env});
+        let settings: Settings = serde_json::from_value(settings).expect("settings as the CPI writes them");
+        let paths = Paths::below(&root.join(agent.to_string()));
+        let shared = paths.shared_packages();
+        fs_err::create_dir_all(shared.parent().expect("a parent")).expect("a directory");
+        fs_err::os::unix::fs::symlink(packages, &shared).expect("packages");
+        let core = Core::new(settings, paths, Arc::new(stolos_agent::platform::Memory::default())).expect("an agent");
+        core.boot().await;
+        let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
+        let real = RealAgent::start(stolos_agent::Config::default(), core, transport).await;
+        self.state().real_agents.insert(agent, real.expect("an agent on the bus"));
+    }
+
+    /// Asks the real agents how they are.
+    pub(crate) async fn real_states(&self) -> Vec<AgentState> {
+        let cores: Vec<Core> = self.state().real_agents.values().map(|agent| agent.core().clone()).collect();
+        let mut states = Vec::new();
+        for core in cores {
+            match core.handle(Call::GetState { full: false }).await {
+                Reply::Value(value) => states.push(serde_json::from_value(value).expect("a state")),
+                Reply::Exception(exception) => panic!("{exception:?}"),
+            }
+        }
+        states
     }
 
     /// Boots the machine's agent, once.
@@ -344,7 +383,11 @@ impl Cpi for Call1 {
     fn create_vm<'a>(&'a self, request: &'a CreateVm) -> BoxFuture<'a, Result<(VmCid, Networks)>> {
         Box::pin(async move {
             let made = self.cpi().create_vm(request).await?;
-            self.outside.boot(request.agent_id).await;
+            let real = self.outside.state().real.clone();
+            match real {
+                Some((root, packages)) => self.outside.boot_real(request, root, &packages).await,
+                None => self.outside.boot(request.agent_id).await,
+            }
             Ok(made)
         })
     }
@@ -355,6 +398,7 @@ impl Cpi for Call1 {
             .trim_start_matches("vm-")
             .parse()
             .expect("an agent's machine");
+        self.outside.state().real_agents.remove(&agent);
         if let Some(machine) = self.outside.state().machines.remove(&agent) {
             machine.stop.cancel();
         }
