@@ -8,8 +8,8 @@ use base64::Engine as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
-use stolos_agent::{Agent as RealAgent, Core};
 use stolos_agent::paths::Paths;
+use stolos_agent::{Agent as RealAgent, Core};
 use stolos_base::ids::AgentId;
 use stolos_base::task;
 use stolos_cpi::null::NullCpi;
@@ -110,16 +110,28 @@ impl Outside {
         let shared = paths.shared_packages();
         fs_err::create_dir_all(shared.parent().expect("a parent")).expect("a directory");
         fs_err::os::unix::fs::symlink(packages, &shared).expect("packages");
-        let core = Core::new(settings, paths, Arc::new(stolos_agent::platform::Memory::default())).expect("an agent");
+        let core = Core::new(
+            settings,
+            paths,
+            Arc::new(stolos_agent::platform::Memory::default()),
+        )
+        .expect("an agent");
         core.boot().await;
         let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
         let real = RealAgent::start(stolos_agent::Config::default(), core, transport).await;
-        self.state().real_agents.insert(agent, real.expect("an agent on the bus"));
+        self.state()
+            .real_agents
+            .insert(agent, real.expect("an agent on the bus"));
     }
 
     /// Asks the real agents how they are.
     pub(crate) async fn real_states(&self) -> Vec<AgentState> {
-        let cores: Vec<Core> = self.state().real_agents.values().map(|agent| agent.core().clone()).collect();
+        let cores: Vec<Core> = self
+            .state()
+            .real_agents
+            .values()
+            .map(|agent| agent.core().clone())
+            .collect();
         let mut states = Vec::new();
         for core in cores {
             match core.handle(Call::GetState { full: false }).await {

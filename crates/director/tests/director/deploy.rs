@@ -396,10 +396,16 @@ async fn the_real_agent_does_what_it_is_told() {
     let (world, place) = (World::new(), Place::sqlite());
     world.outside.state().real = Some((world.dir.path().join("machines"), world.instance().packages()));
     let life = world.ready(&place).await;
-    let mut site = Site { instances: 2, ..Site::default() };
+    let mut site = Site {
+        instances: 2,
+        ..Site::default()
+    };
     life.deploy(&site.manifest()).await;
     for state in world.outside.real_states().await {
-        assert_eq!((state.job_state, state.spec.generation), (JobState::Running, Some(1)));
+        assert_eq!(
+            (state.job_state, state.spec.generation),
+            (JobState::Running, Some(1))
+        );
     }
     // Changed on the machine, with a larger disk; then on other machines.
     site.greeting = "goodbye".into();
@@ -408,16 +414,30 @@ async fn the_real_agent_does_what_it_is_told() {
     site.vm_type = "large";
     life.deploy(&site.manifest()).await;
     for state in world.outside.real_states().await {
-        assert_eq!((state.job_state, state.spec.generation), (JobState::Running, Some(3)));
+        assert_eq!(
+            (state.job_state, state.spec.generation),
+            (JobState::Running, Some(3))
+        );
     }
     let books = world.outside.books();
-    assert_eq!(books.disks.values().filter(|(size, vm)| *size == 2048 && vm.is_some()).count(), 2);
+    assert_eq!(
+        books
+            .disks
+            .values()
+            .filter(|(size, vm)| *size == 2048 && vm.is_some())
+            .count(),
+        2
+    );
     // Unchanged: nobody is touched, so nobody hears of the new generation.
     life.deploy(&site.manifest()).await;
     for state in world.outside.real_states().await {
         assert_eq!(state.spec.generation, Some(3));
     }
-    let task = life.client.delete_deployment("site", DeleteOptions::default()).await.expect("a task");
+    let task = life
+        .client
+        .delete_deployment("site", DeleteOptions::default())
+        .await
+        .expect("a task");
     life.done(task).await;
     assert!(world.outside.books().vms.is_empty());
     life.stop().await;
