@@ -22,8 +22,8 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A script's log that is larger is put aside before the script runs again.
 const LOG_LIMIT: u64 = 10 * 1024 * 1024;
-/// What is kept of each output of an errand: both have to fit into one message, escaped.
-const OUTPUT_LIMIT: usize = 256 * 1024;
+/// What each output of an errand may have in bytes: both have to fit into one message of 1 MiB.
+const OUTPUT_LIMIT: usize = 480 * 1024;
 
 /// What all scripts of one call have in common.
 pub(crate) struct Run<'a> {
@@ -262,12 +262,25 @@ async fn end(group: Option<Pid>, ended: impl Future<Output = std::io::Result<()>
     let _ = kill_process_group(group, Signal::KILL);
 }
 
-/// Keeps the head and the tail of a text.
+/// Keeps the head and the tail of a text, so that it has at most [`OUTPUT_LIMIT`] bytes as a JSON string.
 fn cut(text: String) -> String {
-    if text.len() <= OUTPUT_LIMIT {
+    // Escaping makes one byte into six at most.
+    let fits = |text: &str| text.len() <= OUTPUT_LIMIT / 6 || json_len(text) <= OUTPUT_LIMIT;
+    if fits(&text) {
         return text;
     }
-    let head = text.floor_char_boundary(OUTPUT_LIMIT / 2);
-    let tail = text.ceil_char_boundary(text.len() - OUTPUT_LIMIT / 2);
-    format!("{}\n...[truncated]...\n{}", &text[..head], &text[tail..])
+    let mut half = OUTPUT_LIMIT.min(text.len()) / 2;
+    loop {
+        let head = text.floor_char_boundary(half);
+        let tail = text.ceil_char_boundary(text.len() - half);
+        let short = format!("{}\n...[truncated]...\n{}", &text[..head], &text[tail..]);
+        if fits(&short) {
+            return short;
+        }
+        half = half * 2 / 3;
+    }
+}
+
+fn json_len(text: &str) -> usize {
+    serde_json::to_string(text).map_or(usize::MAX, |json| json.len())
 }
