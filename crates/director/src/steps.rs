@@ -1,7 +1,7 @@
 //! The steps of a deploy and of a deletion.
 //!
-//! Owns: the graph that a plan becomes ([`deploy`]), the deletion of a deployment ([`delete`]), and what steps do to
-//! machines ([`machine`]), disks ([`disk`]) and agents ([`instance`]). Never decides: what is done to which instance
+//! Owns: the graph that a plan becomes ([`deploy`]) with its steps ([`single`]), the deletion of a deployment
+//! ([`delete`]), and what steps do to machines ([`machine`]), disks ([`disk`]) and agents ([`instance`]). Never decides: what is done to which instance
 //! is in the plan.
 //!
 //! Each step can be repeated: rows come before what they stand for, CPI calls have ids that follow from flow and step,
@@ -12,6 +12,7 @@ pub(crate) mod deploy;
 pub(crate) mod disk;
 pub(crate) mod instance;
 pub(crate) mod machine;
+mod single;
 
 use std::sync::Arc;
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stolos_base::ids::{FlowId, InstanceId};
-use stolos_flow::{Graph, Interrupt};
+use stolos_flow::Graph;
 
-use super::deploy::{release_machine, remove_unknown_disk};
 use super::instance::{self, Next, Stopping};
+use super::single::{AGENT_GRACE, CPI_GRACE, SCRIPT_LIMIT, release_machine, remove_unknown_disk};
 use super::{Attempt, Work, machine, step};
 use crate::app::App;
 use crate::db::deployments as rows;
@@ -21,9 +21,6 @@ use crate::plan::{MachineRef, State};
 use crate::prepare::{LeftDisk, LeftVm, Leftovers, leftovers};
 use crate::tasks::Line;
 
-const CPI_GRACE: Interrupt = Interrupt::Within(Duration::from_secs(120));
-const AGENT_GRACE: Interrupt = Interrupt::Within(Duration::from_secs(15));
-const SCRIPT_LIMIT: Duration = Duration::from_secs(6 * 3600);
 /// How long `force` waits for an agent.
 const FORCE_PATIENCE: Duration = Duration::from_secs(5);
 
