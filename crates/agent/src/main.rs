@@ -19,7 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    logging::start(Format::Json, "info");
+    // The bus's client tells of each of its attempts, which go on for as long as nobody answers.
+    logging::start(Format::Json, "info,async_nats=error");
     tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -163,7 +163,10 @@ async fn beat(
         };
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
-            now = up_again => epoch = now,
+            now = up_again => {
+                epoch = now;
+                tracing::info!(epoch, "the bus is reached");
+            }
             () = news.notified() => {
                 // A process that flaps does not make the heart race.
                 tokio::time::sleep_until(sent + NEWS_PAUSE).await;

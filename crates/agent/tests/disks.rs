@@ -19,6 +19,7 @@ fn init_program() {
 }
 
 /// Runs the test of that name again where its mounts disturb nobody; whether this is that run.
+#[expect(clippy::print_stderr, reason = "a test says why it is skipped")]
 fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;

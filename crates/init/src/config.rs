@@ -25,6 +25,7 @@ pub struct Config {
     /// How many files of a log are kept, the one being written included.
     pub log_files: u32,
     /// How long processes may take to end when the machine is powered off, whatever they were given by definition. Seconds.
+    /// With what follows it stays below the ten seconds that the infrastructure waits.
     pub power_off_timeout_s: u64,
     /// Below which control group of each hierarchy ours are made. `/` in a machine, which has a namespace of its own; none
     /// when absent.
@@ -55,7 +56,7 @@ impl Default for Config {
             own_log_dir: "/var/vcap/bosh/log".into(),
             log_max_bytes: 10 * 1024 * 1024,
             log_files: 3,
-            power_off_timeout_s: 30,
+            power_off_timeout_s: 6,
             cgroup: Some("/".to_owned()),
             unmount: vec![
                 "/var/vcap/store".into(),
