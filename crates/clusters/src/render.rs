@@ -164,7 +164,7 @@ fn manifest(
         "releases": [{"name": artifacts.release, "version": artifacts.release_version}],
         "stemcells": [{"alias": "default", "os": artifacts.stemcell_os, "version": artifacts.stemcell_version}],
         "update": {
-            "canaries": 1,
+            "canaries": 0,
             "max_in_flight": 4,
             // Workers do not wait for masters: their processes do, on the API server itself.
             "serial": false,

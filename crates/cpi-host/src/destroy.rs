@@ -9,18 +9,26 @@ use crate::host::{Host, names};
 use crate::{cgroup, net, nft};
 
 impl Host {
-    /// Removes every machine, link, bridge, cgroup, loop device, rule and run-time file of the instance, and puts changed
-    /// sysctls back. Disks, snapshots and stemcells are data and stay. `stolos-hostd` has to be stopped before.
+    /// Stops every machine and takes everything off the host that is there for it, sysctls included. The files stay, and
+    /// with them what should run: `stolos-hostd` starts it again. `stolos-hostd` has to be stopped before.
     ///
     /// # Errors
-    /// What could not be removed, and [`Error::Left`] with all that is there nevertheless.
-    pub fn destroy_all(&self) -> Result<()> {
-        for name in names(&self.instance().machines())? {
-            if !name.starts_with('.') {
-                self.delete_vm(&name.into())?;
-            }
+    /// What could not be stopped or removed, and [`Error::Left`] with all that is there nevertheless.
+    pub fn stop_all(&self) -> Result<()> {
+        for machine in self.machines()? {
+            let _lock = self.lock_machine(&machine.cid)?;
+            self.stop(&machine)?;
         }
-        self.remove_leftovers()?;
+        self.clear_host()?;
+        self.release()?;
+        match self.left()? {
+            left if left.is_empty() => Ok(()),
+            left => Err(Error::Left(left)),
+        }
+    }
+
+    /// Removes what carries the instance's name on the host itself.
+    fn clear_host(&self) -> Result<()> {
         // What follows finds what no record names: a damaged or foreign state of affairs.
         let parent = self.instance().cgroup();
         cgroup::kill(&parent)?;
@@ -46,6 +54,22 @@ impl Host {
                 other => other.doing(|| format!("unmount `{mount}`"))?,
             }
         }
+        Ok(())
+    }
+
+    /// Removes every machine, link, bridge, cgroup, loop device, rule and run-time file of the instance, and puts changed
+    /// sysctls back. Disks, snapshots and stemcells are data and stay. `stolos-hostd` has to be stopped before.
+    ///
+    /// # Errors
+    /// What could not be removed, and [`Error::Left`] with all that is there nevertheless.
+    pub fn destroy_all(&self) -> Result<()> {
+        for name in names(&self.instance().machines())? {
+            if !name.starts_with('.') {
+                self.delete_vm(&name.into())?;
+            }
+        }
+        self.remove_leftovers()?;
+        self.clear_host()?;
         for dir in [self.instance().machines(), self.runtime_root(), self.instance().run().join("locks")] {
             files::remove_tree_if_there(&dir).doing(|| format!("remove `{dir}`"))?;
         }

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read, Seek as _};
 
 use aws_lc_rs::digest;
 use camino::{Utf8Path, Utf8PathBuf};
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use stolos_base::files;
 use stolos_base::lock::FileLock;
 use stolos_cpi::{Kind, StemcellCid};
@@ -98,7 +98,7 @@ fn unpack(image: &Utf8Path, root: &Utf8Path) -> io::Result<()> {
     let is_gzip = file.read(&mut magic)? == 2 && magic == [0x1f, 0x8b];
     file.rewind()?;
     let reader = BufReader::with_capacity(1 << 18, file);
-    let source: Box<dyn Read> = if is_gzip { Box::new(GzDecoder::new(reader)) } else { Box::new(reader) };
+    let source: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) };
     let mut archive = tar::Archive::new(source);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);

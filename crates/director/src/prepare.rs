@@ -429,7 +429,8 @@ fn package_blobs(
                 .filter(|(release, package)| *release == wanted.release && package.name == *name)
                 .map(|(_, package)| package)
                 .collect();
-            let Some(package) = compiled.iter().find(|package| package.stemcell == stemcell) else {
+            let runs = |package: &&&PackageRow| stolos_release::manifest::runs_on(&package.stemcell, &stemcell);
+            let Some(package) = compiled.iter().find(runs) else {
                 let others: Vec<&str> = compiled.iter().map(|package| package.stemcell.as_str()).collect();
                 return Err(Error::NotCompiled(format!(
                     "package '{name}' of release '{}/{}' is not compiled for stemcell '{stemcell}', which instance group \

@@ -1,14 +1,16 @@
 //! Create a cluster.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use stolos_api::pks::LastAction;
-use stolos_base::poll;
-use stolos_flow::{Change, FlowInfo, Graph, Interrupt, Kind, Step, StepError};
+use stolos_base::Class;
+use stolos_flow::{Change, FlowInfo, Graph, Interrupt, Kind, Step, StepContext, StepError};
 use stolos_store::Tx;
 
 use super::{Input, Tools, follow, masters, write_state};
-use crate::db;
+use crate::db::{self, ClusterRow};
 use crate::render::{ClusterSpec, NetworkLease, render};
 
 /// A lease is a transaction; longer means that the database is stuck.
@@ -47,19 +49,17 @@ impl Kind for Create {
             .deadline(LEASE_DEADLINE),
         );
 
-        let (tools, from, spec) = (self.0.clone(), lease.clone(), cluster.clone());
+        // Told by the deploy to the step beside it, which waits for what a failed deploy will never bring.
+        let failed = Arc::new(AtomicBool::new(false));
+        let (tools, from, spec, told) = (self.0.clone(), lease.clone(), cluster.clone(), failed.clone());
         let deploy = graph.add(
             Step::new("Deploy machines", move |ctx| {
-                let (tools, from, cluster) = (tools.clone(), from.clone(), spec.clone());
+                let (tools, from, cluster, failed) = (tools.clone(), from.clone(), spec.clone(), told.clone());
                 async move {
                     let lease: NetworkLease = ctx.output(&from)?;
-                    let spec =
-                        ClusterSpec { id: cluster.id, hostname: cluster.hostname.clone(), workers: cluster.workers };
-                    let rendered = render(&spec, &cluster.plan, &lease, &tools.artifacts);
-                    tools.director.set_cloud_config(&rendered.deployment, &rendered.cloud_config).await?;
-                    let context = ctx.flow_id().to_string();
-                    let task = tools.director.deploy(&rendered.deployment, &rendered.manifest, &context).await?;
-                    follow(&tools, &ctx, task).await
+                    let result = run_deploy(&tools, &ctx, &cluster, &lease).await;
+                    failed.store(result.as_ref().is_err_and(|error| !error.retryable), Ordering::Relaxed);
+                    result
                 }
             })
             .after(&lease)
@@ -68,25 +68,23 @@ impl Kind for Create {
         );
 
         // Beside the deploy, not after it: nodes join through the virtual address.
-        let (tools, from, name) = (self.0.clone(), lease.clone(), deployment.clone());
+        let (tools, from, name, told) = (self.0.clone(), lease.clone(), deployment.clone(), failed);
         let publish = graph.add(
             Step::new("Publish API address", move |ctx| {
-                let (tools, from, deployment) = (tools.clone(), from.clone(), name.clone());
+                let (tools, from, deployment, failed) = (tools.clone(), from.clone(), name.clone(), told.clone());
                 async move {
                     let lease: NetworkLease = ctx.output(&from)?;
                     ctx.progress("waiting for the masters' addresses");
-                    let addresses = poll::until(
-                        "the masters' addresses",
-                        PLACEMENT_INTERVAL,
-                        DEPLOY_DEADLINE,
-                        async || match masters(&tools, &deployment).await {
-                            Ok(addresses) if addresses.is_empty() => Err("not placed yet".to_owned()),
-                            Ok(addresses) => Ok(addresses),
-                            Err(error) => Err(stolos_base::chain(&error)),
-                        },
-                    )
-                    .await
-                    .map_err(|error| StepError::transient(error.to_string()))?;
+                    let addresses = loop {
+                        let addresses = masters(&tools, &deployment).await?;
+                        if !addresses.is_empty() {
+                            break addresses;
+                        }
+                        if failed.load(Ordering::Relaxed) {
+                            return Err(StepError::fatal(Class::Conflict, "the deploy failed before masters had addresses"));
+                        }
+                        tokio::time::sleep(PLACEMENT_INTERVAL).await;
+                    };
                     tools.network.publish(input.cluster, lease.virtual_address, addresses).await?;
                     Ok(())
                 }
@@ -120,4 +118,13 @@ impl Kind for Create {
         let Some(input) = super::input_of(change) else { return Ok(()) };
         write_state(tx, &input, LastAction::Create, change).await
     }
+}
+
+async fn run_deploy(tools: &Tools, ctx: &StepContext, cluster: &ClusterRow, lease: &NetworkLease) -> Result<(), StepError> {
+    let spec = ClusterSpec { id: cluster.id, hostname: cluster.hostname.clone(), workers: cluster.workers };
+    let rendered = render(&spec, &cluster.plan, lease, &tools.artifacts);
+    tools.director.set_cloud_config(&rendered.deployment, &rendered.cloud_config).await?;
+    let context = ctx.flow_id().to_string();
+    let task = tools.director.deploy(&rendered.deployment, &rendered.manifest, &context).await?;
+    follow(tools, ctx, task).await
 }

@@ -29,6 +29,8 @@ enum Command {
     PowerOff { cid: String },
     /// Print the machines, one JSON object a line.
     List,
+    /// Stop every machine and take all off the host that is there for it; the files stay.
+    StopAll,
     /// Remove every machine and all that the instance put on the host for them. Disks and stemcells stay.
     DestroyAll,
     /// Make the host ready for machines.
@@ -56,6 +58,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(Command::PowerOn { cid }) => host.power_on(&cid.into()).map(drop),
         Some(Command::PowerOff { cid }) => host.power_off(&cid.into()),
         Some(Command::List) => list(&host),
+        Some(Command::StopAll) => host.stop_all(),
         Some(Command::DestroyAll) => host.destroy_all(),
         Some(Command::PrepareHost) => host.prepare(),
         Some(Command::ReleaseHost) => host.release(),
