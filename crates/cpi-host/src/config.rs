@@ -27,17 +27,28 @@ pub struct Config {
 }
 
 /// What agents are told, as in BOSH's settings.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentConfig {
     /// Where the bus is.
     #[serde(default)]
     pub mbus: Vec<String>,
-    /// The blob store: `{provider, options}`.
-    #[serde(default)]
+    /// The blob store: `{provider, options}`; empty where the director tells agents of it.
+    #[serde(default = "no_blobstore")]
     pub blobstore: Value,
     /// Time servers.
     #[serde(default)]
     pub ntp: Vec<String>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self { mbus: Vec::new(), blobstore: no_blobstore(), ntp: Vec::new() }
+    }
+}
+
+/// An object, because an agent reads an object.
+fn no_blobstore() -> Value {
+    Value::Object(serde_json::Map::new())
 }
 
 impl Config {

@@ -342,10 +342,11 @@ async fn start_bus(
         clock.clone(),
     )
     .await?;
+    // Nobody is admitted before the admission service is there: who came too early would wait for its next attempt.
+    tokio::time::timeout(BUS_LIMIT, callout.ready()).await.context("the bus did not become ready in time")??;
     let director = Arc::new(nats::NatsTransport::connect(&connect(Peer::Director, "stolosd director")?).await?);
     let monitor = Arc::new(nats::NatsTransport::connect(&connect(Peer::HealthMonitor, "stolosd monitor")?).await?);
     tokio::time::timeout(BUS_LIMIT, async {
-        callout.ready().await?;
         director.ready().await?;
         monitor.ready().await
     })
