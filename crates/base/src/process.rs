@@ -30,7 +30,10 @@ impl Process {
         if fields.next()? == "Z" {
             return None;
         }
-        Some(Self { pid, started: fields.nth(18)?.parse().ok()? })
+        Some(Self {
+            pid,
+            started: fields.nth(18)?.parse().ok()?,
+        })
     }
 
     /// Reads a record that [`Process::record`] wrote; `None` when there is none or the process is gone.
@@ -60,7 +63,9 @@ impl Process {
     /// # Errors
     /// When it may not be signalled.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.is_alive()) else { return Ok(()) };
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.is_alive()) else {
+            return Ok(());
+        };
         match kill_process(pid, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -80,7 +85,10 @@ impl Process {
         if self.wait_gone(Duration::from_secs(10)) {
             Ok(())
         } else {
-            Err(io::Error::other(format!("process {} is still there after SIGKILL", self.pid)))
+            Err(io::Error::other(format!(
+                "process {} is still there after SIGKILL",
+                self.pid
+            )))
         }
     }
 
@@ -107,7 +115,11 @@ pub fn spawn_detached(command: &mut Command, log: &Utf8Path) -> io::Result<Proce
     if let Some(parent) = log.parent() {
         fs_err::create_dir_all(parent)?;
     }
-    let out = fs_err::OpenOptions::new().create(true).append(true).open(log)?.into_file();
+    let out = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)?
+        .into_file();
     let errors = out.try_clone()?;
     command.stdin(Stdio::null()).stdout(out).stderr(errors);
     set_session(command);
@@ -137,7 +149,13 @@ mod tests {
     fn a_process_is_known_by_id_and_start() {
         let me = Process::of(i32::try_from(std::process::id()).expect("a pid")).expect("this process");
         assert!(me.is_alive());
-        assert!(!Process { started: me.started + 1, ..me }.is_alive());
+        assert!(
+            !Process {
+                started: me.started + 1,
+                ..me
+            }
+            .is_alive()
+        );
     }
 
     #[test]

@@ -5,10 +5,10 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use crate::{files, lock::FileLock};
 use camino::Utf8Path;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use crate::{files, lock::FileLock};
 
 /// The candidates, in order: 10.117.0.0/16 and the fifteen after it.
 const FIRST: u8 = 117;
@@ -53,7 +53,12 @@ pub enum Error {
 /// # Errors
 /// When no range is free or it cannot be recorded.
 pub fn claim(file: &Utf8Path, owner: &str) -> Result<HostNetwork, Error> {
-    claim_at(file, owner, Utf8Path::new(CLAIMS), &routes().map_err(Error::Record)?)
+    claim_at(
+        file,
+        owner,
+        Utf8Path::new(CLAIMS),
+        &routes().map_err(Error::Record)?,
+    )
 }
 
 /// Gives a claim back, when an instance is removed for good.
@@ -66,7 +71,9 @@ pub fn release(owner: &str) -> Result<(), Error> {
         return Ok(());
     }
     let _lock = FileLock::acquire(&claims.with_extension("lock")).map_err(Error::Record)?;
-    let mut taken: Vec<Claim> = files::read_json(claims).map_err(Error::Record)?.unwrap_or_default();
+    let mut taken: Vec<Claim> = files::read_json(claims)
+        .map_err(Error::Record)?
+        .unwrap_or_default();
     taken.retain(|claim| claim.owner != owner);
     files::write_json(claims, &taken, 0o644).map_err(Error::Record)
 }
@@ -77,23 +84,34 @@ struct Claim {
     range: Ipv4Net,
 }
 
-fn claim_at(file: &Utf8Path, owner: &str, claims: &Utf8Path, routed: &[Ipv4Net]) -> Result<HostNetwork, Error> {
+fn claim_at(
+    file: &Utf8Path,
+    owner: &str,
+    claims: &Utf8Path,
+    routed: &[Ipv4Net],
+) -> Result<HostNetwork, Error> {
     if let Some(network) = files::read_json(file).map_err(Error::Record)? {
         return Ok(network);
     }
     let _lock = FileLock::acquire(&claims.with_extension("lock")).map_err(Error::Record)?;
-    let mut taken: Vec<Claim> = files::read_json(claims).map_err(Error::Record)?.unwrap_or_default();
+    let mut taken: Vec<Claim> = files::read_json(claims)
+        .map_err(Error::Record)?
+        .unwrap_or_default();
     // A claim of ours without a record is that of an instance whose directory was removed, or of a start that was cut off.
     taken.retain(|claim| claim.owner != owner);
     let overlaps = |range: &Ipv4Net, other: &Ipv4Net| range.contains(other) || other.contains(range);
     let range = (0..CANDIDATES)
         .filter_map(|n| Ipv4Net::new(Ipv4Addr::new(10, FIRST + n, 0, 0), 16).ok())
         .find(|range| {
-            !routed.iter().any(|route| overlaps(range, route)) && !taken.iter().any(|claim| overlaps(range, &claim.range))
+            !routed.iter().any(|route| overlaps(range, route))
+                && !taken.iter().any(|claim| overlaps(range, &claim.range))
         })
         .ok_or(Error::NoneFree)?;
     let network = HostNetwork { range };
-    taken.push(Claim { owner: owner.to_owned(), range });
+    taken.push(Claim {
+        owner: owner.to_owned(),
+        range,
+    });
     files::write_json(claims, &taken, 0o644).map_err(Error::Record)?;
     files::write_json(file, &network, 0o644).map_err(Error::Record)?;
     Ok(network)
@@ -102,13 +120,22 @@ fn claim_at(file: &Utf8Path, owner: &str, claims: &Utf8Path, routed: &[Ipv4Net])
 /// All IPv4 routes of the host but the default one.
 fn routes() -> io::Result<Vec<Ipv4Net>> {
     let text = fs_err::read_to_string("/proc/net/route")?;
-    Ok(text.lines().skip(1).filter_map(parse_route).filter(|route| route.prefix_len() > 0).collect())
+    Ok(text
+        .lines()
+        .skip(1)
+        .filter_map(parse_route)
+        .filter(|route| route.prefix_len() > 0)
+        .collect())
 }
 
 /// A line of `/proc/net/route`: addresses are hexadecimal in the host's byte order, which is little-endian where we run.
 fn parse_route(line: &str) -> Option<Ipv4Net> {
     let mut fields = line.split_whitespace().skip(1);
-    let address = |field: &str| u32::from_str_radix(field, 16).ok().map(|n| Ipv4Addr::from(n.swap_bytes()));
+    let address = |field: &str| {
+        u32::from_str_radix(field, 16)
+            .ok()
+            .map(|n| Ipv4Addr::from(n.swap_bytes()))
+    };
     let destination = address(fields.next()?)?;
     let mask = address(fields.nth(5)?)?;
     Ipv4Net::with_netmask(destination, mask).ok()
@@ -127,7 +154,10 @@ mod tests {
         let two = claim_at(&dir.path().join("two.json"), "two", &claims, &routed).expect("a range");
         assert_eq!(one.range.to_string(), "10.118.0.0/16");
         assert_eq!(two.range.to_string(), "10.119.0.0/16");
-        assert_eq!(claim_at(&dir.path().join("one.json"), "one", &claims, &[]).expect("a range"), one);
+        assert_eq!(
+            claim_at(&dir.path().join("one.json"), "one", &claims, &[]).expect("a range"),
+            one
+        );
         assert_eq!(one.host_cidr(), "10.118.0.1/24");
     }
 
@@ -135,13 +165,21 @@ mod tests {
     fn all_taken_is_said() {
         let dir = camino_tempfile::tempdir().expect("a temporary directory");
         let everything = ["10.0.0.0/8".parse().expect("a network")];
-        let result = claim_at(&dir.path().join("a.json"), "a", &dir.path().join("ranges.json"), &everything);
+        let result = claim_at(
+            &dir.path().join("a.json"),
+            "a",
+            &dir.path().join("ranges.json"),
+            &everything,
+        );
         assert!(matches!(result, Err(Error::NoneFree)));
     }
 
     #[test]
     fn routes_are_read() {
         let line = "eth0\t0000A80A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0";
-        assert_eq!(parse_route(line).map(|net| net.to_string()).as_deref(), Some("10.168.0.0/16"));
+        assert_eq!(
+            parse_route(line).map(|net| net.to_string()).as_deref(),
+            Some("10.168.0.0/16")
+        );
     }
 }

@@ -15,7 +15,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Log in to a Stolos installation.
-    #[command(after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k")]
+    #[command(
+        after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k"
+    )]
     Login(Login),
     /// Forget the session. The kubeconfig stays as it is.
     Logout,
@@ -26,7 +28,9 @@ pub(crate) enum Command {
     /// Show one cluster.
     Cluster(Named),
     /// Make a cluster.
-    #[command(after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive")]
+    #[command(
+        after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive"
+    )]
     CreateCluster(Create),
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
@@ -210,7 +214,10 @@ impl Local {
     pub(crate) fn instance(&self) -> stolos_base::Instance {
         match &self.root {
             None => stolos_base::Instance::at_default(self.instance.clone()),
-            Some(root) => stolos_base::Instance { name: self.instance.clone(), root: root.clone() },
+            Some(root) => stolos_base::Instance {
+                name: self.instance.clone(),
+                root: root.clone(),
+            },
         }
     }
 }

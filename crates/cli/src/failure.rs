@@ -15,12 +15,20 @@ pub(crate) struct Failure {
 impl Failure {
     /// The caller's side: wrong input or wrong state. Exit code 1.
     pub(crate) fn user(message: impl Into<String>) -> Self {
-        Self { class: Class::User, message: message.into(), hints: Vec::new() }
+        Self {
+            class: Class::User,
+            message: message.into(),
+            hints: Vec::new(),
+        }
     }
 
     /// Our side. Exit code 2.
     pub(crate) fn ours(message: impl Into<String>) -> Self {
-        Self { class: Class::Internal, message: message.into(), hints: Vec::new() }
+        Self {
+            class: Class::Internal,
+            message: message.into(),
+            hints: Vec::new(),
+        }
     }
 
     /// No session, or one that has ended; the text is PKS's, scripts match it.
@@ -35,7 +43,11 @@ impl Failure {
 
     /// An error of a service or client of ours.
     pub(crate) fn from_error<E: Classify + 'static>(error: &E) -> Self {
-        Self { class: error.class(), message: chain(error), hints: error.hints() }
+        Self {
+            class: error.class(),
+            message: chain(error),
+            hints: error.hints(),
+        }
     }
 
     /// Adds a whole sentence that names the next step.

@@ -21,7 +21,9 @@ pub(crate) fn path() -> Result<Utf8PathBuf, Failure> {
     }
     match std::env::var("HOME") {
         Ok(home) if !home.is_empty() => Ok(Utf8PathBuf::from(home).join(".kube/config")),
-        _ => Err(Failure::user("neither KUBECONFIG nor HOME is set, so there is no kubeconfig to write")),
+        _ => Err(Failure::user(
+            "neither KUBECONFIG nor HOME is set, so there is no kubeconfig to write",
+        )),
     }
 }
 
@@ -36,7 +38,8 @@ pub(crate) fn merge_into_file(path: &Utf8Path, new: &Value) -> Result<(), Failur
         }
         // Two at once must not lose each other's context. kubectl's own lock is a file of this name too, but made with
         // O_EXCL; ours lives beside it so that a crash of ours never blocks kubectl.
-        let _lock = FileLock::acquire(&Utf8PathBuf::from(format!("{path}.stolos-lock"))).map_err(|error| error.to_string())?;
+        let _lock = FileLock::acquire(&Utf8PathBuf::from(format!("{path}.stolos-lock")))
+            .map_err(|error| error.to_string())?;
         let old: Value = match fs_err::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => Value::Null,
             Ok(text) => serde_saphyr::from_str(&text).map_err(|error| format!("it is not YAML: {error}"))?,
@@ -101,10 +104,15 @@ mod tests {
         let path = dir.path().join("sub/config");
         merge_into_file(&path, &config("a", "1")).expect("the first merge");
         let text = fs_err::read_to_string(&path).expect("the file");
-        fs_err::write(&path, format!("{text}\nextensions: [{{name: mine, extension: 1}}]\n")).expect("an edit");
+        fs_err::write(
+            &path,
+            format!("{text}\nextensions: [{{name: mine, extension: 1}}]\n"),
+        )
+        .expect("an edit");
         merge_into_file(&path, &config("b", "2")).expect("the second merge");
         merge_into_file(&path, &config("a", "3")).expect("the third merge");
-        let merged: Value = serde_saphyr::from_str(&fs_err::read_to_string(&path).expect("the file")).expect("YAML");
+        let merged: Value =
+            serde_saphyr::from_str(&fs_err::read_to_string(&path).expect("the file")).expect("YAML");
         assert_eq!(merged["contexts"].as_array().map(Vec::len), Some(2));
         assert_eq!(merged["users"][1]["user"]["token"], "3");
         assert_eq!(merged["current-context"], "a");

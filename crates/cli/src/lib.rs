@@ -45,5 +45,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// The name under which the program was called, for hints.
 pub(crate) fn program_name() -> String {
-    std::env::args().next().as_deref().and_then(|path| path.rsplit('/').next()).unwrap_or("stolos").to_owned()
+    std::env::args()
+        .next()
+        .as_deref()
+        .and_then(|path| path.rsplit('/').next())
+        .unwrap_or("stolos")
+        .to_owned()
 }

@@ -23,7 +23,8 @@ pub(crate) fn note(text: &str) {
 /// # Errors
 /// When the value cannot be serialized.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))?;
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))?;
     data(&text);
     Ok(())
 }
@@ -40,7 +41,11 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The two-column block of `cluster NAME`: values start in column 26, as PKS had it.
@@ -48,7 +53,11 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 pub(crate) fn block(rows: &[(&str, String)]) -> String {
     const KEY_WIDTH: usize = 26;
     rows.iter()
-        .map(|(key, value)| format!("{:<KEY_WIDTH$}{value}", format!("{key}:")).trim_end().to_owned())
+        .map(|(key, value)| {
+            format!("{:<KEY_WIDTH$}{value}", format!("{key}:"))
+                .trim_end()
+                .to_owned()
+        })
         .collect::<Vec<_>>()
         .join("\n")
 }

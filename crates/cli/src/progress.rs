@@ -40,8 +40,17 @@ impl Steps {
     #[must_use]
     pub(crate) fn new() -> Self {
         let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { bars: MultiProgress::with_draw_target(target), live, shown: BTreeMap::new(), start: Instant::now() }
+        let target = if live {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            live,
+            shown: BTreeMap::new(),
+            start: Instant::now(),
+        }
     }
 
     /// Shows a step. `elapsed` is what the server says, when it knows better than we do.

@@ -36,7 +36,10 @@ pub(crate) struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("api", &self.api).field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("api", &self.api)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -48,7 +51,11 @@ pub(crate) fn path() -> Result<Utf8PathBuf, Failure> {
     let directory = match (std::env::var("PKS_HOME"), std::env::var("HOME")) {
         (Ok(dir), _) if !dir.is_empty() => Utf8PathBuf::from(dir),
         (_, Ok(home)) if !home.is_empty() => Utf8PathBuf::from(home).join(".pks"),
-        _ => return Err(Failure::user("neither PKS_HOME nor HOME is set, so there is no place for the session file")),
+        _ => {
+            return Err(Failure::user(
+                "neither PKS_HOME nor HOME is set, so there is no place for the session file",
+            ));
+        }
     };
     Ok(directory.join("creds.yml"))
 }
@@ -61,9 +68,15 @@ pub(crate) fn load() -> Result<Session, Failure> {
     let path = path()?;
     match fs_err::read_to_string(&path) {
         Ok(text) => {
-            let session: Session = serde_saphyr::from_str(&text)
-                .map_err(|error| Failure::user(format!("failed to read the session file `{path}`: {error}")).hint("Log in again with `stolos login`."))?;
-            if session.access_token.is_empty() { Err(Failure::not_logged_in()) } else { Ok(session) }
+            let session: Session = serde_saphyr::from_str(&text).map_err(|error| {
+                Failure::user(format!("failed to read the session file `{path}`: {error}"))
+                    .hint("Log in again with `stolos login`.")
+            })?;
+            if session.access_token.is_empty() {
+                Err(Failure::not_logged_in())
+            } else {
+                Ok(session)
+            }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Failure::not_logged_in()),
         Err(error) => Err(Failure::user(format!("failed to read the session file: {error}"))),

@@ -38,16 +38,28 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// Accepts a create request.
-    pub(crate) async fn create(&self, caller: &Caller, request: &ClusterRequest) -> Result<(ClusterRow, OperationRow)> {
+    pub(crate) async fn create(
+        &self,
+        caller: &Caller,
+        request: &ClusterRequest,
+    ) -> Result<(ClusterRow, OperationRow)> {
         caller.may(Right::Manage)?;
         let cluster = self.check_create(caller, request)?;
         let needed_mib = memory_mib(&cluster.plan, cluster.workers);
         let operation = self.operation(&cluster, LastAction::Create, caller);
-        let mut tx = self.db.begin("accept a cluster").await.map_err(Error::database("begin accepting a cluster"))?;
+        let mut tx = self
+            .db
+            .begin("accept a cluster")
+            .await
+            .map_err(Error::database("begin accepting a cluster"))?;
         if let Some(capacity) = self.capacity {
             let used_mib = db::allotted_memory(&mut tx).await?;
             if used_mib + needed_mib > capacity.memory_mib {
-                return Err(Error::DoesNotFit { needed_mib, used_mib, total_mib: capacity.memory_mib });
+                return Err(Error::DoesNotFit {
+                    needed_mib,
+                    used_mib,
+                    total_mib: capacity.memory_mib,
+                });
             }
         }
         db::insert_cluster(&mut tx, &cluster, needed_mib).await?;
@@ -61,17 +73,26 @@ impl Desk {
     pub(crate) async fn delete(&self, caller: &Caller, name: &str) -> Result<Deletion> {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
-        let running = db::unfinished(&self.db).await?.into_iter().find(|operation| operation.cluster_id == cluster.id);
+        let running = db::unfinished(&self.db)
+            .await?
+            .into_iter()
+            .find(|operation| operation.cluster_id == cluster.id);
         match running {
             Some(operation) if operation.action == LastAction::Delete => Ok(Deletion::Accepted(operation)),
             Some(operation) => Ok(Deletion::After(operation)),
             None => {
                 let operation = self.operation(&cluster, LastAction::Delete, caller);
-                let mut tx = self.db.begin("accept a deletion").await.map_err(Error::database("begin a deletion"))?;
+                let mut tx = self
+                    .db
+                    .begin("accept a deletion")
+                    .await
+                    .map_err(Error::database("begin a deletion"))?;
                 self.begin(&mut tx, &operation).await?;
                 let (state, words) = (LastActionState::InProgress, "Instance deletion in progress");
                 db::set_cluster_state(&mut tx, cluster.id, LastAction::Delete, state, words).await?;
-                tx.commit().await.map_err(Error::database("accept the deletion"))?;
+                tx.commit()
+                    .await
+                    .map_err(Error::database("accept the deletion"))?;
                 self.flows.nudge();
                 Ok(Deletion::Accepted(operation))
             }
@@ -81,9 +102,13 @@ impl Desk {
     /// Writes an operation together with its flow: there is never one without the other.
     async fn begin(&self, tx: &mut Tx, operation: &OperationRow) -> Result<()> {
         db::insert_operation(tx, operation).await?;
-        let flow = flow_of(operation)
-            .ok_or_else(|| Error::Request("updates and upgrades are not offered by this version".to_owned()))?;
-        self.flows.submit_in(tx, flow).await.map_err(|error| Error::service("begin the operation", error))?;
+        let flow = flow_of(operation).ok_or_else(|| {
+            Error::Request("updates and upgrades are not offered by this version".to_owned())
+        })?;
+        self.flows
+            .submit_in(tx, flow)
+            .await
+            .map_err(|error| Error::service("begin the operation", error))?;
         Ok(())
     }
 
@@ -91,24 +116,35 @@ impl Desk {
         let name: ClusterName = request.name.parse()?;
         let Some(plan) = self.plans.find(&request.plan_name) else {
             let known = self.plans.iter().map(|(_, plan)| plan.name.clone()).collect();
-            return Err(Error::NoPlan { name: request.plan_name.chars().take(80).collect(), known });
+            return Err(Error::NoPlan {
+                name: request.plan_name.chars().take(80).collect(),
+                known,
+            });
         };
         refuse_unknown(&request.other)?;
         refuse_unknown(&request.parameters.other)?;
         let Some(host) = &request.parameters.kubernetes_master_host else {
-            return Err(Error::Request("`parameters.kubernetes_master_host` is required".to_owned()));
+            return Err(Error::Request(
+                "`parameters.kubernetes_master_host` is required".to_owned(),
+            ));
         };
         let hostname: Hostname = host.parse()?;
         if let Some(port) = request.parameters.kubernetes_master_port
             && port != API_PORT
         {
-            return Err(Error::Request(format!("`kubernetes_master_port` {port} is not offered; the port is {API_PORT}")));
+            return Err(Error::Request(format!(
+                "`kubernetes_master_port` {port} is not offered; the port is {API_PORT}"
+            )));
         }
         let workers = worker_count(plan, request.parameters.kubernetes_worker_instances)?;
         if let Some(capacity) = self.capacity {
             let cpus = plan.master.cpu.max(plan.worker.cpu);
             if cpus > capacity.cpus {
-                return Err(Error::TooManyProcessors { plan: plan.name.clone(), cpus, host: capacity.cpus });
+                return Err(Error::TooManyProcessors {
+                    plan: plan.name.clone(),
+                    cpus,
+                    host: capacity.cpus,
+                });
             }
         }
         Ok(ClusterRow {
@@ -152,12 +188,17 @@ pub(crate) enum Deletion {
 }
 
 fn worker_count(plan: &Plan, asked: Option<i64>) -> Result<u32> {
-    let Some(asked) = asked else { return Ok(plan.worker_instances) };
-    u32::try_from(asked).ok().filter(|n| (1..=plan.max_worker_instances).contains(n)).ok_or_else(|| Error::WorkerCount {
-        asked,
-        most: plan.max_worker_instances,
-        plan: plan.name.clone(),
-    })
+    let Some(asked) = asked else {
+        return Ok(plan.worker_instances);
+    };
+    u32::try_from(asked)
+        .ok()
+        .filter(|n| (1..=plan.max_worker_instances).contains(n))
+        .ok_or_else(|| Error::WorkerCount {
+            asked,
+            most: plan.max_worker_instances,
+            plan: plan.name.clone(),
+        })
 }
 
 /// Fields that are known to PKS but not offered yet, and typing errors, are refused rather than ignored: a script that asks
@@ -174,7 +215,9 @@ fn refuse_unknown(other: &indexmap::IndexMap<String, serde_json::Value>) -> Resu
         None => Ok(()),
         Some((field, _)) => {
             let field: String = field.chars().take(80).collect();
-            Err(Error::Request(format!("field `{field}` is not known or not offered by this version")))
+            Err(Error::Request(format!(
+                "field `{field}` is not known or not offered by this version"
+            )))
         }
     }
 }

@@ -35,7 +35,10 @@ impl Kubernetes for ApiServers {
             progress("waiting for a pod to run and DNS to answer in it".to_owned());
             let failed = |error| Error::service("run a pod that looks a name up", error);
             let cluster = connect(address, admin).map_err(failed)?;
-            let times = cluster.smoke_test(&SmokeTest::new(SMOKE_POD, SMOKE_LIMIT)).await.map_err(failed)?;
+            let times = cluster
+                .smoke_test(&SmokeTest::new(SMOKE_POD, SMOKE_LIMIT))
+                .await
+                .map_err(failed)?;
             tracing::info!(
                 running_ms = times.running.as_millis(),
                 answered_ms = times.answered.as_millis(),
@@ -53,10 +56,19 @@ impl Kubernetes for ApiServers {
         user: &'a str,
     ) -> BoxFuture<'a, Result<serde_json::Value>> {
         Box::pin(async move {
-            let failed = |error| Error::service(format!("give `{user}` access to cluster `{}`", cluster.name), error);
+            let failed = |error| {
+                Error::service(
+                    format!("give `{user}` access to cluster `{}`", cluster.name),
+                    error,
+                )
+            };
             // One identity per cluster and person: asking again gives the same, so bindings do not pile up.
             let name = binding_name(user);
-            let token = connect(address, admin).map_err(failed)?.bind(&name, BIND_LIMIT).await.map_err(failed)?;
+            let token = connect(address, admin)
+                .map_err(failed)?
+                .bind(&name, BIND_LIMIT)
+                .await
+                .map_err(failed)?;
             Ok(kubeconfig(&Kubeconfig {
                 cluster: cluster.name.as_str(),
                 server: &server(address),
@@ -69,7 +81,10 @@ impl Kubernetes for ApiServers {
     }
 }
 
-fn connect(address: Ipv4Addr, admin: &AdminCredential) -> std::result::Result<Cluster, stolos_kubernetes::Error> {
+fn connect(
+    address: Ipv4Addr,
+    admin: &AdminCredential,
+) -> std::result::Result<Cluster, stolos_kubernetes::Error> {
     Cluster::new(&Endpoint {
         server: server(address),
         ca: admin.ca.clone(),
@@ -107,9 +122,22 @@ mod tests {
 
     #[test]
     fn binding_names_are_unique_and_valid() {
-        let names = ["admin", "a.b@example.com", "a-b@example.com", "Ä", &"x".repeat(200)].map(binding_name);
+        let names = [
+            "admin",
+            "a.b@example.com",
+            "a-b@example.com",
+            "Ä",
+            &"x".repeat(200),
+        ]
+        .map(binding_name);
         for name in &names {
-            assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
+            assert!(
+                name.len() <= 63
+                    && name
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{name}"
+            );
         }
         let unique: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(unique.len(), names.len());

@@ -49,17 +49,29 @@ impl Caller {
     /// # Errors
     /// [`Error::Denied`].
     pub(crate) fn may(&self, right: Right) -> Result<()> {
-        if self.has(right) { Ok(()) } else { Err(Error::Denied) }
+        if self.has(right) {
+            Ok(())
+        } else {
+            Err(Error::Denied)
+        }
     }
 
     /// Everybody's clusters with the right, else one's own.
     #[must_use]
     pub(crate) fn own(&self, right: Right) -> Whose<'_> {
-        if self.has(right) { Whose::All } else { Whose::Of(self.name()) }
+        if self.has(right) {
+            Whose::All
+        } else {
+            Whose::Of(self.name())
+        }
     }
 
     fn has(&self, right: Right) -> bool {
-        let any = |scopes: &[&str]| scopes.iter().any(|scope| self.0.scopes.iter().any(|own| own == scope));
+        let any = |scopes: &[&str]| {
+            scopes
+                .iter()
+                .any(|scope| self.0.scopes.iter().any(|own| own == scope))
+        };
         match right {
             Right::Plans | Right::Read => any(&[ADMIN, MANAGE, ADMIN_READ]),
             Right::Manage => any(&[ADMIN, MANAGE]),

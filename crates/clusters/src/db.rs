@@ -1,6 +1,6 @@
 //! Clusters and operations as they are kept.
 //!
-//! Intent columns are written by [`crate::accept`] on behalf of users, state columns by the operations; the schema says
+//! Intent columns are written by `accept` on behalf of users, state columns by the operations; the schema says
 //! which is which. All SQL of the crate is here.
 
 use jiff::Timestamp;
@@ -134,10 +134,10 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
     let taken = query("SELECT name FROM clusters WHERE name = $1 OR hostname = $2")
         .bind(cluster.name.as_str())
         .bind(cluster.hostname.as_str())
-        .fetch_all(tx.conn())
+        .fetch_optional(tx.conn())
         .await
         .map_err(|e| Error::database("look for the same name")(e.into()))?;
-    for row in taken {
+    if let Some(row) = taken {
         let name: String = get(&row, "name")?;
         return Err(if name == cluster.name.as_str() {
             Error::NameTaken(name)
@@ -198,7 +198,9 @@ pub async fn insert_operation(tx: &mut Tx, operation: &OperationRow) -> Result<(
     .execute(tx.conn())
     .await
     .map_err(|e| match stolos_store::Error::from(e) {
-        stolos_store::Error::Unique { .. } => Error::Busy { cluster: operation.cluster.clone() },
+        stolos_store::Error::Unique { .. } => Error::Busy {
+            cluster: operation.cluster.clone(),
+        },
         other => Error::database("write the operation")(other),
     })?;
     Ok(())
@@ -361,7 +363,12 @@ pub async fn operation(db: &Db, id: &str, whose: Whose<'_>) -> Result<OperationR
 ///
 /// # Errors
 /// Those of the database.
-pub async fn operations(db: &Db, whose: Whose<'_>, cluster: Option<&str>, limit: u32) -> Result<Vec<OperationRow>> {
+pub async fn operations(
+    db: &Db,
+    whose: Whose<'_>,
+    cluster: Option<&str>,
+    limit: u32,
+) -> Result<Vec<OperationRow>> {
     let owner = match whose {
         Whose::All => None,
         Whose::Of(owner) => Some(owner),
@@ -437,13 +444,17 @@ fn to_operation(row: &AnyRow) -> Result<OperationRow> {
 
 fn get<'r, T>(row: &'r AnyRow, column: &str) -> Result<T>
 where
-    T: stolos_store::sqlx::Decode<'r, stolos_store::sqlx::Any> + stolos_store::sqlx::Type<stolos_store::sqlx::Any>,
+    T: stolos_store::sqlx::Decode<'r, stolos_store::sqlx::Any>
+        + stolos_store::sqlx::Type<stolos_store::sqlx::Any>,
 {
     row.try_get(column).map_err(stored)
 }
 
 fn stored(source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Stored { what: "clusters or operations", source: Box::new(source) }
+    Error::Stored {
+        what: "clusters or operations",
+        source: Box::new(source),
+    }
 }
 
 fn parse<T>(text: &str) -> Result<T>

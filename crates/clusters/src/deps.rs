@@ -21,7 +21,12 @@ pub trait Network: Send + Sync + 'static {
     /// Gives them back; fine when there are none.
     fn release(&self, cluster: ClusterId) -> BoxFuture<'_, Result<()>>;
     /// Has the virtual address balanced over `masters` from now on, also while this process is down.
-    fn publish(&self, cluster: ClusterId, address: Ipv4Addr, masters: Vec<Ipv4Addr>) -> BoxFuture<'_, Result<()>>;
+    fn publish(
+        &self,
+        cluster: ClusterId,
+        address: Ipv4Addr,
+        masters: Vec<Ipv4Addr>,
+    ) -> BoxFuture<'_, Result<()>>;
     /// Ends that; fine when it is not published.
     fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>>;
 }
@@ -78,7 +83,12 @@ pub trait Director: Send + Sync + 'static {
     /// Deletes it; fine when there is none.
     fn delete_cloud_config<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Starts a deploy under a context id and gives the task. A context that has a task gives that one again.
-    fn deploy<'a>(&'a self, deployment: &'a str, manifest: &'a str, context: &'a str) -> BoxFuture<'a, Result<u64>>;
+    fn deploy<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+    ) -> BoxFuture<'a, Result<u64>>;
     /// Starts a deletion, as [`Director::deploy`]. `None` when there is no such deployment.
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>>;
     /// How a task stands; waits a moment for news when it runs. `seen` is the text seen last.

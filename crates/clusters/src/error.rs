@@ -89,7 +89,9 @@ pub enum Error {
     #[error("you are not currently authenticated")]
     Unauthenticated(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The caller's scopes do not suffice. The words are PKS's.
-    #[error("You do not have enough privileges to perform this action. Please contact the PKS administrator.")]
+    #[error(
+        "You do not have enough privileges to perform this action. Please contact the PKS administrator."
+    )]
     Denied,
     /// The database did not do as asked.
     #[error("failed to {what}")]
@@ -125,7 +127,11 @@ pub enum Error {
 impl Error {
     /// Another service failed.
     pub fn service<E: Classify + Send + Sync + 'static>(what: impl Into<String>, source: E) -> Self {
-        Self::Service { what: what.into(), retryable: source.retryable(), source: Box::new(source) }
+        Self::Service {
+            what: what.into(),
+            retryable: source.retryable(),
+            source: Box::new(source),
+        }
     }
 
     /// The database failed.
@@ -144,7 +150,9 @@ impl Classify for Error {
             | Self::DoesNotFit { .. }
             | Self::TooManyProcessors { .. } => Class::User,
             Self::NoCluster(_) | Self::NoOperation(_) => Class::NotFound,
-            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } => Class::Conflict,
+            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } => {
+                Class::Conflict
+            }
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
             Self::Database { source, .. } => source.class(),
@@ -158,13 +166,20 @@ impl Classify for Error {
         match self {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
             Self::DoesNotFit { .. } => {
-                vec!["Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more.".to_owned()]
+                vec![
+                    "Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more."
+                        .to_owned(),
+                ]
             }
             Self::Busy { cluster } => {
-                vec![format!("See what it does with `stolos operations --cluster {cluster} --follow`.")]
+                vec![format!(
+                    "See what it does with `stolos operations --cluster {cluster} --follow`."
+                )]
             }
             Self::NotReady { cluster, .. } => {
-                vec![format!("Follow it with `stolos operations --cluster {cluster} --follow`.")]
+                vec![format!(
+                    "Follow it with `stolos operations --cluster {cluster} --follow`."
+                )]
             }
             _ => Vec::new(),
         }

@@ -44,7 +44,10 @@ pub(crate) struct Input {
 
 /// The flow of an operation: it has the operation's id, so that twice is once.
 pub(crate) fn flow_of(operation: &OperationRow) -> Option<NewFlow> {
-    let input = Input { cluster: operation.cluster_id, operation: operation.id };
+    let input = Input {
+        cluster: operation.cluster_id,
+        operation: operation.id,
+    };
     let subject = operation.cluster_id.to_string();
     let flow = match operation.action {
         LastAction::Create => NewFlow::new::<Create>(subject, &input),
@@ -60,7 +63,10 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
     if let Err(error) = &cluster {
         tracing::error!(flow = %change.flow.id, %error, "a flow's subject is no cluster id");
     }
-    Some(Input { cluster: cluster.ok()?, operation: OperationId::from(change.flow.id.as_uuid()) })
+    Some(Input {
+        cluster: cluster.ok()?,
+        operation: OperationId::from(change.flow.id.as_uuid()),
+    })
 }
 
 /// Follows a director task to its end; a cancelled step cancels the task and waits until it has stopped.
@@ -81,7 +87,10 @@ async fn follow(tools: &Tools, ctx: &StepContext, task: u64) -> Result<(), StepE
             }
             Ok(TaskState::Done) => return Ok(()),
             Ok(TaskState::Failed(why)) => {
-                return Err(StepError::fatal(Class::Internal, format!("director task {task} failed: {why}")));
+                return Err(StepError::fatal(
+                    Class::Internal,
+                    format!("director task {task} failed: {why}"),
+                ));
             }
             Err(error) if error.retryable() => {
                 tracing::debug!(task, error = %chain(&error), "the director does not answer; asking again");
@@ -95,7 +104,11 @@ async fn follow(tools: &Tools, ctx: &StepContext, task: u64) -> Result<(), StepE
 /// The addresses of a deployment's masters, as far as they are placed.
 async fn masters(tools: &Tools, deployment: &str) -> Result<Vec<Ipv4Addr>, Error> {
     let instances = tools.director.instances(deployment).await?;
-    Ok(instances.into_iter().filter(|instance| instance.group == "master").filter_map(|one| one.address).collect())
+    Ok(instances
+        .into_iter()
+        .filter(|instance| instance.group == "master")
+        .filter_map(|one| one.address)
+        .collect())
 }
 
 /// Writes what a flow's new state means for the operation and its cluster.
@@ -116,23 +129,34 @@ async fn write_state(
         None => failure.message.clone(),
     });
     let (operation, cluster, words) = match change.state {
-        FlowState::Pending => {
-            (OperationState::Queued, LastActionState::InProgress, format!("Instance {noun} in progress"))
-        }
-        FlowState::Running => {
-            (OperationState::Running, LastActionState::InProgress, format!("Instance {noun} in progress"))
-        }
-        FlowState::Succeeded => {
-            (OperationState::Succeeded, LastActionState::Succeeded, format!("Instance {noun} completed"))
-        }
+        FlowState::Pending => (
+            OperationState::Queued,
+            LastActionState::InProgress,
+            format!("Instance {noun} in progress"),
+        ),
+        FlowState::Running => (
+            OperationState::Running,
+            LastActionState::InProgress,
+            format!("Instance {noun} in progress"),
+        ),
+        FlowState::Succeeded => (
+            OperationState::Succeeded,
+            LastActionState::Succeeded,
+            format!("Instance {noun} completed"),
+        ),
         FlowState::Failed => (
             OperationState::Failed,
             LastActionState::Failed,
-            format!("Instance {noun} failed: {}", why.as_deref().unwrap_or("unknown cause")),
+            format!(
+                "Instance {noun} failed: {}",
+                why.as_deref().unwrap_or("unknown cause")
+            ),
         ),
-        FlowState::Canceled => {
-            (OperationState::Cancelled, LastActionState::Failed, format!("Instance {noun} was cancelled"))
-        }
+        FlowState::Canceled => (
+            OperationState::Cancelled,
+            LastActionState::Failed,
+            format!("Instance {noun} was cancelled"),
+        ),
     };
     let run = async {
         db::set_operation_state(tx, input.operation, operation, why.as_deref()).await?;
@@ -145,7 +169,11 @@ async fn write_state(
     run.await.map_err(|error| match error {
         Error::Database { source, .. } => source,
         other => {
-            debug_assert_eq!(other.class(), Class::Internal, "writing a state only fails with the database");
+            debug_assert_eq!(
+                other.class(),
+                Class::Internal,
+                "writing a state only fails with the database"
+            );
             tracing::error!(error = %chain(&other), "failed to write the state of an operation");
             stolos_store::Error::NoRow
         }

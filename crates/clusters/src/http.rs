@@ -42,7 +42,12 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/stolos/v1/operations", get(operation_list))
         .route("/stolos/v1/operations/{id}", get(operation_view))
         .route("/stolos/v1/operations/{id}/cancel", post(operation_cancel))
-        .fallback(async || Failure(Error::Request("there is no such path".to_owned()), StatusCode::NOT_FOUND))
+        .fallback(async || {
+            Failure(
+                Error::Request("there is no such path".to_owned()),
+                StatusCode::NOT_FOUND,
+            )
+        })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(App(Arc::new(service)))
 }
@@ -60,7 +65,13 @@ impl std::ops::Deref for App {
 
 async fn plan_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Plan>>, Failure> {
     caller.may(Right::Plans)?;
-    Ok(Json(app.desk().plans.iter().map(|(id, plan)| show::plan(id, plan)).collect()))
+    Ok(Json(
+        app.desk()
+            .plans
+            .iter()
+            .map(|(id, plan)| show::plan(id, plan))
+            .collect(),
+    ))
 }
 
 async fn cluster_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Cluster>>, Failure> {
@@ -69,7 +80,11 @@ async fn cluster_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec
     Ok(Json(rows.iter().map(show::cluster).collect()))
 }
 
-async fn cluster_view(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Json<pks::Cluster>, Failure> {
+async fn cluster_view(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<pks::Cluster>, Failure> {
     caller.may(Right::Read)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
     Ok(Json(show::cluster(&row)))
@@ -87,7 +102,11 @@ async fn cluster_create(
     Ok((StatusCode::ACCEPTED, id, Json(show::cluster(&cluster))).into_response())
 }
 
-async fn cluster_delete(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
+async fn cluster_delete(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
     let operation = match app.desk().delete(&caller, &name).await? {
         Deletion::Accepted(operation) => operation,
         // The running operation has to stop first; that is quick, because every step can be cancelled. Should it not be,
@@ -97,18 +116,36 @@ async fn cluster_delete(State(app): State<App>, caller: Caller, Path(name): Path
             app.wait_ended(running.id, LONGEST_WAIT).await;
             match app.desk().delete(&caller, &name).await? {
                 Deletion::Accepted(operation) => operation,
-                Deletion::After(running) => return Err(Error::Busy { cluster: running.cluster }.into()),
+                Deletion::After(running) => {
+                    return Err(Error::Busy {
+                        cluster: running.cluster,
+                    }
+                    .into());
+                }
             }
         }
     };
-    Ok((StatusCode::NO_CONTENT, operation_header(&operation.id.to_string())).into_response())
+    Ok((
+        StatusCode::NO_CONTENT,
+        operation_header(&operation.id.to_string()),
+    )
+        .into_response())
 }
 
-async fn bind_create(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Failure> {
+async fn bind_create(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
     let kubeconfig = app.bind(&row, caller.name()).await?;
-    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(kubeconfig)).into_response())
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(kubeconfig),
+    )
+        .into_response())
 }
 
 async fn bind_view(
@@ -119,7 +156,12 @@ async fn bind_view(
     caller.may(Right::Manage)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
     let kubeconfig = app.bind(&row, &user).await?;
-    Ok((StatusCode::OK, [(header::CACHE_CONTROL, "no-store")], Json(kubeconfig)).into_response())
+    Ok((
+        StatusCode::OK,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(kubeconfig),
+    )
+        .into_response())
 }
 
 async fn info(State(app): State<App>) -> Json<pks::Info> {
@@ -168,13 +210,18 @@ async fn operation_view(
     if let Some(wait) = query.wait_ms
         && !row.state.is_final()
     {
-        app.wait_news(row.id, Duration::from_millis(wait).min(LONGEST_WAIT)).await;
+        app.wait_news(row.id, Duration::from_millis(wait).min(LONGEST_WAIT))
+            .await;
         row = db::operation(&app.desk().db, &id, caller.own(Right::ReadAll)).await?;
     }
     Ok(Json(app.show_operation(&row).await))
 }
 
-async fn operation_cancel(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+async fn operation_cancel(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Failure> {
     caller.may(Right::Manage)?;
     let row = db::operation(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
     app.cancel(&row).await?;
@@ -183,7 +230,10 @@ async fn operation_cancel(State(app): State<App>, caller: Caller, Path(id): Path
 
 /// PKS's bodies have no place for the operation; a header takes nothing away from its clients.
 fn operation_header(id: &str) -> [(header::HeaderName, String); 1] {
-    [(header::HeaderName::from_static("x-stolos-operation"), id.to_owned())]
+    [(
+        header::HeaderName::from_static("x-stolos-operation"),
+        id.to_owned(),
+    )]
 }
 
 impl FromRequestParts<App> for Caller {
@@ -207,7 +257,8 @@ pub(crate) struct Failure(Error, StatusCode);
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let status = StatusCode::from_u16(error.class().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(error.class().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self(error, status)
     }
 }
@@ -219,9 +270,18 @@ impl IntoResponse for Failure {
             tracing::error!(error = %chain(&error), "request failed");
         }
         // Causes of our own failures stay in the log: they name hosts and files that are nobody's business.
-        let text = if status == StatusCode::INTERNAL_SERVER_ERROR { error.to_string() } else { chain(&error) };
+        let text = if status == StatusCode::INTERNAL_SERVER_ERROR {
+            error.to_string()
+        } else {
+            chain(&error)
+        };
         let hint = error.hints().into_iter().next();
-        let body = pks::ErrorBody { body: text.clone(), message: Some(text), hint, request_id: None };
+        let body = pks::ErrorBody {
+            body: text.clone(),
+            message: Some(text),
+            hint,
+            request_id: None,
+        };
         let mut response = (status, Json(body)).into_response();
         if status == StatusCode::UNAUTHORIZED {
             let realm = header::HeaderValue::from_static("Bearer realm=\"pks\"");

@@ -27,5 +27,7 @@ pub use error::{Error, Result};
 pub use service::{Config, Deps, Service};
 
 /// The tables of this service, with those of its flows.
-pub static SCHEMA: stolos_store::Schema =
-    stolos_store::Schema { name: "clusters", parts: &[&stolos_flow::TABLES, &db::TABLES] };
+pub static SCHEMA: stolos_store::Schema = stolos_store::Schema {
+    name: "clusters",
+    parts: &[&stolos_flow::TABLES, &db::TABLES],
+};

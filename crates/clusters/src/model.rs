@@ -10,10 +10,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Invalid {
     /// Not a cluster name.
-    #[error("cluster name `{0}` is not valid: it takes 1 to 63 letters, digits, `-` or `_`, and starts with a letter or digit")]
+    #[error(
+        "cluster name `{0}` is not valid: it takes 1 to 63 letters, digits, `-` or `_`, and starts with a letter or digit"
+    )]
     Name(String),
     /// Not an external host name.
-    #[error("external hostname `{0}` is not valid: it takes a host name or an IP address of at most 64 characters")]
+    #[error(
+        "external hostname `{0}` is not valid: it takes a host name or an IP address of at most 64 characters"
+    )]
     Hostname(String),
 }
 
@@ -56,9 +60,15 @@ impl FromStr for ClusterName {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let good = (1..=63).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        if good { Ok(Self(text.to_owned())) } else { Err(Invalid::Name(shorten(text))) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid::Name(shorten(text)))
+        }
     }
 }
 
@@ -76,10 +86,17 @@ impl FromStr for Hostname {
         let is_name = || {
             // A last label of digits alone would be read as a broken address by every resolver.
             lower.split('.').all(label)
-                && !lower.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
+                && !lower
+                    .rsplit('.')
+                    .next()
+                    .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
         };
         let good = (1..=64).contains(&lower.len()) && (lower.parse::<IpAddr>().is_ok() || is_name());
-        if good { Ok(Self(lower)) } else { Err(Invalid::Hostname(shorten(text))) }
+        if good {
+            Ok(Self(lower))
+        } else {
+            Err(Invalid::Hostname(shorten(text)))
+        }
     }
 }
 
@@ -132,13 +149,34 @@ mod tests {
 
     #[test]
     fn hostnames() {
-        for good in ["demo.example.com", "demo", "10.1.2.3", "fd00::1", "a-b.c", "x1.2y"] {
+        for good in [
+            "demo.example.com",
+            "demo",
+            "10.1.2.3",
+            "fd00::1",
+            "a-b.c",
+            "x1.2y",
+        ] {
             assert!(good.parse::<Hostname>().is_ok(), "{good}");
         }
-        for bad in ["", "-a.b", "a-.b", "a..b", "a_b", "https://a", "a:8443", "1.2.3", "10.1.2.300", &"x".repeat(65)] {
+        for bad in [
+            "",
+            "-a.b",
+            "a-.b",
+            "a..b",
+            "a_b",
+            "https://a",
+            "a:8443",
+            "1.2.3",
+            "10.1.2.300",
+            &"x".repeat(65),
+        ] {
             assert!(bad.parse::<Hostname>().is_err(), "{bad}");
         }
-        assert_eq!("Demo.Example.COM".parse::<Hostname>().expect("valid").as_str(), "demo.example.com");
+        assert_eq!(
+            "Demo.Example.COM".parse::<Hostname>().expect("valid").as_str(),
+            "demo.example.com"
+        );
     }
 
     #[test]

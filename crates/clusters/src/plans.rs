@@ -88,8 +88,13 @@ impl Plans {
             if plan.name.trim().is_empty() || checked.iter().any(|(_, other)| other.name == plan.name) {
                 return Err(InvalidPlans::Name(plan.name));
             }
-            check(&plan).map_err(|problem| InvalidPlans::Number { plan: plan.name.clone(), problem })?;
-            let id = FIXED_IDS.get(position).map_or_else(|| format!("plan-{}", position + 1), |id| (*id).to_owned());
+            check(&plan).map_err(|problem| InvalidPlans::Number {
+                plan: plan.name.clone(),
+                problem,
+            })?;
+            let id = FIXED_IDS
+                .get(position)
+                .map_or_else(|| format!("plan-{}", position + 1), |id| (*id).to_owned());
             checked.push((id, plan));
         }
         Ok(Self(checked))
@@ -120,14 +125,19 @@ fn check(plan: &Plan) -> Result<(), String> {
     // A segment is a /24: the gateway and the masters need addresses too.
     const MOST_WORKERS: u32 = 240;
     if plan.max_worker_instances > MOST_WORKERS {
-        return Err(format!("max_worker_instances is {}, more than the {MOST_WORKERS} that a segment holds", plan.max_worker_instances));
+        return Err(format!(
+            "max_worker_instances is {}, more than the {MOST_WORKERS} that a segment holds",
+            plan.max_worker_instances
+        ));
     }
     if plan.master.persistent_disk == 0 {
         return Err("master.persistent_disk is 0, but etcd needs a persistent disk".to_owned());
     }
     for (what, size) in [("master", plan.master), ("worker", plan.worker)] {
         if size.cpu == 0 || size.ram < 256 || size.ephemeral_disk < 512 {
-            return Err(format!("{what} has less than 1 cpu, 256 MiB ram or 512 MiB ephemeral_disk"));
+            return Err(format!(
+                "{what} has less than 1 cpu, 256 MiB ram or 512 MiB ephemeral_disk"
+            ));
         }
     }
     Ok(())
@@ -138,7 +148,12 @@ mod tests {
     use super::*;
 
     fn plan(name: &str) -> Plan {
-        let size = MachineSize { cpu: 2, ram: 2048, ephemeral_disk: 4096, persistent_disk: 1024 };
+        let size = MachineSize {
+            cpu: 2,
+            ram: 2048,
+            ephemeral_disk: 4096,
+            persistent_disk: 1024,
+        };
         Plan {
             name: name.to_owned(),
             description: String::new(),
@@ -155,7 +170,12 @@ mod tests {
     fn plans_are_found_by_name_and_by_id() {
         let plans = Plans::new(["a", "b", "c", "d", "e"].map(plan).to_vec()).expect("valid plans");
         assert_eq!(plans.find("b").map(|p| p.name.as_str()), Some("b"));
-        assert_eq!(plans.find("8a0e21a8-8072-4d80-b365-d1f502085560").map(|p| p.name.as_str()), Some("a"));
+        assert_eq!(
+            plans
+                .find("8a0e21a8-8072-4d80-b365-d1f502085560")
+                .map(|p| p.name.as_str()),
+            Some("a")
+        );
         assert_eq!(plans.find("plan-5").map(|p| p.name.as_str()), Some("e"));
         assert_eq!(plans.find("f"), None);
     }
@@ -163,12 +183,21 @@ mod tests {
     #[test]
     fn senseless_plans_are_refused() {
         assert_eq!(Plans::new(vec![]), Err(InvalidPlans::None));
-        assert_eq!(Plans::new(vec![plan("a"), plan("a")]), Err(InvalidPlans::Name("a".into())));
+        assert_eq!(
+            Plans::new(vec![plan("a"), plan("a")]),
+            Err(InvalidPlans::Name("a".into()))
+        );
         let mut no_disk = plan("a");
         no_disk.master.persistent_disk = 0;
-        assert!(matches!(Plans::new(vec![no_disk]), Err(InvalidPlans::Number { .. })));
+        assert!(matches!(
+            Plans::new(vec![no_disk]),
+            Err(InvalidPlans::Number { .. })
+        ));
         let mut too_many = plan("a");
         too_many.worker_instances = 6;
-        assert!(matches!(Plans::new(vec![too_many]), Err(InvalidPlans::Number { .. })));
+        assert!(matches!(
+            Plans::new(vec![too_many]),
+            Err(InvalidPlans::Number { .. })
+        ));
     }
 }

@@ -90,11 +90,16 @@ impl Service {
             ids: deps.ids,
             flows: flows.clone(),
         };
-        Self(Arc::new(Inner { desk, flows, tools, verifier: deps.verifier, info: config.info }))
+        Self(Arc::new(Inner {
+            desk,
+            flows,
+            tools,
+            verifier: deps.verifier,
+            info: config.info,
+        }))
     }
 
     /// The PKS API.
-    #[must_use]
     pub fn router(&self) -> Router {
         crate::http::router(self.clone())
     }
@@ -118,9 +123,17 @@ impl Service {
 
     /// Asks a running operation to stop.
     pub(crate) async fn cancel(&self, operation: &OperationRow) -> Result<()> {
-        let mut tx = self.0.desk.db.begin("cancel an operation").await.map_err(Error::database("begin cancelling"))?;
+        let mut tx = self
+            .0
+            .desk
+            .db
+            .begin("cancel an operation")
+            .await
+            .map_err(Error::database("begin cancelling"))?;
         db::request_cancel(&mut tx, operation.id).await?;
-        tx.commit().await.map_err(Error::database("note the cancellation"))?;
+        tx.commit()
+            .await
+            .map_err(Error::database("note the cancellation"))?;
         let id = FlowId::from(operation.id.as_uuid());
         match self.0.flows.cancel(id).await {
             // It ended while we were asking; there is nothing left to cancel.
@@ -182,9 +195,18 @@ impl Service {
         };
         // While a cluster is made or deleted there may be half an API; after a failed smoke test there is one to look at.
         let settled = cluster.state.is_final() && cluster.action != pks::LastAction::Delete;
-        let address = cluster.address.as_ref().and_then(|text| text.parse().ok()).filter(|_| settled);
+        let address = cluster
+            .address
+            .as_ref()
+            .and_then(|text| text.parse().ok())
+            .filter(|_| settled);
         let address = address.ok_or_else(not_ready)?;
-        let admin = self.0.tools.vault.admin(&crate::render::deployment_name(cluster.id)).await?;
+        let admin = self
+            .0
+            .tools
+            .vault
+            .admin(&crate::render::deployment_name(cluster.id))
+            .await?;
         self.0.tools.kubernetes.bind(cluster, address, &admin, user).await
     }
 }

@@ -104,7 +104,11 @@ fn processes(dir: &Utf8Path, pids: &mut BTreeSet<i32>) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     // Zero stands for a process of another pid namespace.
-    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    pids.extend(
+        text.lines()
+            .filter_map(|line| line.parse::<i32>().ok())
+            .filter(|pid| *pid > 0),
+    );
     for child in children(dir)? {
         processes(&child, pids)?;
     }
@@ -133,7 +137,8 @@ pub(crate) fn remove(path: &str) -> Result<()> {
     let start = Instant::now();
     for dir in directories(path)? {
         while let Err(error) = remove_tree(&dir) {
-            let busy = [io::ErrorKind::ResourceBusy, io::ErrorKind::DirectoryNotEmpty].contains(&error.kind());
+            let busy =
+                [io::ErrorKind::ResourceBusy, io::ErrorKind::DirectoryNotEmpty].contains(&error.kind());
             if !busy || start.elapsed() > PATIENCE {
                 return Err(Error::io(format!("remove the cgroup `{dir}`"), error));
             }
@@ -157,7 +162,10 @@ pub(crate) fn remove_if_empty(path: &str) -> Result<()> {
 
 /// The hierarchies in which the cgroup exists.
 pub(crate) fn left(path: &str) -> Result<Vec<String>> {
-    Ok(directories(path)?.into_iter().map(|dir| format!("cgroup `{dir}`")).collect())
+    Ok(directories(path)?
+        .into_iter()
+        .map(|dir| format!("cgroup `{dir}`"))
+        .collect())
 }
 
 fn remove_tree(dir: &Utf8Path) -> io::Result<()> {
@@ -187,7 +195,10 @@ mod tests {
             "30 24 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory",
             Some("/sys/fs/cgroup/memory"),
         );
-        check("31 24 0:27 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw", Some("/sys/fs/cgroup"));
+        check(
+            "31 24 0:27 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw",
+            Some("/sys/fs/cgroup"),
+        );
         check("32 24 0:28 /a /mnt rw - cgroup cgroup rw,pids", None);
         check("33 24 0:29 / /sys/fs/cgroup rw - tmpfs tmpfs rw", None);
     }

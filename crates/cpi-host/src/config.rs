@@ -42,7 +42,11 @@ pub struct AgentConfig {
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self { mbus: Vec::new(), blobstore: no_blobstore(), ntp: Vec::new() }
+        Self {
+            mbus: Vec::new(),
+            blobstore: no_blobstore(),
+            ntp: Vec::new(),
+        }
     }
 }
 

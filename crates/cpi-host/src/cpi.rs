@@ -6,8 +6,8 @@ use camino::Utf8Path;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stolos_cpi::{
-    CloudProperties, Cpi, CreateVm, DiskCid, Error, Info, Kind, Metadata, Networks, Result, Size, SnapshotCid, StemcellCid,
-    VmCid, VmResources,
+    CloudProperties, Cpi, CreateVm, DiskCid, Error, Info, Kind, Metadata, Networks, Result, Size,
+    SnapshotCid, StemcellCid, VmCid, VmResources,
 };
 
 use crate::host::Host;
@@ -62,7 +62,11 @@ impl Cpi for HostCpi {
         })
     }
 
-    fn create_stemcell<'a>(&'a self, image: &'a str, _: &'a CloudProperties) -> BoxFuture<'a, Result<StemcellCid>> {
+    fn create_stemcell<'a>(
+        &'a self,
+        image: &'a str,
+        _: &'a CloudProperties,
+    ) -> BoxFuture<'a, Result<StemcellCid>> {
         let image = Utf8Path::new(image).to_owned();
         self.run(Kind::CloudError, move |host| host.create_stemcell(&image))
     }
@@ -97,8 +101,12 @@ impl Cpi for HostCpi {
         self.run(Kind::CloudError, move |host| host.set_vm_metadata(&vm, &metadata))
     }
 
-    fn calculate_vm_cloud_properties<'a>(&'a self, asked: &'a VmResources) -> BoxFuture<'a, Result<CloudProperties>> {
-        let value = json!({"cpu": asked.cpu, "ram": asked.ram, "ephemeral_disk_size": asked.ephemeral_disk_size});
+    fn calculate_vm_cloud_properties<'a>(
+        &'a self,
+        asked: &'a VmResources,
+    ) -> BoxFuture<'a, Result<CloudProperties>> {
+        let value =
+            json!({"cpu": asked.cpu, "ram": asked.ram, "ephemeral_disk_size": asked.ephemeral_disk_size});
         Box::pin(async move { Ok(value.as_object().cloned().unwrap_or_default()) })
     }
 
@@ -109,7 +117,9 @@ impl Cpi for HostCpi {
         _: Option<&'a VmCid>,
     ) -> BoxFuture<'a, Result<DiskCid>> {
         let (properties, call) = (properties.clone(), self.call.clone());
-        self.run(Kind::CloudError, move |host| host.create_disk(size, &properties, call.as_deref()))
+        self.run(Kind::CloudError, move |host| {
+            host.create_disk(size, &properties, call.as_deref())
+        })
     }
 
     fn delete_disk<'a>(&'a self, disk: &'a DiskCid) -> BoxFuture<'a, Result<()>> {
@@ -137,9 +147,15 @@ impl Cpi for HostCpi {
         self.run(Kind::CloudError, move |host| host.get_disks(&vm))
     }
 
-    fn set_disk_metadata<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<()>> {
+    fn set_disk_metadata<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<()>> {
         let (disk, metadata) = (disk.clone(), metadata.clone());
-        self.run(Kind::CloudError, move |host| host.set_disk_metadata(&disk, &metadata))
+        self.run(Kind::CloudError, move |host| {
+            host.set_disk_metadata(&disk, &metadata)
+        })
     }
 
     fn resize_disk<'a>(&'a self, disk: &'a DiskCid, size: Size) -> BoxFuture<'a, Result<()>> {
@@ -147,9 +163,15 @@ impl Cpi for HostCpi {
         self.run(Kind::CloudError, move |host| host.resize_disk(&disk, size))
     }
 
-    fn snapshot_disk<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<SnapshotCid>> {
+    fn snapshot_disk<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<SnapshotCid>> {
         let (disk, metadata, call) = (disk.clone(), metadata.clone(), self.call.clone());
-        self.run(Kind::CloudError, move |host| host.snapshot_disk(&disk, &metadata, call.as_deref()))
+        self.run(Kind::CloudError, move |host| {
+            host.snapshot_disk(&disk, &metadata, call.as_deref())
+        })
     }
 
     fn delete_snapshot<'a>(&'a self, snapshot: &'a SnapshotCid) -> BoxFuture<'a, Result<()>> {

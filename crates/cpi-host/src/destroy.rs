@@ -70,7 +70,11 @@ impl Host {
         }
         self.remove_leftovers()?;
         self.clear_host()?;
-        for dir in [self.instance().machines(), self.runtime_root(), self.instance().run().join("locks")] {
+        for dir in [
+            self.instance().machines(),
+            self.runtime_root(),
+            self.instance().run().join("locks"),
+        ] {
             files::remove_tree_if_there(&dir).doing(|| format!("remove `{dir}`"))?;
         }
         self.release()?;
@@ -92,7 +96,11 @@ impl Host {
             left.extend(own.map(|link| format!("link `{link}`")));
             Ok(())
         })?;
-        left.extend(self.own_loops()?.iter().map(|(device, file)| format!("loop device {} of `{file}`", device.minor)));
+        left.extend(
+            self.own_loops()?
+                .iter()
+                .map(|(device, file)| format!("loop device {} of `{file}`", device.minor)),
+        );
         left.extend(self.own_mounts()?.iter().map(|mount| format!("mount `{mount}`")));
         if nft::has_table(self.instance())? {
             left.push(format!("table `{}`", self.instance().nft_table()));
@@ -102,7 +110,9 @@ impl Host {
 
     /// Bridges are `NAME-SEG`, links `NAMEv` and six hex digits.
     fn is_own_link(&self, link: &str) -> bool {
-        let Some(rest) = link.strip_prefix(self.instance().name.as_str()) else { return false };
+        let Some(rest) = link.strip_prefix(self.instance().name.as_str()) else {
+            return false;
+        };
         let is_machine = |tag: &str| tag.len() == 6 && tag.bytes().all(|b| b.is_ascii_hexdigit());
         rest.starts_with('-') || rest.strip_prefix('v').is_some_and(is_machine)
     }
@@ -130,7 +140,11 @@ impl Host {
         self.prepare()?;
         let _shared = self.lock_shared()?;
         nft::add_segment(self.instance(), &network.trunc().to_string())?;
-        net::bridge_now(&self.instance().bridge("mgmt"), network.addr(), network.prefix_len())
+        net::bridge_now(
+            &self.instance().bridge("mgmt"),
+            network.addr(),
+            network.prefix_len(),
+        )
     }
 
     /// Adds a /32 to the host's own network, or finds it there.

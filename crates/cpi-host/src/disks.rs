@@ -39,7 +39,12 @@ impl Host {
     ///
     /// # Errors
     /// When there is no space, or the size is none.
-    pub fn create_disk(&self, size: u64, properties: &CloudProperties, call: Option<&str>) -> Result<DiskCid> {
+    pub fn create_disk(
+        &self,
+        size: u64,
+        properties: &CloudProperties,
+        call: Option<&str>,
+    ) -> Result<DiskCid> {
         if size == 0 || size > LARGEST {
             let text = format!("a disk has from 1 to {LARGEST} MiB, not {size}");
             return Err(Error::refuse(Kind::CloudError, text));
@@ -62,7 +67,9 @@ impl Host {
         // The image comes last and whole: it is the disk.
         let part = disks.join(format!(".{cid}.part"));
         let file = fs_err::File::create(&part).doing(what)?;
-        file.set_len(size << 20).and_then(|()| file.sync_all()).doing(what)?;
+        file.set_len(size << 20)
+            .and_then(|()| file.sync_all())
+            .doing(what)?;
         fs_err::rename(&part, self.image(&cid)).doing(what)?;
         Ok(cid)
     }
@@ -81,7 +88,11 @@ impl Host {
             return Err(Error::refuse(Kind::CloudError, text));
         }
         self.release_loop(cid)?;
-        for path in [self.image(cid), self.disk_record(cid), self.lock_path(cid.as_str())] {
+        for path in [
+            self.image(cid),
+            self.disk_record(cid),
+            self.lock_path(cid.as_str()),
+        ] {
             files::remove_if_there(&path).doing(|| format!("remove `{path}`"))?;
         }
         Ok(())
@@ -169,16 +180,21 @@ impl Host {
         let what = || format!("resize disk `{cid}`");
         let before = fs_err::metadata(&path).doing(what)?.len() >> 20;
         if let Some(vm) = self.holder(cid)? {
-            let text = format!("disk `{cid}` is attached to machine `{vm}`; only a detached disk can be resized");
+            let text =
+                format!("disk `{cid}` is attached to machine `{vm}`; only a detached disk can be resized");
             return Err(Error::refuse(Kind::CloudError, text));
         }
         if size < before || size > LARGEST {
-            let text = format!("disk `{cid}` of {before} MiB can grow to {LARGEST} MiB and not shrink, so {size} cannot be");
+            let text = format!(
+                "disk `{cid}` of {before} MiB can grow to {LARGEST} MiB and not shrink, so {size} cannot be"
+            );
             return Err(Error::refuse(Kind::CloudError, text));
         }
         self.check_space(size - before)?;
         let file = fs_err::OpenOptions::new().write(true).open(&path).doing(what)?;
-        file.set_len(size << 20).and_then(|()| file.sync_all()).doing(what)?;
+        file.set_len(size << 20)
+            .and_then(|()| file.sync_all())
+            .doing(what)?;
         self.change_record(cid, |disk| disk.size = size)
     }
 
@@ -187,13 +203,21 @@ impl Host {
     ///
     /// # Errors
     /// When the disk is not there or there is no space.
-    pub fn snapshot_disk(&self, cid: &DiskCid, metadata: &Metadata, call: Option<&str>) -> Result<SnapshotCid> {
+    pub fn snapshot_disk(
+        &self,
+        cid: &DiskCid,
+        metadata: &Metadata,
+        call: Option<&str>,
+    ) -> Result<SnapshotCid> {
         self.need_disk(cid)?;
         let _lock = self.lock_disk(cid.as_str())?;
         self.thaw(cid)?;
         let snapshots = self.instance().snapshots();
         let snapshot = SnapshotCid(self.new_name("snap", call));
-        let (whole, part) = (self.snapshot(&snapshot), snapshots.join(format!(".{snapshot}.part")));
+        let (whole, part) = (
+            self.snapshot(&snapshot),
+            snapshots.join(format!(".{snapshot}.part")),
+        );
         if whole.exists() {
             return Ok(snapshot);
         }
@@ -235,10 +259,13 @@ impl Host {
     /// When a file system cannot be let go.
     pub fn thaw_abandoned(&self) -> Result<()> {
         for name in names(&self.instance().snapshots())? {
-            let disk = name.strip_prefix(".frozen-").and_then(|rest| rest.strip_suffix(".json"));
+            let disk = name
+                .strip_prefix(".frozen-")
+                .and_then(|rest| rest.strip_suffix(".json"));
             let Some(disk) = disk else { continue };
             let path = self.lock_path(disk);
-            let free = stolos_base::lock::FileLock::try_acquire(&path).doing(|| format!("lock disk `{disk}`"))?;
+            let free =
+                stolos_base::lock::FileLock::try_acquire(&path).doing(|| format!("lock disk `{disk}`"))?;
             if free.is_some() {
                 self.thaw(&DiskCid::from(disk))?;
             }
@@ -247,13 +274,22 @@ impl Host {
     }
 
     fn freeze(&self, cid: &DiskCid) -> Result<bool> {
-        let Some(device) = self.attached_loop(cid)? else { return Ok(false) };
-        let Some(vm) = self.holder(cid)? else { return Ok(false) };
-        let Some(init) = self.init(&vm)? else { return Ok(false) };
-        let Some(point) = mount_point(&init, device)? else { return Ok(false) };
+        let Some(device) = self.attached_loop(cid)? else {
+            return Ok(false);
+        };
+        let Some(vm) = self.holder(cid)? else {
+            return Ok(false);
+        };
+        let Some(init) = self.init(&vm)? else {
+            return Ok(false);
+        };
+        let Some(point) = mount_point(&init, device)? else {
+            return Ok(false);
+        };
         let at = Utf8PathBuf::from(format!("/proc/{}/root{point}", init.pid));
         let marker = self.frozen(cid);
-        files::write_json(&marker, &Frozen { init, at: at.clone() }, 0o600).doing(|| format!("write `{marker}`"))?;
+        files::write_json(&marker, &Frozen { init, at: at.clone() }, 0o600)
+            .doing(|| format!("write `{marker}`"))?;
         run("fsfreeze", &["--freeze", at.as_str()]).map(|()| true)
     }
 
@@ -272,7 +308,10 @@ impl Host {
 
     /// The machine that has the disk.
     fn holder(&self, cid: &DiskCid) -> Result<Option<VmCid>> {
-        let found = self.machines()?.into_iter().find(|machine: &Machine| machine.disks.contains(cid));
+        let found = self
+            .machines()?
+            .into_iter()
+            .find(|machine: &Machine| machine.disks.contains(cid));
         Ok(found.map(|machine| machine.cid))
     }
 
@@ -295,7 +334,10 @@ impl Host {
 
     fn attached_loop(&self, cid: &DiskCid) -> Result<Option<Device>> {
         let image = self.image(cid);
-        Ok(loops()?.into_iter().find(|(_, file)| *file == image).map(|(device, _)| device))
+        Ok(loops()?
+            .into_iter()
+            .find(|(_, file)| *file == image)
+            .map(|(device, _)| device))
     }
 
     /// Frees the loop device of a disk once nothing has it mounted.
@@ -304,7 +346,11 @@ impl Host {
         while let Some(device) = self.attached_loop(cid)? {
             let path = format!("/dev/loop{}", device.minor);
             // Exclusive opening fails as long as a file system on the device is mounted anywhere.
-            match open(&*path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+            match open(
+                &*path,
+                OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(_) => run("losetup", &["--detach", &path])?,
                 Err(rustix::io::Errno::BUSY) if start.elapsed() > IN_USE_PATIENCE => {
                     return Err(stolos_cpi::Error::retryable(
@@ -324,7 +370,10 @@ impl Host {
     /// Loop devices of the instance's disks, by file.
     pub(crate) fn own_loops(&self) -> Result<Vec<(Device, Utf8PathBuf)>> {
         let root = &self.instance().root;
-        Ok(loops()?.into_iter().filter(|(_, file)| file.starts_with(root)).collect())
+        Ok(loops()?
+            .into_iter()
+            .filter(|(_, file)| file.starts_with(root))
+            .collect())
     }
 
     fn need_disk(&self, cid: &DiskCid) -> Result<()> {
@@ -388,7 +437,9 @@ impl Host {
 fn loops() -> Result<Vec<(Device, Utf8PathBuf)>> {
     let mut found = Vec::new();
     for name in names("/sys/block".into())? {
-        let Some(minor) = name.strip_prefix("loop").and_then(|rest| rest.parse().ok()) else { continue };
+        let Some(minor) = name.strip_prefix("loop").and_then(|rest| rest.parse().ok()) else {
+            continue;
+        };
         let path = format!("/sys/block/{name}/loop/backing_file");
         match fs_err::read_to_string(&path) {
             Ok(text) => {
@@ -420,7 +471,14 @@ fn show(init: &Process, cid: &DiskCid, device: Device) -> Result<()> {
         }
         files::remove_if_there(&path).doing(what)?;
     }
-    mknodat(CWD, path.as_str(), FileType::BlockDevice, Mode::from(0o660), number).doing(what)
+    mknodat(
+        CWD,
+        path.as_str(),
+        FileType::BlockDevice,
+        Mode::from(0o660),
+        number,
+    )
+    .doing(what)
 }
 
 /// Where a machine has the device mounted.

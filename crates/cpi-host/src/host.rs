@@ -202,7 +202,9 @@ pub(crate) fn is_plain(cid: &str) -> bool {
     !cid.is_empty()
         && cid.len() <= 128
         && !cid.starts_with('.')
-        && cid.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && cid
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// The name of this boot of the host.

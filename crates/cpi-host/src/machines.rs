@@ -24,7 +24,10 @@ impl Host {
     /// # Errors
     /// A refusal, or what failed; nothing half-made stays then.
     pub fn create_vm(&self, request: &CreateVm) -> Result<(VmCid, Networks)> {
-        let (size, links) = (wanted::size(&request.cloud_properties)?, wanted::links(&request.networks)?);
+        let (size, links) = (
+            wanted::size(&request.cloud_properties)?,
+            wanted::links(&request.networks)?,
+        );
         let cid = VmCid(format!("vm-{}", request.agent_id));
         let lock = self.lock_machine(&cid)?;
         match self.machine(&cid)? {
@@ -92,7 +95,9 @@ impl Host {
     /// # Errors
     /// When its record cannot be read.
     pub fn has_vm(&self, cid: &VmCid) -> Result<bool> {
-        Ok(self.machine(cid)?.is_some_and(|machine| machine.state == State::Ready))
+        Ok(self
+            .machine(cid)?
+            .is_some_and(|machine| machine.state == State::Ready))
     }
 
     /// Stops and starts a machine.
@@ -227,7 +232,10 @@ impl Host {
         if size.ram > memory {
             return refuse(
                 Kind::VmCreationFailed,
-                format!("a machine of {} MiB memory does not fit a host of {memory} MiB", size.ram),
+                format!(
+                    "a machine of {} MiB memory does not fit a host of {memory} MiB",
+                    size.ram
+                ),
             );
         }
         if promised.saturating_add(size.ram) > most {
@@ -278,7 +286,9 @@ impl Host {
         let agent = &self.config.agent;
         let mut networks = json!(machine.networks);
         for link in &machine.links {
-            let mac = Link::mac_of(link.address).map(|byte| format!("{byte:02x}")).join(":");
+            let mac = Link::mac_of(link.address)
+                .map(|byte| format!("{byte:02x}"))
+                .join(":");
             networks[&link.network]["mac"] = json!(mac);
             networks[&link.network]["preconfigured"] = json!(true);
         }
@@ -303,7 +313,9 @@ impl Host {
     pub(crate) fn update_settings(&self, machine: &Machine) -> Result<()> {
         let path = self.settings(&machine.cid);
         let what = || format!("update `{path}`");
-        let Some(mut settings) = files::read_json::<Value>(&path).doing(what)? else { return Ok(()) };
+        let Some(mut settings) = files::read_json::<Value>(&path).doing(what)? else {
+            return Ok(());
+        };
         settings["disks"]["persistent"] = persistent(machine);
         files::write_json(&path, &settings, 0o600).doing(what)
     }
@@ -324,9 +336,16 @@ impl Host {
             self.release_loop(disk)?;
         }
         let _shared = self.lock_shared()?;
-        let rest: Vec<Machine> = self.machines()?.into_iter().filter(|m| m.cid != machine.cid).collect();
+        let rest: Vec<Machine> = self
+            .machines()?
+            .into_iter()
+            .filter(|m| m.cid != machine.cid)
+            .collect();
         for link in &machine.links {
-            let in_use = rest.iter().flat_map(|m| &m.links).any(|other| other.segment == link.segment);
+            let in_use = rest
+                .iter()
+                .flat_map(|m| &m.links)
+                .any(|other| other.segment == link.segment);
             if !in_use && link.segment != MANAGEMENT {
                 let bridge = self.instance().bridge(&link.segment);
                 net::with(async |net| net::remove(&net, &bridge).await)?;
@@ -400,7 +419,11 @@ fn write_identity(machine: &Machine, stemcell: &Utf8Path, dir: &Utf8Path) -> std
     if let Ok(metadata) = fs_err::metadata(stemcell.join("etc")) {
         fs_err::set_permissions(&etc, metadata.permissions())?;
     }
-    let link = machine.links.iter().find(|link| link.is_default).or(machine.links.first());
+    let link = machine
+        .links
+        .iter()
+        .find(|link| link.is_default)
+        .or(machine.links.first());
     let Some(link) = link else { return Ok(()) };
     let mut servers: Vec<&str> = link
         .dns
@@ -412,9 +435,15 @@ fn write_identity(machine: &Machine, stemcell: &Utf8Path, dir: &Utf8Path) -> std
     if servers.is_empty() {
         servers.push(&gateway);
     }
-    let resolver: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let resolver: String = servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
     let cid = &machine.cid;
-    let hosts = format!("127.0.0.1 localhost\n{} {cid}\n::1 localhost ip6-localhost\n", link.address);
+    let hosts = format!(
+        "127.0.0.1 localhost\n{} {cid}\n::1 localhost ip6-localhost\n",
+        link.address
+    );
     for (name, text) in [
         ("hostname", format!("{cid}\n")),
         ("machine-id", format!("{}\n", machine.agent_id.as_uuid().simple())),

@@ -6,7 +6,9 @@ use std::os::fd::RawFd;
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 
 use crate::error::{Doing as _, Error, Result};
 use crate::record::Link;
@@ -16,7 +18,9 @@ use crate::record::Link;
 pub(crate) fn with<T: Send>(act: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| with_here(act));
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -109,7 +113,9 @@ async fn index_of(net: &Handle, name: &str) -> Result<u32> {
 
 /// Removes a link; one that is not there is as good as removed.
 pub(crate) async fn remove(net: &Handle, name: &str) -> Result<()> {
-    let Some(index) = index(net, name).await? else { return Ok(()) };
+    let Some(index) = index(net, name).await? else {
+        return Ok(());
+    };
     match net.link().del(index).execute().await {
         Err(error) if is_errno(&error, rustix::io::Errno::NODEV) => Ok(()),
         other => other.map_err(failed(format!("remove the link `{name}`"))),
@@ -132,7 +138,9 @@ pub(crate) async fn connect(net: &Handle, link: &Link, bridge: &str, inside: Raw
     net.link().add(message).execute().await.map_err(failed(&*what))?;
     // Where bridged frames pass the packet filter (`bridge-nf-call-iptables`), a machine that calls its own virtual address is
     // sent back by the bridge itself, out of the port that it came in by.
-    let port = LinkBridgePort::new(index_of(net, &link.host_end).await?).hairpin(true).build();
+    let port = LinkBridgePort::new(index_of(net, &link.host_end).await?)
+        .hairpin(true)
+        .build();
     net.link().set_port(port).execute().await.map_err(failed(what))
 }
 
@@ -147,7 +155,9 @@ pub(crate) async fn configure(net: &Handle, links: &[Link]) -> Result<()> {
             .await
             .map_err(failed(format!("give the machine the address {}", link.address)))?;
         if link.is_default {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(link.gateway).build();
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .gateway(link.gateway)
+                .build();
             let what = format!("route the machine by way of {}", link.gateway);
             net.route().add(route).execute().await.map_err(failed(what))?;
         }
@@ -165,13 +175,17 @@ async fn up(net: &Handle, name: &str) -> Result<u32> {
 
 /// Adds an address to a link, or finds it there.
 pub(crate) async fn add_address(net: &Handle, link: &str, address: Ipv4Addr) -> Result<()> {
-    let add = net.address().add(index_of(net, link).await?, IpAddr::V4(address), 32);
+    let add = net
+        .address()
+        .add(index_of(net, link).await?, IpAddr::V4(address), 32);
     or_exists(add.execute().await).map_err(failed(format!("give `{link}` the address {address}")))
 }
 
 /// Takes an address from a link; one that is not there is as good as taken.
 pub(crate) async fn remove_address(net: &Handle, link: &str, address: Ipv4Addr) -> Result<()> {
-    let Some(index) = index(net, link).await? else { return Ok(()) };
+    let Some(index) = index(net, link).await? else {
+        return Ok(());
+    };
     let what = format!("take the address {address} from `{link}`");
     let mut found = net
         .address()

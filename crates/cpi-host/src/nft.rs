@@ -79,5 +79,7 @@ pub(crate) fn has_table(instance: &Instance) -> Result<bool> {
         .output()
         .doing(|| "list tables with `nft`".to_owned())?;
     let wanted = format!("table inet {}", instance.nft_table());
-    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == wanted))
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .any(|line| line.trim() == wanted))
 }

@@ -17,8 +17,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::Signal;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
-use stolos_base::process::Process;
 use stolos_base::files;
+use stolos_base::process::Process;
 use stolos_cpi::DiskCid;
 
 use crate::error::{Doing as _, Error, Result};
@@ -54,7 +54,9 @@ impl Host {
         let shared = begun.elapsed();
         let started = std::thread::scope(|scope| {
             let thread = scope.spawn(|| self.start_in_namespaces(machine, &devices, lock));
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         tracing::info!(
             vm = %machine.cid,
@@ -71,7 +73,8 @@ impl Host {
     /// Ends all processes of a machine and removes what only a running machine has.
     pub(crate) fn stop(&self, machine: &Machine) -> Result<()> {
         if let Some(init) = self.init(&machine.cid)? {
-            init.signal(Signal::TERM).doing(|| format!("power machine `{}` off", machine.cid))?;
+            init.signal(Signal::TERM)
+                .doing(|| format!("power machine `{}` off", machine.cid))?;
             wait_for_end(&init, POWER_OFF_PATIENCE)?;
         }
         self.clear(machine)
@@ -118,7 +121,8 @@ impl Host {
         let namespace = net::with_here(async |outside| {
             // The socket stays in the host's network namespace when this thread leaves it.
             leave_namespaces()?;
-            let namespace = File::open("/proc/thread-self/ns/net").doing(|| "open a network namespace".to_owned())?;
+            let namespace =
+                File::open("/proc/thread-self/ns/net").doing(|| "open a network namespace".to_owned())?;
             for link in &machine.links {
                 let bridge = self.instance().bridge(&link.segment);
                 net::connect(&outside, link, &bridge, namespace.as_raw_fd()).await?;
@@ -130,14 +134,16 @@ impl Host {
         self.mount_root(machine)?;
         let network = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
         let spec = self.specification(machine, devices, &network)?;
-        files::write_json(&dir.join("config.json"), &spec, 0o600).doing(|| format!("write `{dir}/config.json`"))?;
+        files::write_json(&dir.join("config.json"), &spec, 0o600)
+            .doing(|| format!("write `{dir}/config.json`"))?;
         let namespaces = begun.elapsed();
         let process = self.call_runtime(machine, lock)?;
         let init = Init {
             process,
             boot_id: boot_id()?,
         };
-        files::write_json(&dir.join("init.json"), &init, 0o644).doing(|| format!("write `{dir}/init.json`"))?;
+        files::write_json(&dir.join("init.json"), &init, 0o644)
+            .doing(|| format!("write `{dir}/init.json`"))?;
         Ok((process, namespaces, begun.elapsed().saturating_sub(namespaces)))
     }
 
@@ -148,8 +154,14 @@ impl Host {
         let options = std::ffi::CString::new(options)
             .map_err(|error| Error::io("mount the root of a machine", io::Error::other(error)))?;
         let target = dir.join("rootfs");
-        mount("overlay", target.as_str(), "overlay", MountFlags::empty(), &*options)
-            .doing(|| format!("mount the root of machine `{}`", machine.cid))
+        mount(
+            "overlay",
+            target.as_str(),
+            "overlay",
+            MountFlags::empty(),
+            &*options,
+        )
+        .doing(|| format!("mount the root of machine `{}`", machine.cid))
     }
 
     /// Calls the OCI runtime, which inherits the machine's lock: should this process be killed, nobody else gets the lock
@@ -166,7 +178,13 @@ impl Host {
         fs_err::create_dir_all(&root).doing(what)?;
         let mut command = Command::new(&self.config.runtime);
         command.args(["--root", root.as_str(), "--log", log.as_str(), "run", "--detach"]);
-        command.args(["--pid-file", pid_file.as_str(), "--bundle", dir.as_str(), machine.cid.as_str()]);
+        command.args([
+            "--pid-file",
+            pid_file.as_str(),
+            "--bundle",
+            dir.as_str(),
+            machine.cid.as_str(),
+        ]);
         command.stdin(Stdio::null()).stdout(console).stderr(errors);
         fcntl_setfd(&lock.0, FdFlags::empty()).doing(what)?;
         let spawned = command.spawn();
@@ -183,7 +201,10 @@ impl Host {
             });
         }
         let text = fs_err::read_to_string(&pid_file).doing(what)?;
-        let pid = text.trim().parse().map_err(|error| Error::io(what(), io::Error::other(error)))?;
+        let pid = text
+            .trim()
+            .parse()
+            .map_err(|error| Error::io(what(), io::Error::other(error)))?;
         Process::of(pid).ok_or_else(|| Error::Program {
             what: what(),
             detail: format!("its first process ended at once; see `{dir}/console.log`"),
@@ -192,7 +213,12 @@ impl Host {
 
     /// The OCI bundle's configuration. Its `rootfsPropagation` does not survive the runtime's entering of the root, which makes
     /// that mount private: `stolos-init` shares it again. What is in it and why was found by running Kubernetes conformance in such machines.
-    fn specification(&self, machine: &Machine, devices: &BTreeMap<DiskCid, Device>, network: &str) -> Result<Value> {
+    fn specification(
+        &self,
+        machine: &Machine,
+        devices: &BTreeMap<DiskCid, Device>,
+        network: &str,
+    ) -> Result<Value> {
         let dir = self.dir(&machine.cid);
         let capabilities = capabilities()?;
         // A limit cannot be raised above the host's without CAP_SYS_RESOURCE.
@@ -204,11 +230,19 @@ impl Host {
             node("/dev/net/tun", "c", 10, 200, 0o666),
         ];
         for (disk, device) in devices {
-            nodes.push(node(&format!("/dev/stolos/{disk}"), "b", device.major, device.minor, 0o660));
+            nodes.push(node(
+                &format!("/dev/stolos/{disk}"),
+                "b",
+                device.major,
+                device.minor,
+                0o660,
+            ));
         }
         let capability_sets = ["bounding", "effective", "permitted", "inheritable", "ambient"];
-        let capability_sets: serde_json::Map<String, Value> =
-            capability_sets.iter().map(|set| ((*set).to_owned(), json!(capabilities))).collect();
+        let capability_sets: serde_json::Map<String, Value> = capability_sets
+            .iter()
+            .map(|set| ((*set).to_owned(), json!(capabilities)))
+            .collect();
         Ok(json!({
             "ociVersion": "1.0.2",
             "hostname": machine.cid.as_str(),
@@ -245,18 +279,55 @@ impl Host {
         let mount = |at: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
         Ok(json!([
             mount("/proc", "proc", "proc", &[]),
-            mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-            mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount(
+                "/dev",
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "strictatime", "mode=755", "size=65536k"]
+            ),
+            mount(
+                "/dev/pts",
+                "devpts",
+                "devpts",
+                &[
+                    "nosuid",
+                    "noexec",
+                    "newinstance",
+                    "ptmxmode=0666",
+                    "mode=0620",
+                    "gid=5"
+                ]
+            ),
+            mount(
+                "/dev/shm",
+                "tmpfs",
+                "shm",
+                &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
+            ),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev"]),
-            mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "rw"]),
+            mount(
+                "/sys/fs/cgroup",
+                "cgroup",
+                "cgroup",
+                &["nosuid", "noexec", "nodev", "relatime", "rw"]
+            ),
             mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755"]),
             mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
             // A container's images and volumes cannot lie on an overlay; this is the host's own file system.
             mount("/var", "bind", dir.join("var").as_str(), &["rbind", "rw"]),
-            mount("/var/vcap/shared/packages", "bind", packages.as_str(), &["rbind", "ro", "rslave"]),
-            mount("/var/vcap/shared/images", "bind", images.as_str(), &["rbind", "ro", "rslave"]),
+            mount(
+                "/var/vcap/shared/packages",
+                "bind",
+                packages.as_str(),
+                &["rbind", "ro", "rslave"]
+            ),
+            mount(
+                "/var/vcap/shared/images",
+                "bind",
+                images.as_str(),
+                &["rbind", "ro", "rslave"]
+            ),
         ]))
     }
 }
@@ -275,7 +346,10 @@ fn node(path: &str, kind: &str, major: u32, minor: u32, mode: u32) -> Value {
 fn limits(size: &Size) -> Value {
     /// Microseconds; the kernel's default.
     const PERIOD: u32 = 100_000;
-    #[expect(clippy::cast_possible_truncation, reason = "a quota of 2^63 microseconds is out of reach")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a quota of 2^63 microseconds is out of reach"
+    )]
     let quota = (size.cpu * f64::from(PERIOD)).max(1000.0) as i64;
     json!({
         "devices": [{"allow": true, "access": "rwm"}],
@@ -291,11 +365,12 @@ fn leave_namespaces() -> Result<()> {
     let what = || "make the namespaces of a machine".to_owned();
     #[expect(unsafe_code, reason = "unshare is unsafe in rustix because of its FILES flag")]
     // SAFETY: the file descriptor table stays shared: FILES is not among the flags. The thread is our own and ends soon.
-    unsafe {
-        unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET)
-    }
-    .doing(what)?;
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).doing(what)
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }.doing(what)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .doing(what)
 }
 
 fn console(path: &Utf8Path) -> io::Result<File> {
@@ -372,7 +447,9 @@ fn wait_for_end(process: &Process, patience: Duration) -> Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     let what = || "wait for the end of a machine".to_owned();
-    let Some(pid) = Pid::from_raw(process.pid) else { return Ok(()) };
+    let Some(pid) = Pid::from_raw(process.pid) else {
+        return Ok(());
+    };
     let handle = match pidfd_open(pid, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         other => other.doing(what)?,

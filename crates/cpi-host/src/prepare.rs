@@ -70,7 +70,10 @@ impl Sysctls {
         Self {
             record: record.to_owned(),
             root: root.to_owned(),
-            required: required.iter().map(|(key, need)| ((*key).to_owned(), *need)).collect(),
+            required: required
+                .iter()
+                .map(|(key, need)| ((*key).to_owned(), *need))
+                .collect(),
         }
     }
 
@@ -135,7 +138,9 @@ impl Sysctls {
     /// When the record cannot be read.
     pub fn read_record(&self) -> Result<Record> {
         let path = self.path();
-        Ok(files::read_json(&path).doing(|| format!("read `{path}`"))?.unwrap_or_default())
+        Ok(files::read_json(&path)
+            .doing(|| format!("read `{path}`"))?
+            .unwrap_or_default())
     }
 
     /// The quick way: everything is as it has to be, and where we changed it, `user` is counted.
@@ -145,7 +150,10 @@ impl Sysctls {
                 return Ok(false);
             }
         }
-        Ok(self.read_record()?.values().all(|known| known.users.contains(user)))
+        Ok(self
+            .read_record()?
+            .values()
+            .all(|known| known.users.contains(user)))
     }
 
     fn write_record(&self, record: &Record) -> Result<()> {
@@ -231,7 +239,12 @@ mod tests {
         let root = dir.path().join("sys");
         fs_err::create_dir_all(root.join("a")).expect("a directory");
         let write = |name: &str, text: &str| fs_err::write(root.join("a").join(name), text).expect("a value");
-        let read = |name: &str| fs_err::read_to_string(root.join("a").join(name)).expect("a value").trim().to_owned();
+        let read = |name: &str| {
+            fs_err::read_to_string(root.join("a").join(name))
+                .expect("a value")
+                .trim()
+                .to_owned()
+        };
         for (name, text) in [("low", "5\n"), ("high", "50\n"), ("off", "0\n"), ("taken", "1\n")] {
             write(name, text);
         }
@@ -245,13 +258,20 @@ mod tests {
         sysctls.prepare("one").expect("prepared");
         sysctls.prepare("two").expect("prepared");
         sysctls.prepare("one").expect("prepared again");
-        assert_eq!([read("low"), read("high"), read("off"), read("taken")], ["10", "50", "1", "7"]);
+        assert_eq!(
+            [read("low"), read("high"), read("off"), read("taken")],
+            ["10", "50", "1", "7"]
+        );
         // A host that was booted again has its own values; the record keeps the first originals.
         write("low", "6\n");
         sysctls.prepare("two").expect("prepared");
         assert_eq!(read("low"), "10");
         sysctls.release("one").expect("released");
-        assert_eq!([read("low"), read("off")], ["10", "1"], "the second one still needs it");
+        assert_eq!(
+            [read("low"), read("off")],
+            ["10", "1"],
+            "the second one still needs it"
+        );
         write("taken", "9\n");
         sysctls.release("two").expect("released");
         sysctls.release("two").expect("released again");

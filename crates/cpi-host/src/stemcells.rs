@@ -57,7 +57,11 @@ impl Host {
             return Ok(());
         }
         let _shared = self.lock_shared()?;
-        if let Some(machine) = self.machines()?.into_iter().find(|machine| machine.stemcell == *cid) {
+        if let Some(machine) = self
+            .machines()?
+            .into_iter()
+            .find(|machine| machine.stemcell == *cid)
+        {
             let text = format!("stemcell `{cid}` is in use by machine `{}`", machine.cid);
             return Err(Error::refuse(Kind::CloudError, text));
         }
@@ -75,7 +79,11 @@ impl Host {
 
     pub(crate) fn stemcell_root(&self, cid: &StemcellCid) -> Utf8PathBuf {
         // A name from outside must not lead elsewhere; this one is never there.
-        let name = if is_plain(cid.as_str()) { cid.as_str() } else { ".none" };
+        let name = if is_plain(cid.as_str()) {
+            cid.as_str()
+        } else {
+            ".none"
+        };
         self.instance().stemcells().join(name).join("rootfs")
     }
 }
@@ -98,7 +106,11 @@ fn unpack(image: &Utf8Path, root: &Utf8Path) -> io::Result<()> {
     let is_gzip = file.read(&mut magic)? == 2 && magic == [0x1f, 0x8b];
     file.rewind()?;
     let reader = BufReader::with_capacity(1 << 18, file);
-    let source: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) };
+    let source: Box<dyn Read> = if is_gzip {
+        Box::new(MultiGzDecoder::new(reader))
+    } else {
+        Box::new(reader)
+    };
     let mut archive = tar::Archive::new(source);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
@@ -114,7 +126,10 @@ fn unpack(image: &Utf8Path, root: &Utf8Path) -> io::Result<()> {
         }
         if !entry.unpack_in(root)? {
             let path = entry.path()?.into_owned();
-            return Err(io::Error::other(format!("the entry `{}` leads out of it", path.display())));
+            return Err(io::Error::other(format!(
+                "the entry `{}` leads out of it",
+                path.display()
+            )));
         }
     }
     Ok(())

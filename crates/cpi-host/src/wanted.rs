@@ -63,17 +63,25 @@ fn link(name: &str, network: &Network, inner: String) -> Result<Link, String> {
     if network.kind.as_deref().is_some_and(|kind| kind != "manual") {
         return Err("only networks of type manual can be had on this host".to_owned());
     }
-    let segment = network.cloud_properties.get("segment").and_then(|value| value.as_str());
+    let segment = network
+        .cloud_properties
+        .get("segment")
+        .and_then(|value| value.as_str());
     let segment = segment.ok_or("cloud_properties need a `segment`")?;
     if !is_segment_name(segment) {
-        return Err(format!("`{segment}` is not one to six lower-case letters or digits"));
+        return Err(format!(
+            "`{segment}` is not one to six lower-case letters or digits"
+        ));
     }
     let address = ipv4("ip", network.ip.as_deref())?;
     let gateway = ipv4("gateway", network.gateway.as_deref())?;
     let prefix = prefix(network)?;
     let net = ipnet::Ipv4Net::new(gateway, prefix).map_err(|error| error.to_string())?;
     if !net.contains(&address) || address == gateway {
-        return Err(format!("address {address} is not one of {} beside the gateway", net.trunc()));
+        return Err(format!(
+            "address {address} is not one of {} beside the gateway",
+            net.trunc()
+        ));
     }
     let default = network.default.as_deref().unwrap_or_default();
     Ok(Link {
@@ -145,15 +153,26 @@ mod tests {
         check(with("ip", json!("10.1.2.1")), Err("beside the gateway"));
         check(with("netmask", json!("255.0.255.0")), Err("netmask"));
         check(with("gateway", json!(null)), Err("`gateway` is missing"));
-        check(with("cloud_properties", json!({"segment": "TOO-LONG"})), Err("TOO-LONG"));
+        check(
+            with("cloud_properties", json!({"segment": "TOO-LONG"})),
+            Err("TOO-LONG"),
+        );
         check(with("cloud_properties", json!({})), Err("segment"));
     }
 
     #[test]
     fn sizes_are_read_or_refused() {
         let read = |value: serde_json::Value| size(value.as_object().expect("an object"));
-        assert_eq!(read(json!({"cpu": 2, "ram": 512})).expect("a size").pids, Size::default_pids());
-        for bad in [json!({}), json!({"cpu": 0, "ram": 512}), json!({"cpu": 1, "ram": 1}), json!({"cpu": "x", "ram": 512})] {
+        assert_eq!(
+            read(json!({"cpu": 2, "ram": 512})).expect("a size").pids,
+            Size::default_pids()
+        );
+        for bad in [
+            json!({}),
+            json!({"cpu": 0, "ram": 512}),
+            json!({"cpu": 1, "ram": 1}),
+            json!({"cpu": "x", "ram": 512}),
+        ] {
             read(bad).expect_err("no size");
         }
     }

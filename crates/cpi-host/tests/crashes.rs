@@ -17,7 +17,10 @@ struct Moments(u64);
 impl Moments {
     fn next(&mut self, most: u64) -> u64 {
         // The multiplier of Knuth's MMIX generator.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % most
     }
 }
@@ -50,7 +53,14 @@ fn kill_after(mut child: Child, moment: u64) {
 }
 
 fn arguments(vm: &CreateVm) -> Value {
-    json!([vm.agent_id, vm.stemcell, vm.cloud_properties, vm.networks, [], vm.env])
+    json!([
+        vm.agent_id,
+        vm.stemcell,
+        vm.cloud_properties,
+        vm.networks,
+        [],
+        vm.env
+    ])
 }
 
 #[test]
@@ -61,8 +71,14 @@ fn a_killed_call_is_finished_by_the_next_one() {
     let begun = std::time::Instant::now();
     let probe = bench.request(&stemcell, 2);
     finish(start(&bench, "create_vm", &arguments(&probe)));
-    let length = u64::try_from(begun.elapsed().as_millis()).expect("a short time").max(20);
-    finish(start(&bench, "delete_vm", &json!([format!("vm-{}", probe.agent_id)])));
+    let length = u64::try_from(begun.elapsed().as_millis())
+        .expect("a short time")
+        .max(20);
+    finish(start(
+        &bench,
+        "delete_vm",
+        &json!([format!("vm-{}", probe.agent_id)]),
+    ));
 
     let mut moments = Moments(20_261_121);
     for round in 0..20 {
@@ -77,9 +93,17 @@ fn a_killed_call_is_finished_by_the_next_one() {
             kill_after(start(&bench, "delete_vm", &json!([cid])), moments.next(length));
         }
         finish(start(&bench, "delete_vm", &json!([cid])));
-        assert_eq!(bench.host.left().expect("asked"), ["table `stolos_".to_owned() + bench.host.instance().name.as_str() + "`"], "round {round}");
+        assert_eq!(
+            bench.host.left().expect("asked"),
+            ["table `stolos_".to_owned() + bench.host.instance().name.as_str() + "`"],
+            "round {round}"
+        );
         let machines = bench.host.instance().machines();
-        let names: Vec<_> = fs_err::read_dir(machines).expect("machines").flatten().map(|entry| entry.file_name()).collect();
+        let names: Vec<_> = fs_err::read_dir(machines)
+            .expect("machines")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
         assert_eq!(names, [".changed"], "round {round}");
     }
     assert!(bench.host.machines().expect("machines").is_empty());

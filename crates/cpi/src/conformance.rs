@@ -4,9 +4,11 @@ use serde_json::json;
 use stolos_base::IdSource;
 use stolos_base::ids::AgentId;
 
-use crate::error::{Kind, Result};
-use crate::types::{CloudProperties, CreateVm, DiskCid, Networks, Size, SnapshotCid, StemcellCid, VmCid, VmResources};
 use crate::Cpi;
+use crate::error::{Kind, Result};
+use crate::types::{
+    CloudProperties, CreateVm, DiskCid, Networks, Size, SnapshotCid, StemcellCid, VmCid, VmResources,
+};
 
 /// What the suite needs to know about the infrastructure.
 #[derive(Clone, Debug)]
@@ -47,7 +49,11 @@ pub async fn run(cpi: &dyn Cpi, env: &Env) -> Result<()> {
 async fn stemcells(cpi: &dyn Cpi, env: &Env) -> Result<StemcellCid> {
     let none = CloudProperties::new();
     let stemcell = cpi.create_stemcell(&env.image, &none).await?;
-    assert_eq!(cpi.create_stemcell(&env.image, &none).await?, stemcell, "the same image gives the same stemcell");
+    assert_eq!(
+        cpi.create_stemcell(&env.image, &none).await?,
+        stemcell,
+        "the same image gives the same stemcell"
+    );
     Ok(stemcell)
 }
 
@@ -59,7 +65,8 @@ async fn machines(cpi: &dyn Cpi, env: &Env, stemcell: &StemcellCid) -> Result<Vm
     assert_eq!(again, vm, "the same agent id gives the same machine");
     assert!(cpi.has_vm(&vm).await?);
     let note = json!({"director": "conformance", "job": "test", "index": "0"});
-    cpi.set_vm_metadata(&vm, note.as_object().expect("an object")).await?;
+    cpi.set_vm_metadata(&vm, note.as_object().expect("an object"))
+        .await?;
     cpi.reboot_vm(&vm).await?;
     assert!(cpi.has_vm(&vm).await?, "a rebooted machine is still there");
     assert!(cpi.get_disks(&vm).await?.is_empty());
@@ -67,9 +74,15 @@ async fn machines(cpi: &dyn Cpi, env: &Env, stemcell: &StemcellCid) -> Result<Vm
     let unknown = VmCid::from("vm-00000000-0000-0000-0000-000000000000");
     assert!(!cpi.has_vm(&unknown).await?);
     cpi.delete_vm(&unknown).await?;
-    let error = cpi.reboot_vm(&unknown).await.expect_err("an unknown machine cannot be rebooted");
+    let error = cpi
+        .reboot_vm(&unknown)
+        .await
+        .expect_err("an unknown machine cannot be rebooted");
     assert_eq!(error.kind(), Some(Kind::VmNotFound), "{error}");
-    let bad = CreateVm { stemcell: StemcellCid::from("sc-unknown"), ..request(cpi, env, stemcell, 1).await? };
+    let bad = CreateVm {
+        stemcell: StemcellCid::from("sc-unknown"),
+        ..request(cpi, env, stemcell, 1).await?
+    };
     let error = cpi.create_vm(&bad).await.expect_err("an unknown stemcell");
     assert!(error.kind().is_some(), "{error}");
     Ok(vm)
@@ -81,10 +94,21 @@ async fn disks(cpi: &dyn Cpi, env: &Env, stemcell: &StemcellCid, vm: &VmCid) -> 
     assert!(cpi.has_disk(&disk).await?);
     let hint = cpi.attach_disk(vm, &disk).await?;
     assert!(!hint.is_null(), "an attached disk has a hint");
-    assert_eq!(cpi.attach_disk(vm, &disk).await?, hint, "attaching again is as good");
+    assert_eq!(
+        cpi.attach_disk(vm, &disk).await?,
+        hint,
+        "attaching again is as good"
+    );
     assert_eq!(cpi.get_disks(vm).await?, std::slice::from_ref(&disk));
-    cpi.set_disk_metadata(&disk, json!({"deployment": "test"}).as_object().expect("an object")).await?;
-    let error = cpi.delete_disk(&disk).await.expect_err("an attached disk is not deleted");
+    cpi.set_disk_metadata(
+        &disk,
+        json!({"deployment": "test"}).as_object().expect("an object"),
+    )
+    .await?;
+    let error = cpi
+        .delete_disk(&disk)
+        .await
+        .expect_err("an attached disk is not deleted");
     assert!(error.kind().is_some(), "{error}");
 
     let snapshot = cpi.snapshot_disk(&disk, &none).await?;
@@ -100,7 +124,10 @@ async fn disks(cpi: &dyn Cpi, env: &Env, stemcell: &StemcellCid, vm: &VmCid) -> 
     // A machine that is deleted lets go of its disks, and another one gets them.
     cpi.attach_disk(vm, &disk).await?;
     let (other, _) = cpi.create_vm(&request(cpi, env, stemcell, 1).await?).await?;
-    let error = cpi.attach_disk(&other, &disk).await.expect_err("a disk is attached once");
+    let error = cpi
+        .attach_disk(&other, &disk)
+        .await
+        .expect_err("a disk is attached once");
     assert!(error.kind().is_some(), "{error}");
     cpi.detach_disk(vm, &disk).await?;
     cpi.attach_disk(&other, &disk).await?;

@@ -44,13 +44,19 @@ impl Kind {
     /// The name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("Bosh::Clouds::CpiError", |(_, name)| name)
+        Self::ALL
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map_or("Bosh::Clouds::CpiError", |(_, name)| name)
     }
 
     /// The kind of a name; unknown ones are the CPI's own errors.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        Self::ALL.iter().find(|(_, name)| *name == text).map_or(Self::CpiError, |(kind, _)| *kind)
+        Self::ALL
+            .iter()
+            .find(|(_, name)| *name == text)
+            .map_or(Self::CpiError, |(kind, _)| *kind)
     }
 }
 
@@ -103,12 +109,20 @@ pub enum Error {
 impl Error {
     /// An error of a kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self::Cloud { kind, message: message.into(), ok_to_retry: false }
+        Self::Cloud {
+            kind,
+            message: message.into(),
+            ok_to_retry: false,
+        }
     }
 
     /// The same, worth another try.
     pub fn retryable(kind: Kind, message: impl Into<String>) -> Self {
-        Self::Cloud { kind, message: message.into(), ok_to_retry: true }
+        Self::Cloud {
+            kind,
+            message: message.into(),
+            ok_to_retry: true,
+        }
     }
 
     /// The kind, if the CPI said no.
@@ -124,10 +138,24 @@ impl Error {
 impl Classify for Error {
     fn class(&self) -> Class {
         match self {
-            Self::Cloud { kind: Kind::VmNotFound | Kind::DiskNotFound, .. } => Class::NotFound,
-            Self::Cloud { kind: Kind::NotSupported | Kind::NotImplemented, .. } => Class::User,
-            Self::Cloud { kind: Kind::NoDiskSpace, .. } | Self::Cancelled { .. } => Class::Conflict,
-            Self::Cloud { ok_to_retry: true, .. } | Self::TimedOut { .. } | Self::Call { .. } => Class::Unavailable,
+            Self::Cloud {
+                kind: Kind::VmNotFound | Kind::DiskNotFound,
+                ..
+            } => Class::NotFound,
+            Self::Cloud {
+                kind: Kind::NotSupported | Kind::NotImplemented,
+                ..
+            } => Class::User,
+            Self::Cloud {
+                kind: Kind::NoDiskSpace,
+                ..
+            }
+            | Self::Cancelled { .. } => Class::Conflict,
+            Self::Cloud {
+                ok_to_retry: true, ..
+            }
+            | Self::TimedOut { .. }
+            | Self::Call { .. } => Class::Unavailable,
             Self::Cloud { .. } | Self::InvalidResponse { .. } => Class::Internal,
         }
     }

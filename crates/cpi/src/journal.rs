@@ -83,7 +83,9 @@ impl Entry {
     /// request is on disk.
     pub(crate) fn begin(&self, request: &Request, waited: bool) -> io::Result<Begin> {
         fs_err::create_dir_all(&self.dir)?;
-        let Some(lock) = self.lock()? else { return Ok(Begin::Busy) };
+        let Some(lock) = self.lock()? else {
+            return Ok(Begin::Busy);
+        };
         let before = self.status()?;
         if let Some(before) = before.as_ref().filter(|before| before.method != request.method) {
             return Err(io::Error::new(

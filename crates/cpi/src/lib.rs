@@ -21,8 +21,8 @@ use serde_json::Value;
 pub use error::{Error, Kind, Result};
 pub use runner::{Runner, RunnerConfig};
 pub use types::{
-    CloudProperties, CreateVm, DiskCid, Info, Metadata, Network, Networks, Size, SnapshotCid, StemcellCid, VmCid,
-    VmResources,
+    CloudProperties, CreateVm, DiskCid, Info, Metadata, Network, Networks, Size, SnapshotCid, StemcellCid,
+    VmCid, VmResources,
 };
 
 /// The methods of the CPI API, version 2 (reference: docs-bosh, cpi-api-v2).
@@ -30,7 +30,11 @@ pub trait Cpi: Send + Sync {
     /// What the CPI can do.
     fn info(&self) -> BoxFuture<'_, Result<Info>>;
     /// Imports a stemcell image from a file on this host. The same image gives the same CID.
-    fn create_stemcell<'a>(&'a self, image: &'a str, properties: &'a CloudProperties) -> BoxFuture<'a, Result<StemcellCid>>;
+    fn create_stemcell<'a>(
+        &'a self,
+        image: &'a str,
+        properties: &'a CloudProperties,
+    ) -> BoxFuture<'a, Result<StemcellCid>>;
     /// Deletes a stemcell; fine when there is none.
     fn delete_stemcell<'a>(&'a self, stemcell: &'a StemcellCid) -> BoxFuture<'a, Result<()>>;
     /// Makes a machine and starts it. The networks come back as the machine has them.
@@ -44,7 +48,10 @@ pub trait Cpi: Send + Sync {
     /// Notes what a machine is for.
     fn set_vm_metadata<'a>(&'a self, vm: &'a VmCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<()>>;
     /// Cloud properties of a machine of that size.
-    fn calculate_vm_cloud_properties<'a>(&'a self, resources: &'a VmResources) -> BoxFuture<'a, Result<CloudProperties>>;
+    fn calculate_vm_cloud_properties<'a>(
+        &'a self,
+        resources: &'a VmResources,
+    ) -> BoxFuture<'a, Result<CloudProperties>>;
     /// Makes an empty disk. `vm` is a hint where it will be used.
     fn create_disk<'a>(
         &'a self,
@@ -63,11 +70,19 @@ pub trait Cpi: Send + Sync {
     /// The disks attached to a machine.
     fn get_disks<'a>(&'a self, vm: &'a VmCid) -> BoxFuture<'a, Result<Vec<DiskCid>>>;
     /// Notes what a disk is for.
-    fn set_disk_metadata<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<()>>;
+    fn set_disk_metadata<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<()>>;
     /// Makes a detached disk larger.
     fn resize_disk<'a>(&'a self, disk: &'a DiskCid, size: Size) -> BoxFuture<'a, Result<()>>;
     /// Copies a disk's present content.
-    fn snapshot_disk<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<SnapshotCid>>;
+    fn snapshot_disk<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<SnapshotCid>>;
     /// Deletes a snapshot; fine when there is none.
     fn delete_snapshot<'a>(&'a self, snapshot: &'a SnapshotCid) -> BoxFuture<'a, Result<()>>;
 }

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use stolos_base::IdSource;
 use stolos_base::ids::AgentId;
 
+use crate::Cpi;
 use crate::error::{Error, Kind, Result};
 use crate::types::{
-    CloudProperties, CreateVm, DiskCid, Info, Metadata, Networks, Size, SnapshotCid, StemcellCid, VmCid, VmResources,
+    CloudProperties, CreateVm, DiskCid, Info, Metadata, Networks, Size, SnapshotCid, StemcellCid, VmCid,
+    VmResources,
 };
-use crate::Cpi;
 
 /// What a [`NullCpi`] holds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -41,13 +42,19 @@ impl NullCpi {
     /// With empty books.
     #[must_use]
     pub fn new(ids: IdSource) -> Self {
-        Self { books: Arc::default(), ids }
+        Self {
+            books: Arc::default(),
+            ids,
+        }
     }
 
     /// With the books of another one.
     #[must_use]
     pub fn with_books(ids: IdSource, books: Books) -> Self {
-        Self { books: Arc::new(Mutex::new(books)), ids }
+        Self {
+            books: Arc::new(Mutex::new(books)),
+            ids,
+        }
     }
 
     /// A copy of the books.
@@ -66,7 +73,11 @@ impl NullCpi {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T: Send + 'static>(&self, method: &str, act: impl FnOnce(&mut Books) -> Result<T>) -> BoxFuture<'_, Result<T>> {
+    fn with<T: Send + 'static>(
+        &self,
+        method: &str,
+        act: impl FnOnce(&mut Books) -> Result<T>,
+    ) -> BoxFuture<'_, Result<T>> {
         let mut books = self.lock();
         books.calls.push(method.to_owned());
         Box::pin(ready(act(&mut books)))
@@ -74,19 +85,33 @@ impl NullCpi {
 }
 
 fn need_vm(books: &Books, vm: &VmCid) -> Result<()> {
-    if books.vms.contains_key(vm) { Ok(()) } else { Err(Error::new(Kind::VmNotFound, format!("VM `{vm}` not found"))) }
+    if books.vms.contains_key(vm) {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::VmNotFound, format!("VM `{vm}` not found")))
+    }
 }
 
 fn disk<'a>(books: &'a mut Books, disk: &DiskCid) -> Result<&'a mut (Size, Option<VmCid>)> {
-    books.disks.get_mut(disk).ok_or_else(|| Error::new(Kind::DiskNotFound, format!("disk `{disk}` not found")))
+    books
+        .disks
+        .get_mut(disk)
+        .ok_or_else(|| Error::new(Kind::DiskNotFound, format!("disk `{disk}` not found")))
 }
 
 impl Cpi for NullCpi {
     fn info(&self) -> BoxFuture<'_, Result<Info>> {
-        Box::pin(ready(Ok(Info { stemcell_formats: vec!["stolos-rootfs".to_owned(), "null".to_owned()], api_version: 2 })))
+        Box::pin(ready(Ok(Info {
+            stemcell_formats: vec!["stolos-rootfs".to_owned(), "null".to_owned()],
+            api_version: 2,
+        })))
     }
 
-    fn create_stemcell<'a>(&'a self, image: &'a str, _: &'a CloudProperties) -> BoxFuture<'a, Result<StemcellCid>> {
+    fn create_stemcell<'a>(
+        &'a self,
+        image: &'a str,
+        _: &'a CloudProperties,
+    ) -> BoxFuture<'a, Result<StemcellCid>> {
         self.with("create_stemcell", |books| {
             let digest = short_name(image.as_bytes());
             let cid = StemcellCid(format!("sc-{digest}"));
@@ -106,7 +131,10 @@ impl Cpi for NullCpi {
         let vm = self.vm_of(request.agent_id);
         self.with("create_vm", |books| {
             if !books.stemcells.contains(&request.stemcell) {
-                return Err(Error::new(Kind::CloudError, format!("stemcell `{}` not found", request.stemcell)));
+                return Err(Error::new(
+                    Kind::CloudError,
+                    format!("stemcell `{}` not found", request.stemcell),
+                ));
             }
             books.vms.insert(vm.clone(), request.clone());
             Ok((vm, request.networks.clone()))
@@ -135,12 +163,22 @@ impl Cpi for NullCpi {
         self.with("set_vm_metadata", |books| need_vm(books, vm))
     }
 
-    fn calculate_vm_cloud_properties<'a>(&'a self, r: &'a VmResources) -> BoxFuture<'a, Result<CloudProperties>> {
+    fn calculate_vm_cloud_properties<'a>(
+        &'a self,
+        r: &'a VmResources,
+    ) -> BoxFuture<'a, Result<CloudProperties>> {
         let value = json!({"cpu": r.cpu, "ram": r.ram, "ephemeral_disk_size": r.ephemeral_disk_size});
-        self.with("calculate_vm_cloud_properties", |_| Ok(value.as_object().cloned().unwrap_or_default()))
+        self.with("calculate_vm_cloud_properties", |_| {
+            Ok(value.as_object().cloned().unwrap_or_default())
+        })
     }
 
-    fn create_disk<'a>(&'a self, size: Size, _: &'a CloudProperties, _: Option<&'a VmCid>) -> BoxFuture<'a, Result<DiskCid>> {
+    fn create_disk<'a>(
+        &'a self,
+        size: Size,
+        _: &'a CloudProperties,
+        _: Option<&'a VmCid>,
+    ) -> BoxFuture<'a, Result<DiskCid>> {
         let cid = DiskCid(format!("disk-{}", self.ids.next()));
         self.with("create_disk", |books| {
             books.disks.insert(cid.clone(), (size, None));
@@ -150,7 +188,10 @@ impl Cpi for NullCpi {
 
     fn delete_disk<'a>(&'a self, cid: &'a DiskCid) -> BoxFuture<'a, Result<()>> {
         self.with("delete_disk", |books| match books.disks.get(cid) {
-            Some((_, Some(vm))) => Err(Error::new(Kind::CloudError, format!("disk `{cid}` is attached to `{vm}`"))),
+            Some((_, Some(vm))) => Err(Error::new(
+                Kind::CloudError,
+                format!("disk `{cid}` is attached to `{vm}`"),
+            )),
             _ => {
                 books.disks.remove(cid);
                 Ok(())
@@ -167,9 +208,10 @@ impl Cpi for NullCpi {
             need_vm(books, vm)?;
             let (_, attached) = disk(books, cid)?;
             match attached {
-                Some(other) if other != vm => {
-                    Err(Error::new(Kind::CloudError, format!("disk `{cid}` is attached to `{other}`")))
-                }
+                Some(other) if other != vm => Err(Error::new(
+                    Kind::CloudError,
+                    format!("disk `{cid}` is attached to `{other}`"),
+                )),
                 _ => {
                     *attached = Some(vm.clone());
                     Ok(json!({"path": format!("/dev/stolos/{cid}")}))
@@ -190,7 +232,10 @@ impl Cpi for NullCpi {
     fn get_disks<'a>(&'a self, vm: &'a VmCid) -> BoxFuture<'a, Result<Vec<DiskCid>>> {
         self.with("get_disks", |books| {
             need_vm(books, vm)?;
-            let attached = books.disks.iter().filter(|(_, (_, there))| there.as_ref() == Some(vm));
+            let attached = books
+                .disks
+                .iter()
+                .filter(|(_, (_, there))| there.as_ref() == Some(vm));
             Ok(attached.map(|(cid, _)| cid.clone()).collect())
         })
     }
@@ -203,7 +248,10 @@ impl Cpi for NullCpi {
         self.with("resize_disk", |books| {
             let (old, attached) = disk(books, cid)?;
             if attached.is_some() || size < *old {
-                return Err(Error::new(Kind::CloudError, format!("disk `{cid}` can only grow, and only detached")));
+                return Err(Error::new(
+                    Kind::CloudError,
+                    format!("disk `{cid}` can only grow, and only detached"),
+                ));
             }
             *old = size;
             Ok(())

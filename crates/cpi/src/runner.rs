@@ -20,13 +20,14 @@ use stolos_base::{IdSource, files};
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
+use crate::Cpi;
 use crate::error::{Error, Result};
 use crate::journal::{Begin, Entry, State, Status};
 use crate::types::{
-    CloudProperties, CreateVm, DiskCid, Info, Metadata, Networks, Size, SnapshotCid, StemcellCid, VmCid, VmResources,
+    CloudProperties, CreateVm, DiskCid, Info, Metadata, Networks, Size, SnapshotCid, StemcellCid, VmCid,
+    VmResources,
 };
 use crate::wire::{API_VERSION, CALL_ID, Request, Response, to_json};
-use crate::Cpi;
 
 /// Runs in the call's directory. Its standard input is the held lock of the call; the CPI and what it starts do not get it.
 /// It is a shell, because the reply must reach its final name, and the secrets must go, even when the caller dies meanwhile.
@@ -72,7 +73,10 @@ struct Shared {
 
 impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runner").field("program", &self.shared.config.program).field("call", &self.call).finish()
+        f.debug_struct("Runner")
+            .field("program", &self.shared.config.program)
+            .field("call", &self.call)
+            .finish()
     }
 }
 
@@ -80,14 +84,24 @@ impl Runner {
     /// A runner of an executable.
     #[must_use]
     pub fn new(config: RunnerConfig, ids: IdSource) -> Self {
-        Self { shared: Arc::new(Shared { config, ids, info: OnceCell::new() }), call: None }
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                ids,
+                info: OnceCell::new(),
+            }),
+            call: None,
+        }
     }
 
     /// The same CPI, whose next call has this id: one that was made before is not made again. Letters, digits, `-`, `_` and
     /// `.` are kept, anything else becomes `_`. Use one id for one method with one set of arguments.
     #[must_use]
     pub fn call(&self, id: &str) -> Self {
-        Self { shared: self.shared.clone(), call: Some(directory_name(id).into()) }
+        Self {
+            shared: self.shared.clone(),
+            call: Some(directory_name(id).into()),
+        }
     }
 
     /// Ends a running call with SIGKILL for its whole session; whoever waits for it gets [`Error::Cancelled`]. A call that does
@@ -119,7 +133,9 @@ impl Runner {
             return Ok(0);
         }
         for entry in calls.read_dir_utf8()? {
-            let entry = Entry { dir: entry?.into_path() };
+            let entry = Entry {
+                dir: entry?.into_path(),
+            };
             let Some(_lock) = entry.lock()? else { continue };
             entry.forget_request()?;
             let old = fs_err::metadata(entry.dir.join("status.json"))
@@ -144,8 +160,10 @@ impl Runner {
             // Nobody can ask for this call again.
             files::remove_tree_if_there(&entry.dir).map_err(|source| failed(method, source))?;
         }
-        serde_json::from_value(reply.into_result()?)
-            .map_err(|error| Error::InvalidResponse { method: method.to_owned(), problem: error.to_string() })
+        serde_json::from_value(reply.into_result()?).map_err(|error| Error::InvalidResponse {
+            method: method.to_owned(),
+            problem: error.to_string(),
+        })
     }
 
     fn request(&self, method: &str, arguments: Vec<Value>, id: &str) -> Request {
@@ -156,7 +174,12 @@ impl Runner {
         if self.call.is_some() {
             context.insert(CALL_ID.to_owned(), json!(id));
         }
-        Request { method: method.to_owned(), arguments, context: Value::Object(context), api_version: API_VERSION }
+        Request {
+            method: method.to_owned(),
+            arguments,
+            context: Value::Object(context),
+            api_version: API_VERSION,
+        }
     }
 
     /// The journalled reply, that of the running process, or that of a new one.
@@ -181,14 +204,19 @@ impl Runner {
                 Begin::Busy => waited = true,
             }
             tokio::time::sleep(BUSY_INTERVAL).await;
-            let Some(status) = entry.status().map_err(fail)? else { continue };
+            let Some(status) = entry.status().map_err(fail)? else {
+                continue;
+            };
             if let Some(error) = self.ended_on_purpose(&status) {
                 return Err(error);
             }
             // The process may be one of a dead caller, whose limit nobody watches any more.
             if status.state == State::Started && begun.elapsed() > self.shared.config.limit {
                 end(entry, status, State::TimedOut).map_err(fail)?;
-                return Err(Error::TimedOut { method, limit_s: self.shared.config.limit.as_secs() });
+                return Err(Error::TimedOut {
+                    method,
+                    limit_s: self.shared.config.limit.as_secs(),
+                });
             }
         }
     }
@@ -200,8 +228,14 @@ impl Runner {
             fs_err::metadata(&config.program)?;
         }
         let mut command = std::process::Command::new("/bin/sh");
-        command.args(["-c", WRAPPER, "stolos-cpi-call", config.program.as_str()]).args(&config.arguments);
-        command.current_dir(&entry.dir).stdin(lock.try_clone()?).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["-c", WRAPPER, "stolos-cpi-call", config.program.as_str()])
+            .args(&config.arguments);
+        command
+            .current_dir(&entry.dir)
+            .stdin(lock.try_clone()?)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         // As in BOSH: a CPI gets what it needs in its request.
         command.env_clear();
         for name in ["PATH", "HOME", "TMPDIR", "STOLOS_LOG"] {
@@ -218,7 +252,10 @@ impl Runner {
     async fn finish(&self, entry: &Entry, mut child: Child, mut status: Status) -> Result<Response> {
         let method = status.method.clone();
         let fail = |source| failed(&method, source);
-        status.process = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Process::of);
+        status.process = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(Process::of);
         entry.set_status(&status).map_err(fail)?;
         match tokio::time::timeout(self.shared.config.limit, child.wait()).await {
             Ok(ended) => drop(ended.map_err(fail)?),
@@ -228,11 +265,19 @@ impl Runner {
             }
         }
         entry.forget_request().map_err(fail)?;
-        if let Some(error) = entry.status().map_err(fail)?.and_then(|status| self.ended_on_purpose(&status)) {
+        if let Some(error) = entry
+            .status()
+            .map_err(fail)?
+            .and_then(|status| self.ended_on_purpose(&status))
+        {
             return Err(error);
         }
         let reply = entry.reply().map_err(fail)?;
-        status.state = if matches!(reply, Some(Ok(_))) { State::Done } else { State::Died };
+        status.state = if matches!(reply, Some(Ok(_))) {
+            State::Done
+        } else {
+            State::Died
+        };
         entry.set_status(&status).map_err(fail)?;
         let problem = match reply {
             Some(Ok(reply)) => return Ok(reply),
@@ -240,14 +285,24 @@ impl Runner {
             None => "it left no reply".to_owned(),
         };
         let words = entry.stderr_tail();
-        let problem = if words.is_empty() { problem } else { format!("{problem}; {words}") };
-        Err(Error::InvalidResponse { method: status.method, problem })
+        let problem = if words.is_empty() {
+            problem
+        } else {
+            format!("{problem}; {words}")
+        };
+        Err(Error::InvalidResponse {
+            method: status.method,
+            problem,
+        })
     }
 
     fn ended_on_purpose(&self, status: &Status) -> Option<Error> {
         let method = status.method.clone();
         match status.state {
-            State::TimedOut => Some(Error::TimedOut { method, limit_s: self.shared.config.limit.as_secs() }),
+            State::TimedOut => Some(Error::TimedOut {
+                method,
+                limit_s: self.shared.config.limit.as_secs(),
+            }),
             State::Cancelled => Some(Error::Cancelled { method }),
             State::Started | State::Done | State::Died => None,
         }
@@ -263,12 +318,28 @@ fn end(entry: &Entry, status: Status, state: State) -> io::Result<()> {
 }
 
 fn failed(method: &str, source: io::Error) -> Error {
-    Error::Call { method: method.to_owned(), source }
+    Error::Call {
+        method: method.to_owned(),
+        source,
+    }
 }
 
 fn directory_name(id: &str) -> String {
-    let safe: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
-    if safe.is_empty() || safe.starts_with('.') { format!("_{safe}") } else { safe }
+    let safe: String = id
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    if safe.is_empty() || safe.starts_with('.') {
+        format!("_{safe}")
+    } else {
+        safe
+    }
 }
 
 impl Cpi for Runner {
@@ -276,14 +347,21 @@ impl Cpi for Runner {
         // One process a call is the protocol; asking for what does not change costs one for the life of the runner.
         Box::pin(async move {
             let info = self.shared.info.get_or_try_init(|| async {
-                let plain = Self { shared: self.shared.clone(), call: None };
+                let plain = Self {
+                    shared: self.shared.clone(),
+                    call: None,
+                };
                 plain.invoke::<Info>("info", vec![]).await
             });
             info.await.cloned()
         })
     }
 
-    fn create_stemcell<'a>(&'a self, image: &'a str, properties: &'a CloudProperties) -> BoxFuture<'a, Result<StemcellCid>> {
+    fn create_stemcell<'a>(
+        &'a self,
+        image: &'a str,
+        properties: &'a CloudProperties,
+    ) -> BoxFuture<'a, Result<StemcellCid>> {
         Box::pin(self.invoke("create_stemcell", vec![json!(image), json!(properties)]))
     }
 
@@ -322,7 +400,10 @@ impl Cpi for Runner {
         Box::pin(self.invoke("set_vm_metadata", vec![json!(vm), json!(metadata)]))
     }
 
-    fn calculate_vm_cloud_properties<'a>(&'a self, resources: &'a VmResources) -> BoxFuture<'a, Result<CloudProperties>> {
+    fn calculate_vm_cloud_properties<'a>(
+        &'a self,
+        resources: &'a VmResources,
+    ) -> BoxFuture<'a, Result<CloudProperties>> {
         Box::pin(self.invoke("calculate_vm_cloud_properties", vec![json!(resources)]))
     }
 
@@ -355,7 +436,11 @@ impl Cpi for Runner {
         Box::pin(self.invoke("get_disks", vec![json!(vm)]))
     }
 
-    fn set_disk_metadata<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<()>> {
+    fn set_disk_metadata<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.invoke("set_disk_metadata", vec![json!(disk), json!(metadata)]))
     }
 
@@ -363,7 +448,11 @@ impl Cpi for Runner {
         Box::pin(self.invoke("resize_disk", vec![json!(disk), json!(size)]))
     }
 
-    fn snapshot_disk<'a>(&'a self, disk: &'a DiskCid, metadata: &'a Metadata) -> BoxFuture<'a, Result<SnapshotCid>> {
+    fn snapshot_disk<'a>(
+        &'a self,
+        disk: &'a DiskCid,
+        metadata: &'a Metadata,
+    ) -> BoxFuture<'a, Result<SnapshotCid>> {
         Box::pin(self.invoke("snapshot_disk", vec![json!(disk), json!(metadata)]))
     }
 

@@ -4,9 +4,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::Cpi;
 use crate::error::{Error, Kind, Result};
 use crate::types::CreateVm;
-use crate::Cpi;
 
 /// The version that we speak.
 pub const API_VERSION: u32 = 2;
@@ -67,12 +67,24 @@ impl Response {
     #[must_use]
     pub fn from_result(result: Result<Value>) -> Self {
         match result {
-            Ok(result) => Self { result, error: None, log: String::new() },
+            Ok(result) => Self {
+                result,
+                error: None,
+                log: String::new(),
+            },
             Err(error) => {
                 let ok_to_retry = stolos_base::Classify::retryable(&error);
                 let kind = error.kind().unwrap_or(Kind::CpiError).as_str().to_owned();
-                let error = ErrorBody { kind, message: stolos_base::chain(&error), ok_to_retry };
-                Self { result: Value::Null, error: Some(error), log: String::new() }
+                let error = ErrorBody {
+                    kind,
+                    message: stolos_base::chain(&error),
+                    ok_to_retry,
+                };
+                Self {
+                    result: Value::Null,
+                    error: Some(error),
+                    log: String::new(),
+                }
             }
         }
     }
@@ -85,9 +97,18 @@ impl Response {
         match self.error {
             None => Ok(self.result),
             Some(body) => {
-                let unknown_method = body.message.contains("Invalid Method") || body.message.contains("Method is not known");
-                let kind = if unknown_method { Kind::NotImplemented } else { Kind::parse(&body.kind) };
-                Err(Error::Cloud { kind, message: body.message, ok_to_retry: body.ok_to_retry })
+                let unknown_method =
+                    body.message.contains("Invalid Method") || body.message.contains("Method is not known");
+                let kind = if unknown_method {
+                    Kind::NotImplemented
+                } else {
+                    Kind::parse(&body.kind)
+                };
+                Err(Error::Cloud {
+                    kind,
+                    message: body.message,
+                    ok_to_retry: body.ok_to_retry,
+                })
             }
         }
     }
@@ -97,7 +118,10 @@ impl Response {
 pub async fn answer(cpi: &dyn Cpi, input: &[u8]) -> Response {
     let result = match serde_json::from_slice::<Request>(input) {
         Ok(request) => dispatch(cpi, &request).await,
-        Err(error) => Err(Error::new(Kind::CpiError, format!("the request is no CPI request: {error}"))),
+        Err(error) => Err(Error::new(
+            Kind::CpiError,
+            format!("the request is no CPI request: {error}"),
+        )),
     };
     Response::from_result(result)
 }
@@ -106,7 +130,10 @@ async fn dispatch(cpi: &dyn Cpi, request: &Request) -> Result<Value> {
     let a = Arguments(request);
     Ok(match request.method.as_str() {
         "info" => to_json(&cpi.info().await?)?,
-        "create_stemcell" => to_json(&cpi.create_stemcell(&a.get::<String>(0)?, &a.or_default(1)?).await?)?,
+        "create_stemcell" => to_json(
+            &cpi.create_stemcell(&a.get::<String>(0)?, &a.or_default(1)?)
+                .await?,
+        )?,
         "delete_stemcell" => to_json(&cpi.delete_stemcell(&a.get(0)?).await?)?,
         "create_vm" => {
             let create = CreateVm {
@@ -138,7 +165,12 @@ async fn dispatch(cpi: &dyn Cpi, request: &Request) -> Result<Value> {
         "resize_disk" => to_json(&cpi.resize_disk(&a.get(0)?, a.get(1)?).await?)?,
         "snapshot_disk" => to_json(&cpi.snapshot_disk(&a.get(0)?, &a.or_default(1)?).await?)?,
         "delete_snapshot" => to_json(&cpi.delete_snapshot(&a.get(0)?).await?)?,
-        other => return Err(Error::new(Kind::NotImplemented, format!("Method is not known, got {other}"))),
+        other => {
+            return Err(Error::new(
+                Kind::NotImplemented,
+                format!("Method is not known, got {other}"),
+            ));
+        }
     })
 }
 
@@ -161,7 +193,14 @@ impl Arguments<'_> {
 
     /// Says which argument, never its value: it may be a secret.
     fn wrong(&self, index: usize, problem: &str) -> Error {
-        Error::new(Kind::CpiError, format!("argument {} of `{}` is not valid: {problem}", index + 1, self.0.method))
+        Error::new(
+            Kind::CpiError,
+            format!(
+                "argument {} of `{}` is not valid: {problem}",
+                index + 1,
+                self.0.method
+            ),
+        )
     }
 }
 

@@ -10,11 +10,16 @@ use stolos_cpi::null::NullCpi;
 use stolos_cpi::{CloudProperties, Cpi, Error, Networks, Runner, RunnerConfig, VmResources};
 
 fn env() -> Env {
-    let networks: Networks = serde_json::from_value(json!({"n": {"type": "manual", "ip": "10.0.0.2"}})).expect("networks");
+    let networks: Networks =
+        serde_json::from_value(json!({"n": {"type": "manual", "ip": "10.0.0.2"}})).expect("networks");
     Env {
         image: "image".to_owned(),
         networks: [networks.clone(), networks],
-        resources: VmResources { ram: 256, cpu: 1, ephemeral_disk_size: 512 },
+        resources: VmResources {
+            ram: 256,
+            cpu: 1,
+            ephemeral_disk_size: 512,
+        },
         disk: 16,
         ids: IdSource::random(),
     }
@@ -22,7 +27,9 @@ fn env() -> Env {
 
 #[tokio::test]
 async fn the_null_cpi_conforms() {
-    conformance::run(&NullCpi::new(IdSource::random()), &env()).await.expect("conformance");
+    conformance::run(&NullCpi::new(IdSource::random()), &env())
+        .await
+        .expect("conformance");
 }
 
 #[tokio::test]
@@ -30,8 +37,14 @@ async fn the_null_cpi_conforms_behind_the_wire() {
     let dir = camino_tempfile::tempdir().expect("a directory");
     let mut config = config(dir.path(), 0, Duration::from_secs(60));
     config.arguments.push(dir.path().join("books.json").to_string());
-    conformance::run(&Runner::new(config, IdSource::random()), &env()).await.expect("conformance");
-    assert_eq!(walk(&dir.path().join("calls")), Vec::<Utf8PathBuf>::new(), "calls without an id leave nothing");
+    conformance::run(&Runner::new(config, IdSource::random()), &env())
+        .await
+        .expect("conformance");
+    assert_eq!(
+        walk(&dir.path().join("calls")),
+        Vec::<Utf8PathBuf>::new(),
+        "calls without an id leave nothing"
+    );
 }
 
 fn config(dir: &Utf8Path, pause_ms: u64, limit: Duration) -> RunnerConfig {
@@ -50,7 +63,9 @@ fn runner(dir: &Utf8Path, pause_ms: u64, limit: Duration) -> Runner {
 }
 
 fn called(dir: &Utf8Path) -> usize {
-    fs_err::read_to_string(dir.join("log")).map(|text| text.lines().count()).unwrap_or(0)
+    fs_err::read_to_string(dir.join("log"))
+        .map(|text| text.lines().count())
+        .unwrap_or(0)
 }
 
 #[tokio::test]
@@ -58,11 +73,23 @@ async fn a_call_with_an_id_is_made_once() {
     let dir = camino_tempfile::tempdir().expect("a directory");
     let runner = runner(dir.path(), 0, Duration::from_secs(30));
     let none = CloudProperties::new();
-    let first = runner.call("flow/step 1").create_disk(16, &none, None).await.expect("a disk");
-    let second = runner.call("flow/step 1").create_disk(16, &none, None).await.expect("the same disk");
+    let first = runner
+        .call("flow/step 1")
+        .create_disk(16, &none, None)
+        .await
+        .expect("a disk");
+    let second = runner
+        .call("flow/step 1")
+        .create_disk(16, &none, None)
+        .await
+        .expect("the same disk");
     assert_eq!(first, second);
     assert_eq!(called(dir.path()), 1);
-    let third = runner.call("flow/step 2").create_disk(16, &none, None).await.expect("another disk");
+    let third = runner
+        .call("flow/step 2")
+        .create_disk(16, &none, None)
+        .await
+        .expect("another disk");
     assert_ne!(first, third);
     assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
 }
@@ -78,7 +105,11 @@ async fn a_call_whose_caller_died_is_waited_for() {
         result = cut.create_disk(16, &none, None) => panic!("it should take longer: {result:?}"),
         () = is_called(dir.path()) => {}
     }
-    runner.call("one").create_disk(16, &none, None).await.expect("the first call's disk");
+    runner
+        .call("one")
+        .create_disk(16, &none, None)
+        .await
+        .expect("the first call's disk");
     assert_eq!(called(dir.path()), 1, "it was not called twice");
     assert_eq!(requests(dir.path()), 0, "requests hold secrets and do not stay");
 }
@@ -132,8 +163,14 @@ async fn a_cancelled_call_ends_with_its_session() {
 async fn an_id_is_one_call() {
     let dir = camino_tempfile::tempdir().expect("a directory");
     let runner = runner(dir.path(), 0, Duration::from_secs(30)).call("one");
-    runner.create_disk(16, &CloudProperties::new(), None).await.expect("a disk");
-    runner.has_vm(&"vm-x".into()).await.expect_err("another method with the same id");
+    runner
+        .create_disk(16, &CloudProperties::new(), None)
+        .await
+        .expect("a disk");
+    runner
+        .has_vm(&"vm-x".into())
+        .await
+        .expect_err("another method with the same id");
 }
 
 #[tokio::test]
@@ -141,24 +178,44 @@ async fn an_error_is_asked_again_and_a_hanging_call_is_killed() {
     let dir = camino_tempfile::tempdir().expect("a directory");
     let quick = runner(dir.path(), 0, Duration::from_secs(30));
     for times in 1..=2 {
-        quick.call("bad").reboot_vm(&"vm-x".into()).await.expect_err("no such machine");
+        quick
+            .call("bad")
+            .reboot_vm(&"vm-x".into())
+            .await
+            .expect_err("no such machine");
         assert_eq!(called(dir.path()), times);
     }
     let slow = runner(dir.path(), 60_000, Duration::from_millis(300));
-    let error = slow.call("slow").has_vm(&"vm-x".into()).await.expect_err("too slow");
+    let error = slow
+        .call("slow")
+        .has_vm(&"vm-x".into())
+        .await
+        .expect_err("too slow");
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
 }
 
 async fn is_called(dir: &Utf8Path) {
-    poll::until("the call", Duration::from_millis(10), Duration::from_secs(60), || async {
-        if called(dir) == 1 { Ok(()) } else { Err("not called".to_owned()) }
-    })
+    poll::until(
+        "the call",
+        Duration::from_millis(10),
+        Duration::from_secs(60),
+        || async {
+            if called(dir) == 1 {
+                Ok(())
+            } else {
+                Err("not called".to_owned())
+            }
+        },
+    )
     .await
     .expect("called");
 }
 
 fn requests(dir: &Utf8Path) -> usize {
-    walk(&dir.join("calls")).iter().filter(|path| path.file_name() == Some("request.json")).count()
+    walk(&dir.join("calls"))
+        .iter()
+        .filter(|path| path.file_name() == Some("request.json"))
+        .count()
 }
 
 fn walk(dir: &Utf8Path) -> Vec<Utf8PathBuf> {

@@ -311,7 +311,7 @@ pub(crate) fn code_of_class(class: Class) -> u32 {
     }
 }
 
-/// Only used where a step has no [`crate::steps::Guard`] at hand.
+/// Only used where a step has no guard at hand.
 pub(crate) fn step_error(error: &Error) -> StepError {
     StepError {
         message: stolos_base::chain(error),

@@ -195,13 +195,10 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
         }
         let mut by_name: BTreeMap<String, PackageSpec> = BTreeMap::new();
         for package in releases::packages(&app.db, &release.name, &release.version).await? {
-            let used = deployment
-                .stemcells
-                .iter()
-                .any(|stemcell| {
-                    let offered = format!("{}/{}", stemcell.os, stemcell.version);
-                    stolos_release::manifest::runs_on(&package.stemcell, &offered)
-                });
+            let used = deployment.stemcells.iter().any(|stemcell| {
+                let offered = format!("{}/{}", stemcell.os, stemcell.version);
+                stolos_release::manifest::runs_on(&package.stemcell, &offered)
+            });
             // A package counts as changed when it does for any stemcell of the deployment.
             let spec = by_name
                 .entry(package.name.clone())
@@ -429,7 +426,8 @@ fn package_blobs(
                 .filter(|(release, package)| *release == wanted.release && package.name == *name)
                 .map(|(_, package)| package)
                 .collect();
-            let runs = |package: &&&PackageRow| stolos_release::manifest::runs_on(&package.stemcell, &stemcell);
+            let runs =
+                |package: &&&PackageRow| stolos_release::manifest::runs_on(&package.stemcell, &stemcell);
             let Some(package) = compiled.iter().find(runs) else {
                 let others: Vec<&str> = compiled.iter().map(|package| package.stemcell.as_str()).collect();
                 return Err(Error::NotCompiled(format!(

@@ -13,8 +13,8 @@ use stolos_network::hostd_client::{
     ErrorBody, HostNetwork, MachineEvent, MachineStatus, VirtualAddress, VirtualAddressStatus,
 };
 
-use crate::virtual_addresses::{self, Refusal};
 use crate::machines;
+use crate::virtual_addresses::{self, Refusal};
 
 #[derive(Clone)]
 struct App {
@@ -26,7 +26,10 @@ pub(crate) fn router(machines: machines::Service, addresses: virtual_addresses::
     Router::new()
         .route("/host-network", put(host_network_put))
         .route("/virtual-addresses", get(virtual_address_list))
-        .route("/virtual-addresses/{address}", put(virtual_address_put).delete(virtual_address_delete))
+        .route(
+            "/virtual-addresses/{address}",
+            put(virtual_address_put).delete(virtual_address_delete),
+        )
         .route("/machines", get(machine_list))
         .route("/events", get(event_list))
         .with_state(App { machines, addresses })
@@ -35,7 +38,10 @@ pub(crate) fn router(machines: machines::Service, addresses: virtual_addresses::
 type Body<T> = Result<Json<T>, JsonRejection>;
 
 async fn host_network_put(State(app): State<App>, body: Body<HostNetwork>) -> Result<StatusCode, Refusal> {
-    app.addresses.put_host_network(checked(body)?).await.map(|()| StatusCode::NO_CONTENT)
+    app.addresses
+        .put_host_network(checked(body)?)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
 }
 
 async fn virtual_address_list(State(app): State<App>) -> Json<Vec<VirtualAddressStatus>> {
@@ -47,11 +53,20 @@ async fn virtual_address_put(
     Path(address): Path<Ipv4Addr>,
     body: Body<VirtualAddress>,
 ) -> Result<StatusCode, Refusal> {
-    app.addresses.put(address, checked(body)?).await.map(|()| StatusCode::NO_CONTENT)
+    app.addresses
+        .put(address, checked(body)?)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
 }
 
-async fn virtual_address_delete(State(app): State<App>, Path(address): Path<Ipv4Addr>) -> Result<StatusCode, Refusal> {
-    app.addresses.delete(address).await.map(|()| StatusCode::NO_CONTENT)
+async fn virtual_address_delete(
+    State(app): State<App>,
+    Path(address): Path<Ipv4Addr>,
+) -> Result<StatusCode, Refusal> {
+    app.addresses
+        .delete(address)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
 }
 
 async fn machine_list(State(app): State<App>) -> Result<Json<Vec<MachineStatus>>, Refusal> {
@@ -69,7 +84,8 @@ async fn event_list(State(app): State<App>, Query(query): Query<After>) -> Json<
 }
 
 fn checked<T>(body: Body<T>) -> Result<T, Refusal> {
-    body.map(|Json(value)| value).map_err(|rejection| Refusal::Wrong(rejection.body_text()))
+    body.map(|Json(value)| value)
+        .map_err(|rejection| Refusal::Wrong(rejection.body_text()))
 }
 
 impl IntoResponse for Refusal {

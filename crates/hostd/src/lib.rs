@@ -57,7 +57,10 @@ pub async fn run(config: &Utf8Path) -> anyhow::Result<()> {
         stolos_base::http::serve_unix(listener, router, serving).await;
         Ok::<(), std::convert::Infallible>(())
     });
-    let me = i32::try_from(std::process::id()).ok().and_then(Process::of).context("failed to find this process")?;
+    let me = i32::try_from(std::process::id())
+        .ok()
+        .and_then(Process::of)
+        .context("failed to find this process")?;
     me.record(&run.join(RECORD))?;
     tracing::info!(instance = %instance.name, "started");
     let keeping = stop.clone();

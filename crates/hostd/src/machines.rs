@@ -57,7 +57,12 @@ struct Entry {
 
 impl Service {
     pub(crate) fn new(host: Host, clock: Clock) -> Self {
-        Self(Arc::new(Inner { host, clock, look: Notify::new(), known: Mutex::default() }))
+        Self(Arc::new(Inner {
+            host,
+            clock,
+            look: Notify::new(),
+            known: Mutex::default(),
+        }))
     }
 
     /// Looks after the machines until told to stop.
@@ -65,7 +70,9 @@ impl Service {
         let mut seen: Option<SystemTime> = None;
         let mut swept: Option<Instant> = None;
         loop {
-            let mark = fs_err::metadata(self.0.host.changes()).and_then(|meta| meta.modified()).ok();
+            let mark = fs_err::metadata(self.0.host.changes())
+                .and_then(|meta| meta.modified())
+                .ok();
             let due = self.next_due();
             let is_due = due.is_some_and(|at| at <= Instant::now());
             if mark != seen || swept.is_none_or(|at| at.elapsed() > SWEEP) || is_due {
@@ -73,7 +80,9 @@ impl Service {
                 swept = Some(Instant::now());
                 self.look().await;
             }
-            let pause = self.next_due().map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
+            let pause = self
+                .next_due()
+                .map_or(LOOK, |at| at.saturating_duration_since(Instant::now()).min(LOOK));
             tokio::select! {
                 () = tokio::time::sleep(pause.max(Duration::from_millis(5))) => {}
                 () = self.0.look.notified() => swept = None,
@@ -88,7 +97,13 @@ impl Service {
         Ok(machines
             .into_iter()
             .map(|machine| MachineStatus {
-                pid: self.0.host.init(&machine.cid).ok().flatten().map(|process| process.pid),
+                pid: self
+                    .0
+                    .host
+                    .init(&machine.cid)
+                    .ok()
+                    .flatten()
+                    .map(|process| process.pid),
                 wanted: machine.power == Power::On,
                 restarts: known.machines.get(&machine.cid).map_or(0, |entry| entry.restarts),
                 cid: machine.cid.to_string(),
@@ -97,7 +112,12 @@ impl Service {
     }
 
     pub(crate) fn events(&self, after: u64) -> Vec<MachineEvent> {
-        self.known().events.iter().filter(|event| event.number > after).cloned().collect()
+        self.known()
+            .events
+            .iter()
+            .filter(|event| event.number > after)
+            .cloned()
+            .collect()
     }
 
     async fn look(&self) {
@@ -107,7 +127,9 @@ impl Service {
             Ok(Err(error)) => return tracing::warn!(error = %chain(&error), "failed to list machines"),
             Err(error) => return tracing::error!(%error, "listing machines panicked"),
         };
-        self.known().machines.retain(|cid, _| machines.iter().any(|machine| machine.cid == *cid));
+        self.known()
+            .machines
+            .retain(|cid, _| machines.iter().any(|machine| machine.cid == *cid));
         for machine in machines {
             if machine.state != State::Ready || machine.power != Power::On {
                 continue;
@@ -115,7 +137,9 @@ impl Service {
             match self.0.host.init(&machine.cid) {
                 Ok(Some(process)) => self.watch(&machine.cid, process.pid),
                 Ok(None) => self.restore(&machine.cid).await,
-                Err(error) => tracing::warn!(cid = %machine.cid, error = %chain(&error), "failed to look at a machine"),
+                Err(error) => {
+                    tracing::warn!(cid = %machine.cid, error = %chain(&error), "failed to look at a machine")
+                }
             }
         }
     }
@@ -132,7 +156,9 @@ impl Service {
             entry.started = Some(Instant::now());
         }
         let Some(raw) = Pid::from_raw(pid) else { return };
-        let watched = pidfd_open(raw, PidfdFlags::NONBLOCK).map_err(std::io::Error::from).and_then(register);
+        let watched = pidfd_open(raw, PidfdFlags::NONBLOCK)
+            .map_err(std::io::Error::from)
+            .and_then(register);
         let (service, cid) = (self.clone(), cid.clone());
         match watched {
             Ok(fd) => {
@@ -183,7 +209,9 @@ impl Service {
             let mut known = self.known();
             let entry = known.machines.entry(cid.clone()).or_default();
             entry.failures = entry.failures.saturating_add(1);
-            let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE);
+            let pause = FIRST_PAUSE
+                .saturating_mul(1 << entry.failures.saturating_sub(1).min(10))
+                .min(LONGEST_PAUSE);
             entry.not_before = Some(Instant::now() + pause);
             entry.restarts += u64::from(failure.is_none());
         }
@@ -204,7 +232,12 @@ impl Service {
     /// When a machine that did not start is to be tried again.
     fn next_due(&self) -> Option<Instant> {
         let known = self.known();
-        known.machines.values().filter(|entry| entry.watched.is_none()).filter_map(|entry| entry.not_before).min()
+        known
+            .machines
+            .values()
+            .filter(|entry| entry.watched.is_none())
+            .filter_map(|entry| entry.not_before)
+            .min()
     }
 
     fn tell(&self, cid: &VmCid, what: &str, detail: String) {
@@ -229,7 +262,10 @@ impl Service {
     }
 }
 
-#[expect(unsafe_code, reason = "tokio leaves it to the caller that the descriptor stays the same")]
+#[expect(
+    unsafe_code,
+    reason = "tokio leaves it to the caller that the descriptor stays the same"
+)]
 fn register(fd: std::os::fd::OwnedFd) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, always gives the same descriptor, and is owned by the `AsyncFd` from here on.
     // JUSTIFICATION: machines are no children of ours; a pidfd tells of their end without polling and without a thread.

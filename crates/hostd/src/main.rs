@@ -19,8 +19,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logging::start(Format::Json, "info");
     stolos_base::tls::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(stolos_hostd::run(&arguments.config)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let result = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(stolos_hostd::run(&arguments.config)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

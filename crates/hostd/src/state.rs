@@ -31,7 +31,10 @@ impl State {
         fs_err::create_dir_all(directory)?;
         let path = directory.join("state.json");
         let told = files::read_json(&path)?.unwrap_or_default();
-        Ok(Self { path, told: Mutex::new(told) })
+        Ok(Self {
+            path,
+            told: Mutex::new(told),
+        })
     }
 
     pub(crate) fn told(&self) -> Told {

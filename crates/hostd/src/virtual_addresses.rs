@@ -55,13 +55,25 @@ pub(crate) enum Refusal {
 impl Service {
     /// Brings everything that was told before into force.
     pub(crate) async fn start(host: Host, state: Arc<State>) -> anyhow::Result<Self> {
-        let service =
-            Self(Arc::new(Inner { host, state, changing: tokio::sync::Mutex::new(()), live: Mutex::default() }));
+        let service = Self(Arc::new(Inner {
+            host,
+            state,
+            changing: tokio::sync::Mutex::new(()),
+            live: Mutex::default(),
+        }));
         let told = service.0.state.told();
         if let Some(network) = told.host_network {
-            service.0.host.ensure_host_network(network.address).context("failed to make the host's network")?;
+            service
+                .0
+                .host
+                .ensure_host_network(network.address)
+                .context("failed to make the host's network")?;
             for (address, wanted) in told.virtual_addresses {
-                service.0.host.add_host_address(address).with_context(|| format!("failed to add {address}"))?;
+                service
+                    .0
+                    .host
+                    .add_host_address(address)
+                    .with_context(|| format!("failed to add {address}"))?;
                 service.watch(address, wanted);
             }
             service.program().await.map_err(anyhow::Error::msg)?;
@@ -78,29 +90,53 @@ impl Service {
                 told.map(|there| there.address.to_string()).unwrap_or_default()
             )));
         }
-        self.0.state.change(|told| told.host_network = Some(network.clone())).map_err(failed("record the network"))?;
-        self.0.host.ensure_host_network(network.address).map_err(|error| Refusal::Failed(chain(&error)))
+        self.0
+            .state
+            .change(|told| told.host_network = Some(network.clone()))
+            .map_err(failed("record the network"))?;
+        self.0
+            .host
+            .ensure_host_network(network.address)
+            .map_err(|error| Refusal::Failed(chain(&error)))
     }
 
     pub(crate) async fn put(&self, address: Ipv4Addr, wanted: VirtualAddress) -> Result<(), Refusal> {
         let _one = self.0.changing.lock().await;
         let told = self.0.state.told();
         let Some(network) = told.host_network else {
-            return Err(Refusal::Wrong("the host's network has to be told first".to_owned()));
+            return Err(Refusal::Wrong(
+                "the host's network has to be told first".to_owned(),
+            ));
         };
         if !network.address.contains(&address) || address == network.address.addr() {
-            return Err(Refusal::Wrong(format!("{address} is no free address of {}", network.address.trunc())));
+            return Err(Refusal::Wrong(format!(
+                "{address} is no free address of {}",
+                network.address.trunc()
+            )));
         }
-        if wanted.backends.iter().any(|backend| backend.port() != wanted.port) {
-            return Err(Refusal::Wrong(format!("all backends have to listen on port {}", wanted.port)));
+        if wanted
+            .backends
+            .iter()
+            .any(|backend| backend.port() != wanted.port)
+        {
+            return Err(Refusal::Wrong(format!(
+                "all backends have to listen on port {}",
+                wanted.port
+            )));
         }
         if told.virtual_addresses.get(&address) == Some(&wanted) {
             return Ok(());
         }
         let intent = wanted.clone();
-        let record = self.0.state.change(|told| drop(told.virtual_addresses.insert(address, intent)));
+        let record = self
+            .0
+            .state
+            .change(|told| drop(told.virtual_addresses.insert(address, intent)));
         record.map_err(failed("record the address"))?;
-        self.0.host.add_host_address(address).map_err(|error| Refusal::Failed(chain(&error)))?;
+        self.0
+            .host
+            .add_host_address(address)
+            .map_err(|error| Refusal::Failed(chain(&error)))?;
         self.watch(address, wanted);
         self.program().await.map_err(Refusal::Failed)
     }
@@ -111,8 +147,14 @@ impl Service {
             live.stop.cancel();
         }
         self.program().await.map_err(Refusal::Failed)?;
-        self.0.host.remove_host_address(address).map_err(|error| Refusal::Failed(chain(&error)))?;
-        let record = self.0.state.change(|told| drop(told.virtual_addresses.remove(&address)));
+        self.0
+            .host
+            .remove_host_address(address)
+            .map_err(|error| Refusal::Failed(chain(&error)))?;
+        let record = self
+            .0
+            .state
+            .change(|told| drop(told.virtual_addresses.remove(&address)));
         record.map_err(failed("forget the address"))
     }
 
@@ -131,7 +173,11 @@ impl Service {
     fn watch(&self, address: Ipv4Addr, wanted: VirtualAddress) {
         let stop = CancellationToken::new();
         let backends = wanted.backends.clone();
-        let entry = Live { wanted, alive: BTreeMap::new(), stop: stop.clone() };
+        let entry = Live {
+            wanted,
+            alive: BTreeMap::new(),
+            stop: stop.clone(),
+        };
         if let Some(old) = self.live().insert(address, entry) {
             old.stop.cancel();
         }
@@ -152,7 +198,10 @@ impl Service {
     async fn probe(&self, address: Ipv4Addr, backend: SocketAddrV4) -> Result<(), String> {
         // Who answers is the caller's business: every kubeconfig has the CA. Here it is only asked whether.
         let tls = stolos_base::tls::client_without_verification().map_err(|error| chain(&error))?;
-        let client = reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PROBE_LIMIT).no_proxy();
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .timeout(PROBE_LIMIT)
+            .no_proxy();
         let client = client.build().map_err(|error| chain(&error))?;
         let url = format!("https://{backend}/readyz");
         let mut failures = 0;
@@ -173,7 +222,10 @@ impl Service {
     }
 
     async fn set_alive(&self, address: Ipv4Addr, backend: SocketAddrV4, alive: bool) {
-        let changed = self.live().get_mut(&address).is_some_and(|live| live.alive.insert(backend, alive) != Some(alive));
+        let changed = self
+            .live()
+            .get_mut(&address)
+            .is_some_and(|live| live.alive.insert(backend, alive) != Some(alive));
         if !changed {
             return;
         }
@@ -190,11 +242,15 @@ impl Service {
     async fn program(&self) -> Result<(), String> {
         let script = {
             let live = self.live();
-            let rules = live.iter().map(|(address, live)| (*address, live.wanted.port, active(live)));
+            let rules = live
+                .iter()
+                .map(|(address, live)| (*address, live.wanted.port, active(live)));
             script(&self.0.host.instance().nft_table(), rules)
         };
         let applied = tokio::task::spawn_blocking(move || nft_apply(&script)).await;
-        applied.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
+        applied
+            .map_err(|error| error.to_string())?
+            .map_err(|error| chain(&error))
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<Ipv4Addr, Live>> {
@@ -205,7 +261,11 @@ impl Service {
 fn active(live: &Live) -> Vec<SocketAddrV4> {
     let is_alive = |backend: &&SocketAddrV4| live.alive.get(backend).copied().unwrap_or(false);
     let alive: Vec<SocketAddrV4> = live.wanted.backends.iter().filter(is_alive).copied().collect();
-    if alive.is_empty() { live.wanted.backends.clone() } else { alive }
+    if alive.is_empty() {
+        live.wanted.backends.clone()
+    } else {
+        alive
+    }
 }
 
 fn script(table: &str, addresses: impl Iterator<Item = (Ipv4Addr, u16, Vec<SocketAddrV4>)>) -> String {
@@ -226,12 +286,19 @@ flush chain inet {table} vip_back
             [] => continue,
             [only] => only.ip().to_string(),
             many => {
-                let map: Vec<String> = many.iter().enumerate().map(|(n, backend)| format!("{n} : {}", backend.ip())).collect();
+                let map: Vec<String> = many
+                    .iter()
+                    .enumerate()
+                    .map(|(n, backend)| format!("{n} : {}", backend.ip()))
+                    .collect();
                 format!("numgen random mod {} map {{ {} }}", many.len(), map.join(", "))
             }
         };
         for chain in ["vip_in", "vip_out"] {
-            let _ = writeln!(text, "add rule inet {table} {chain} ip daddr {address} tcp dport {port} dnat ip to {target}");
+            let _ = writeln!(
+                text,
+                "add rule inet {table} {chain} ip daddr {address} tcp dport {port} dnat ip to {target}"
+            );
         }
         // A machine that calls the address of a master in its own segment would be answered directly, from an address that
         // it never called.
@@ -247,9 +314,21 @@ flush chain inet {table} vip_back
 async fn cut(address: Ipv4Addr, backend: SocketAddrV4) {
     let run = move || {
         let mut command = Command::new("conntrack");
-        command.args(["-D", "-p", "tcp", "--orig-dst", &address.to_string(), "--reply-src", &backend.ip().to_string()]);
+        command.args([
+            "-D",
+            "-p",
+            "tcp",
+            "--orig-dst",
+            &address.to_string(),
+            "--reply-src",
+            &backend.ip().to_string(),
+        ]);
         // It fails when there was nothing to delete, which is as good.
-        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
     };
     if let Err(error) = tokio::task::spawn_blocking(run).await {
         tracing::warn!(%error, "connections to a dead backend were not cut");
@@ -288,8 +367,14 @@ mod tests {
 
     #[test]
     fn rules_are_made_for_each_address() {
-        let backends = vec!["10.0.1.2:8443".parse().expect("an address"), "10.0.1.3:8443".parse().expect("an address")];
-        let text = script("stolos_x", [(Ipv4Addr::new(10, 0, 0, 10), 8443, backends)].into_iter());
+        let backends = vec![
+            "10.0.1.2:8443".parse().expect("an address"),
+            "10.0.1.3:8443".parse().expect("an address"),
+        ];
+        let text = script(
+            "stolos_x",
+            [(Ipv4Addr::new(10, 0, 0, 10), 8443, backends)].into_iter(),
+        );
         assert!(text.contains(
             "add rule inet stolos_x vip_in ip daddr 10.0.0.10 tcp dport 8443 dnat ip to numgen random mod 2 map { 0 : 10.0.1.2, 1 : 10.0.1.3 }"
         ), "{text}");

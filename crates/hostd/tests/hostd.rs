@@ -40,8 +40,15 @@ fn why_not() -> Option<String> {
         return Some("`stolos-machine-probe` is not built: `cargo build -p stolos-cpi-host`".to_owned());
     }
     let path = std::env::var("PATH").unwrap_or_default();
-    let is_missing = |program: &&str| !path.split(':').any(|dir| Utf8Path::new(dir).join(program).exists());
-    let missing: Vec<&str> = ["runc", "nft", "losetup", "tar"].into_iter().filter(is_missing).collect();
+    let is_missing = |program: &&str| {
+        !path
+            .split(':')
+            .any(|dir| Utf8Path::new(dir).join(program).exists())
+    };
+    let missing: Vec<&str> = ["runc", "nft", "losetup", "tar"]
+        .into_iter()
+        .filter(is_missing)
+        .collect();
     (!missing.is_empty()).then(|| format!("missing programs: {}", missing.join(", ")))
 }
 
@@ -59,9 +66,15 @@ impl Bench {
             root: dir.path().join("instance"),
         };
         let config = Config::new(instance);
-        stolos_base::files::write_json(&dir.path().join("config.json"), &config, 0o600).expect("a configuration");
+        stolos_base::files::write_json(&dir.path().join("config.json"), &config, 0o600)
+            .expect("a configuration");
         let third = u8::from_str_radix(&random[2..4], 16).expect("hex");
-        Some(Self { dir, host: Host::new(config, IdSource::random()), subnet: [second, third], hostd: None })
+        Some(Self {
+            dir,
+            host: Host::new(config, IdSource::random()),
+            subnet: [second, third],
+            hostd: None,
+        })
     }
 
     fn address(&self, last: u8) -> Ipv4Addr {
@@ -76,7 +89,13 @@ impl Bench {
             .expect("stolos-hostd");
         self.hostd = Some(child);
         let client = HostdClient::new(&self.host.instance().hostd_socket()).expect("a client");
-        until("the socket", || async { client.machines().await.map(drop).map_err(|error| error.to_string()) });
+        until("the socket", || async {
+            client
+                .machines()
+                .await
+                .map(drop)
+                .map_err(|error| error.to_string())
+        });
         client
     }
 
@@ -93,9 +112,13 @@ impl Bench {
             fs_err::create_dir_all(root.join(dir)).expect("a directory");
         }
         fs_err::copy(probe(), root.join("sbin/init")).expect("init");
-        fs_err::set_permissions(root.join("sbin/init"), std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        fs_err::set_permissions(root.join("sbin/init"), std::fs::Permissions::from_mode(0o755))
+            .expect("a mode");
         let image = self.dir.path().join("image");
-        let made = Command::new("tar").args(["-C", root.as_str(), "-cf", image.as_str(), "."]).status().expect("tar");
+        let made = Command::new("tar")
+            .args(["-C", root.as_str(), "-cf", image.as_str(), "."])
+            .status()
+            .expect("tar");
         assert!(made.success());
         self.host.create_stemcell(&image).expect("a stemcell")
     }
@@ -126,7 +149,10 @@ impl Bench {
     }
 
     fn pids(&self, machines: &[VmCid]) -> Vec<Option<i32>> {
-        machines.iter().map(|cid| self.host.init(cid).expect("a record").map(|init| init.pid)).collect()
+        machines
+            .iter()
+            .map(|cid| self.host.init(cid).expect("a record").map(|init| init.pid))
+            .collect()
     }
 
     fn end_all(&self, machines: &[VmCid]) -> Vec<Option<i32>> {
@@ -140,7 +166,10 @@ impl Bench {
     fn all_back(&self, machines: &[VmCid], before: &[Option<i32>]) {
         until("all machines", || async {
             let now = self.pids(machines);
-            let are_new = now.iter().zip(before).all(|(now, before)| now.is_some() && now != before);
+            let are_new = now
+                .iter()
+                .zip(before)
+                .all(|(now, before)| now.is_some() && now != before);
             if are_new { Ok(()) } else { Err(format!("{now:?}")) }
         });
     }
@@ -159,11 +188,19 @@ impl Drop for Bench {
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Runtime::new().expect("a runtime").block_on(future)
+    tokio::runtime::Runtime::new()
+        .expect("a runtime")
+        .block_on(future)
 }
 
 fn until<F: Future<Output = Result<(), String>>>(what: &str, condition: impl FnMut() -> F) {
-    block_on(poll::until(what, Duration::from_millis(20), Duration::from_secs(60), condition)).expect("in time");
+    block_on(poll::until(
+        what,
+        Duration::from_millis(20),
+        Duration::from_secs(60),
+        condition,
+    ))
+    .expect("in time");
 }
 
 fn ask(address: Ipv4Addr, command: &str) -> std::io::Result<String> {
@@ -183,11 +220,18 @@ fn machines_come_back_with_their_disks() {
     let stemcell = bench.stemcell();
     let client = bench.start();
     let machines: Vec<VmCid> = (2..=4).map(|last| bench.machine(&stemcell, last)).collect();
-    let disk = bench.host.create_disk(16, &CloudProperties::new(), None).expect("a disk");
+    let disk = bench
+        .host
+        .create_disk(16, &CloudProperties::new(), None)
+        .expect("a disk");
     bench.host.attach_disk(&machines[0], &disk).expect("attached");
     until("the watch", || async {
         let seen = client.machines().await.map_err(|error| error.to_string())?;
-        if seen.len() == 3 && seen.iter().all(|m| m.pid.is_some()) { Ok(()) } else { Err(format!("{seen:?}")) }
+        if seen.len() == 3 && seen.iter().all(|m| m.pid.is_some()) {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
     });
 
     let before = bench.end_all(&machines);
@@ -199,12 +243,20 @@ fn machines_come_back_with_their_disks() {
         }
     });
     // It has started these itself, so it watches them.
-    let told = block_on(client.events(0)).expect("events").last().map_or(0, |event| event.number);
+    let told = block_on(client.events(0))
+        .expect("events")
+        .last()
+        .map_or(0, |event| event.number);
     let before = bench.end_all(&machines);
     bench.all_back(&machines, &before);
     let events = block_on(client.events(told)).expect("events");
     for cid in &machines {
-        assert!(events.iter().any(|e| e.what == "exited" && e.cid == cid.to_string()), "{events:?}");
+        assert!(
+            events
+                .iter()
+                .any(|e| e.what == "exited" && e.cid == cid.to_string()),
+            "{events:?}"
+        );
     }
 
     // As after a reboot of the host: nobody is there, then stolos-hostd is started.
@@ -231,7 +283,9 @@ fn an_address_leads_to_machines_also_from_their_own_segment() {
     let [second, third] = bench.subnet;
     let host = Ipv4Addr::new(10, second, third ^ 1, 1);
     let virtual_address = Ipv4Addr::new(10, second, third ^ 1, 10);
-    let network = HostNetwork { address: format!("{host}/24").parse().expect("a network") };
+    let network = HostNetwork {
+        address: format!("{host}/24").parse().expect("a network"),
+    };
     let wanted = VirtualAddress {
         cluster: "c".to_owned(),
         port: 7,
@@ -241,19 +295,31 @@ fn an_address_leads_to_machines_also_from_their_own_segment() {
     block_on(client.put_host_network(&network)).expect("the host's network");
     block_on(client.put_virtual_address(virtual_address, &wanted)).expect("an address");
     until("the address", || async {
-        ask(virtual_address, "report").map(drop).map_err(|error| error.to_string())
+        ask(virtual_address, "report")
+            .map(drop)
+            .map_err(|error| error.to_string())
     });
     for (from, who) in [(3, "a neighbour"), (2, "the machine itself")] {
         let answer = ask(bench.address(from), &format!("connect {virtual_address}:7"));
-        assert_eq!(answer.map_err(|error| error.to_string()), Ok("ok".to_owned()), "from {who}");
+        assert_eq!(
+            answer.map_err(|error| error.to_string()),
+            Ok("ok".to_owned()),
+            "from {who}"
+        );
     }
     // It works on after its death and without being told again.
     bench.kill();
-    assert!(ask(virtual_address, "report").is_ok(), "rules outlive the process");
+    assert!(
+        ask(virtual_address, "report").is_ok(),
+        "rules outlive the process"
+    );
     let client = bench.start();
     assert!(ask(virtual_address, "report").is_ok());
     block_on(client.delete_virtual_address(virtual_address)).expect("deleted");
-    assert!(ask(virtual_address, "report").is_err(), "a deleted address leads nowhere");
+    assert!(
+        ask(virtual_address, "report").is_err(),
+        "a deleted address leads nowhere"
+    );
     assert_eq!(block_on(client.virtual_addresses()).expect("addresses"), []);
 }
 
@@ -261,26 +327,42 @@ fn an_address_leads_to_machines_also_from_their_own_segment() {
 fn a_dead_backend_gets_no_connections() {
     let Some(mut bench) = Bench::new() else { return };
     let client = bench.start();
-    let network = HostNetwork { address: format!("{}/24", bench.address(1)).parse().expect("a network") };
+    let network = HostNetwork {
+        address: format!("{}/24", bench.address(1)).parse().expect("a network"),
+    };
     block_on(client.put_host_network(&network)).expect("the host's network");
     let virtual_address = bench.address(10);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     for last in [2, 3] {
-        bench.host.add_host_address(bench.address(last)).expect("an address");
+        bench
+            .host
+            .add_host_address(bench.address(last))
+            .expect("an address");
     }
     let wanted = VirtualAddress {
         cluster: "c".to_owned(),
         port: 8443,
-        backends: [2, 3].map(|last| SocketAddrV4::new(bench.address(last), 8443)).into(),
+        backends: [2, 3]
+            .map(|last| SocketAddrV4::new(bench.address(last), 8443))
+            .into(),
         ca: None,
     };
     block_on(client.put_virtual_address(virtual_address, &wanted)).expect("an address");
     let active = |expect: &[u8]| {
-        let expect: Vec<SocketAddrV4> =
-            expect.iter().map(|last| SocketAddrV4::new(bench.address(*last), 8443)).collect();
+        let expect: Vec<SocketAddrV4> = expect
+            .iter()
+            .map(|last| SocketAddrV4::new(bench.address(*last), 8443))
+            .collect();
         until("the backends", || async {
-            let all = client.virtual_addresses().await.map_err(|error| error.to_string())?;
-            if all[0].active == expect { Ok(()) } else { Err(format!("{all:?}")) }
+            let all = client
+                .virtual_addresses()
+                .await
+                .map_err(|error| error.to_string())?;
+            if all[0].active == expect {
+                Ok(())
+            } else {
+                Err(format!("{all:?}"))
+            }
         });
     };
     // One after the other, so that each state is one that probes have found.
@@ -291,16 +373,24 @@ fn a_dead_backend_gets_no_connections() {
     first.cancel();
     active(&[3]);
     let tls = stolos_base::tls::client_without_verification().expect("TLS");
-    let http = reqwest::Client::builder().tls_backend_preconfigured(tls).pool_max_idle_per_host(0).no_proxy();
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .pool_max_idle_per_host(0)
+        .no_proxy();
     let http = http.timeout(Duration::from_secs(5)).build().expect("a client");
     let call = || async {
         let url = format!("https://{virtual_address}:8443/readyz");
         http.get(url).send().await?.text().await
     };
     // The list is ahead of the rules for as long as `nft` takes.
-    until("the rules", || async { call().await.map(drop).map_err(|error| error.to_string()) });
+    until("the rules", || async {
+        call().await.map(drop).map_err(|error| error.to_string())
+    });
     for _ in 0..10 {
-        assert_eq!(runtime.block_on(call()).expect("an answer"), bench.address(3).to_string());
+        assert_eq!(
+            runtime.block_on(call()).expect("an answer"),
+            bench.address(3).to_string()
+        );
     }
 }
 
@@ -308,7 +398,9 @@ fn a_dead_backend_gets_no_connections() {
 async fn serve(address: Ipv4Addr) -> CancellationToken {
     let now = Clock::system().now();
     let authority = Authority::root("test", Duration::from_secs(3600), now).expect("an authority");
-    let identity = authority.issue(&Leaf::new("test", Usage::Server), now).expect("an identity");
+    let identity = authority
+        .issue(&Leaf::new("test", Usage::Server), now)
+        .expect("an identity");
     let tls = stolos_base::tls::server(&identity, stolos_base::tls::Clients::Any).expect("TLS");
     let listener = TcpListener::bind((address, 8443)).await.expect("a socket");
     let router = Router::new().route("/readyz", get(move || async move { address.to_string() }));

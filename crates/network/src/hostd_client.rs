@@ -134,9 +134,19 @@ impl HostdClient {
     /// When the HTTP client cannot be made.
     pub fn new(socket: &Utf8Path) -> Result<Self, Error> {
         stolos_base::tls::install_provider();
-        let http = reqwest::Client::builder().unix_socket(socket.as_std_path()).timeout(LIMIT).no_proxy().build();
-        let http = http.map_err(|source| Error::Unreachable { socket: socket.to_string(), source })?;
-        Ok(Self { http, socket: socket.to_string() })
+        let http = reqwest::Client::builder()
+            .unix_socket(socket.as_std_path())
+            .timeout(LIMIT)
+            .no_proxy()
+            .build();
+        let http = http.map_err(|source| Error::Unreachable {
+            socket: socket.to_string(),
+            source,
+        })?;
+        Ok(Self {
+            http,
+            socket: socket.to_string(),
+        })
     }
 
     /// Makes the host reachable for machines at an address of the instance.
@@ -144,7 +154,9 @@ impl HostdClient {
     /// # Errors
     /// See [`Error`]; so for all.
     pub async fn put_host_network(&self, network: &HostNetwork) -> Result<(), Error> {
-        self.send(self.http.put(self.url("/host-network")).json(network)).await.map(drop)
+        self.send(self.http.put(self.url("/host-network")).json(network))
+            .await
+            .map(drop)
     }
 
     /// Has an address balanced from now on.
@@ -152,7 +164,13 @@ impl HostdClient {
     /// # Errors
     /// See [`Error`].
     pub async fn put_virtual_address(&self, address: Ipv4Addr, wanted: &VirtualAddress) -> Result<(), Error> {
-        self.send(self.http.put(self.url(&format!("/virtual-addresses/{address}"))).json(wanted)).await.map(drop)
+        self.send(
+            self.http
+                .put(self.url(&format!("/virtual-addresses/{address}")))
+                .json(wanted),
+        )
+        .await
+        .map(drop)
     }
 
     /// Ends that; fine when it is not there.
@@ -160,7 +178,12 @@ impl HostdClient {
     /// # Errors
     /// See [`Error`].
     pub async fn delete_virtual_address(&self, address: Ipv4Addr) -> Result<(), Error> {
-        self.send(self.http.delete(self.url(&format!("/virtual-addresses/{address}")))).await.map(drop)
+        self.send(
+            self.http
+                .delete(self.url(&format!("/virtual-addresses/{address}"))),
+        )
+        .await
+        .map(drop)
     }
 
     /// All virtual addresses.
@@ -202,11 +225,17 @@ impl HostdClient {
             Ok(body) => body.message,
             Err(_) => format!("it answered {status}"),
         };
-        Err(Error::Refused { status: status.as_u16(), message })
+        Err(Error::Refused {
+            status: status.as_u16(),
+            message,
+        })
     }
 
     fn unreachable(&self, source: reqwest::Error) -> Error {
-        Error::Unreachable { socket: self.socket.clone(), source: source.without_url() }
+        Error::Unreachable {
+            socket: self.socket.clone(),
+            source: source.without_url(),
+        }
     }
 
     /// The host in the URL is not looked at: the connection goes to the socket.

@@ -68,11 +68,18 @@ impl Config {
     /// # Errors
     /// When it cannot be read or is not valid.
     pub fn read(path: &camino::Utf8Path) -> Result<(Self, Plans), Error> {
-        let text = fs_err::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let config: Self = serde_saphyr::from_str(&text)
-            .map_err(|error| Error::Parse { path: path.to_owned(), problem: error.to_string() })?;
-        let plans =
-            Plans::new(config.plans.clone()).map_err(|source| Error::Plans { path: path.to_owned(), source })?;
+        let text = fs_err::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = serde_saphyr::from_str(&text).map_err(|error| Error::Parse {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })?;
+        let plans = Plans::new(config.plans.clone()).map_err(|source| Error::Plans {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok((config, plans))
     }
 }
@@ -84,7 +91,12 @@ fn sqlite() -> String {
 /// What is on offer until an operator says otherwise: sizes that fit a laptop.
 #[must_use]
 pub fn default_plans() -> Vec<Plan> {
-    let master = MachineSize { cpu: 2, ram: 2048, ephemeral_disk: 8192, persistent_disk: 5120 };
+    let master = MachineSize {
+        cpu: 2,
+        ram: 2048,
+        ephemeral_disk: 8192,
+        persistent_disk: 5120,
+    };
     let plan = |name: &str, description: &str, worker_instances, worker_ram| Plan {
         name: name.to_owned(),
         description: description.to_owned(),
@@ -92,11 +104,21 @@ pub fn default_plans() -> Vec<Plan> {
         master,
         worker_instances,
         max_worker_instances: 50,
-        worker: MachineSize { cpu: 2, ram: worker_ram, ephemeral_disk: 16_384, persistent_disk: 0 },
+        worker: MachineSize {
+            cpu: 2,
+            ram: worker_ram,
+            ephemeral_disk: 16_384,
+            persistent_disk: 0,
+        },
         allow_privileged_containers: true,
     };
     vec![
-        plan("small", "1 master, 1 worker with 2 GiB: for trying things", 1, 2048),
+        plan(
+            "small",
+            "1 master, 1 worker with 2 GiB: for trying things",
+            1,
+            2048,
+        ),
         plan("medium", "1 master, 3 workers with 4 GiB: for a team", 3, 4096),
     ]
 }
@@ -121,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_typing_error_is_named_with_its_line() {
-        let error = read("programs: {nats_server: /n, cpi_host: /c}\ndatabse: sqlite\n").expect_err("a typing error");
+        let error =
+            read("programs: {nats_server: /n, cpi_host: /c}\ndatabse: sqlite\n").expect_err("a typing error");
         let text = error.to_string();
         assert!(text.contains("databse") && text.contains('2'), "{text}");
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use stolos_api::director::{Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, OutputKind, TaskFilter, code};
+use stolos_api::director::{
+    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, OutputKind, TaskFilter, code,
+};
 use stolos_clusters::Result;
 use stolos_clusters::deps::{Director, Instance, TaskState};
 
@@ -23,7 +25,11 @@ impl Director for RemoteDirector {
                 content: yaml.to_owned(),
                 expected_latest_id: None,
             };
-            self.0.update_config(&update).await.map(drop).map_err(|error| service("store the cloud config", error))
+            self.0
+                .update_config(&update)
+                .await
+                .map(drop)
+                .map_err(|error| service("store the cloud config", error))
         })
     }
 
@@ -36,7 +42,12 @@ impl Director for RemoteDirector {
         })
     }
 
-    fn deploy<'a>(&'a self, _deployment: &'a str, manifest: &'a str, context: &'a str) -> BoxFuture<'a, Result<u64>> {
+    fn deploy<'a>(
+        &'a self,
+        _deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+    ) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
             if let Some(task) = self.started(context).await? {
                 return Ok(task);
@@ -53,7 +64,10 @@ impl Director for RemoteDirector {
                 return Ok(Some(task));
             }
             let client = self.0.with_context(context);
-            match client.delete_deployment(deployment, DeleteOptions { force: true }).await {
+            match client
+                .delete_deployment(deployment, DeleteOptions { force: true })
+                .await
+            {
                 Ok(task) => number(task).map(Some),
                 Err(error) if is_missing(&error) => Ok(None),
                 Err(error) => Err(service("start the deletion", error)),
@@ -70,7 +84,11 @@ impl Director for RemoteDirector {
             if now == seen {
                 // Nothing new yet: the answer may wait for some.
                 let from = text.len() as u64;
-                let more = self.0.output(id, OutputKind::Event, from, Some(NEWS_WAIT)).await.map_err(failed)?;
+                let more = self
+                    .0
+                    .output(id, OutputKind::Event, from, Some(NEWS_WAIT))
+                    .await
+                    .map_err(failed)?;
                 now = doing(&format!("{text}{}", more.text));
             }
             let task = self.0.task(id).await.map_err(failed)?;
@@ -116,12 +134,25 @@ impl Director for RemoteDirector {
 impl RemoteDirector {
     /// The task that was started under a context, unless that failed: then a new one is to be started.
     async fn started(&self, context: &str) -> Result<Option<u64>> {
-        let filter = TaskFilter { context: Some(context), limit: Some(1), ..TaskFilter::default() };
-        let tasks = self.0.tasks(&filter).await.map_err(|error| service("look for a started task", error))?;
+        let filter = TaskFilter {
+            context: Some(context),
+            limit: Some(1),
+            ..TaskFilter::default()
+        };
+        let tasks = self
+            .0
+            .tasks(&filter)
+            .await
+            .map_err(|error| service("look for a started task", error))?;
         let usable = |task: &stolos_api::director::Task| {
             !task.state.is_final() || task.state == stolos_api::director::TaskState::Done
         };
-        tasks.into_iter().next().filter(usable).map(|task| number(task.id)).transpose()
+        tasks
+            .into_iter()
+            .next()
+            .filter(usable)
+            .map(|task| number(task.id))
+            .transpose()
     }
 }
 
@@ -130,11 +161,15 @@ fn service(what: &str, error: Error) -> stolos_clusters::Error {
 }
 
 fn is_missing(error: &Error) -> bool {
-    matches!(error.code(), Some(code::DEPLOYMENT_NOT_FOUND | code::CONFIG_NOT_FOUND))
+    matches!(
+        error.code(),
+        Some(code::DEPLOYMENT_NOT_FOUND | code::CONFIG_NOT_FOUND)
+    )
 }
 
 fn number(task: i64) -> Result<u64> {
-    u64::try_from(task).map_err(|_| stolos_clusters::Error::Request(format!("the director named task {task}")))
+    u64::try_from(task)
+        .map_err(|_| stolos_clusters::Error::Request(format!("the director named task {task}")))
 }
 
 fn signed(task: u64) -> Result<i64> {
@@ -143,8 +178,14 @@ fn signed(task: u64) -> Result<i64> {
 
 /// What a task does at the moment, from its event lines: the last thing that was begun, with its status.
 fn doing(events: &str) -> String {
-    let last = events.lines().rev().find_map(|line| serde_json::from_str::<Event>(line).ok().filter(|e| e.stage.is_some()));
-    let Some(event) = last else { return "queued".to_owned() };
+    let last = events.lines().rev().find_map(|line| {
+        serde_json::from_str::<Event>(line)
+            .ok()
+            .filter(|e| e.stage.is_some())
+    });
+    let Some(event) = last else {
+        return "queued".to_owned();
+    };
     let mut text = event.stage.unwrap_or_default();
     if let Some(task) = event.task {
         text.push_str(": ");
@@ -158,5 +199,10 @@ fn doing(events: &str) -> String {
 }
 
 fn error_of(events: &str) -> Option<String> {
-    events.lines().rev().find_map(|line| serde_json::from_str::<Event>(line).ok()?.error.map(|error| error.message))
+    events.lines().rev().find_map(|line| {
+        serde_json::from_str::<Event>(line)
+            .ok()?
+            .error
+            .map(|error| error.message)
+    })
 }

@@ -25,7 +25,10 @@ pub async fn run(instance: &Instance) -> anyhow::Result<()> {
     let Some(_lock) = FileLock::try_acquire(&run.join("stolosd.lock"))? else {
         anyhow::bail!("another stolosd runs instance `{}`", instance.name);
     };
-    let me = i32::try_from(std::process::id()).ok().and_then(Process::of).context("failed to find this process")?;
+    let me = i32::try_from(std::process::id())
+        .ok()
+        .and_then(Process::of)
+        .context("failed to find this process")?;
     me.record(&run.join(RECORD))?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let running = start::start(instance).await?;

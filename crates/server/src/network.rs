@@ -19,43 +19,72 @@ pub(crate) struct HostNetwork {
 impl Network for HostNetwork {
     fn lease(&self, cluster: ClusterId) -> BoxFuture<'_, Result<NetworkLease>> {
         Box::pin(async move {
-            let lease = self.leases.lease(cluster).await.map_err(|e| Error::service("lease a network", e))?;
+            let lease = self
+                .leases
+                .lease(cluster)
+                .await
+                .map_err(|e| Error::service("lease a network", e))?;
             Ok(shown(&lease))
         })
     }
 
     fn find(&self, cluster: ClusterId) -> BoxFuture<'_, Result<Option<NetworkLease>>> {
         Box::pin(async move {
-            let lease = self.leases.find(cluster).await.map_err(|e| Error::service("look for the lease", e))?;
+            let lease = self
+                .leases
+                .find(cluster)
+                .await
+                .map_err(|e| Error::service("look for the lease", e))?;
             Ok(lease.as_ref().map(shown))
         })
     }
 
     fn release(&self, cluster: ClusterId) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.leases.release(cluster).await.map_err(|e| Error::service("release the network", e))
+            self.leases
+                .release(cluster)
+                .await
+                .map_err(|e| Error::service("release the network", e))
         })
     }
 
-    fn publish(&self, cluster: ClusterId, address: Ipv4Addr, masters: Vec<Ipv4Addr>) -> BoxFuture<'_, Result<()>> {
+    fn publish(
+        &self,
+        cluster: ClusterId,
+        address: Ipv4Addr,
+        masters: Vec<Ipv4Addr>,
+    ) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let wanted = VirtualAddress {
                 cluster: cluster.to_string(),
                 port: API_PORT,
-                backends: masters.into_iter().map(|master| SocketAddrV4::new(master, API_PORT)).collect(),
+                backends: masters
+                    .into_iter()
+                    .map(|master| SocketAddrV4::new(master, API_PORT))
+                    .collect(),
                 ca: None,
             };
-            self.hostd.put_virtual_address(address, &wanted).await.map_err(|e| Error::service("publish the address", e))
+            self.hostd
+                .put_virtual_address(address, &wanted)
+                .await
+                .map_err(|e| Error::service("publish the address", e))
         })
     }
 
     fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.hostd.delete_virtual_address(address).await.map_err(|e| Error::service("withdraw the address", e))
+            self.hostd
+                .delete_virtual_address(address)
+                .await
+                .map_err(|e| Error::service("withdraw the address", e))
         })
     }
 }
 
 fn shown(lease: &stolos_network::Lease) -> NetworkLease {
-    NetworkLease { segment: lease.segment.clone(), range: lease.range, virtual_address: lease.virtual_address }
+    NetworkLease {
+        segment: lease.segment.clone(),
+        range: lease.range,
+        virtual_address: lease.virtual_address,
+    }
 }

@@ -81,8 +81,12 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
 
     let databases = Databases::new(instance, &config.database, clock.clone())?;
     let root = root_key::load_or_create(&instance.root_key()).context("failed to get the root key")?;
-    let credentials =
-        Credentials::open(databases.open(&stolos_credentials::SCHEMA).await?, &root, ids.clone()).await?;
+    let credentials = Credentials::open(
+        databases.open(&stolos_credentials::SCHEMA).await?,
+        &root,
+        ids.clone(),
+    )
+    .await?;
     let trust = Trust::make(instance, &credentials, &network).await?;
     let serving = CancellationToken::new();
 
@@ -131,7 +135,10 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
         )),
         bus: Bus::start(bus.director.clone(), ids.clone()).await?,
         monitor: bus.monitor.clone(),
-        trust: Arc::new(BusAuthority { authority: trust.bus.clone(), clock: clock.clone() }),
+        trust: Arc::new(BusAuthority {
+            authority: trust.bus.clone(),
+            clock: clock.clone(),
+        }),
         variables: Arc::new(Store(credentials.clone())),
         verifier: identity.verifier(),
         ids: ids.clone(),
@@ -154,9 +161,19 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
         deps,
     )
     .await?;
-    serve(host, director_api::PORT, &trust.director, director.router(), &serving).await?;
+    serve(
+        host,
+        director_api::PORT,
+        &trust.director,
+        director.router(),
+        &serving,
+    )
+    .await?;
 
-    let http = api_http::client(&api_http::Trust::Authorities(trust.ca.clone()), Some(Duration::from_secs(60)))?;
+    let http = api_http::client(
+        &api_http::Trust::Authorities(trust.ca.clone()),
+        Some(Duration::from_secs(60)),
+    )?;
     let tokens = identity_api::TokenSource::new(
         identity_api::Client::new(&identity_url, http),
         CLUSTERS_CLIENT,
@@ -192,16 +209,32 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
     );
     serve(host, pks::PORT, &trust.api, clusters.router(), &serving).await?;
     tracing::info!(api = %format!("https://{host}:{}", pks::PORT), "started");
-    Ok(Running { clusters, director, serving, _callout: bus.callout, _nats: bus.server })
+    Ok(Running {
+        clusters,
+        director,
+        serving,
+        _callout: bus.callout,
+        _nats: bus.server,
+    })
 }
 
 /// Makes the host reachable under the instance's address, through `stolos-hostd`.
 async fn announce_host(instance: &Instance, network: &HostNetwork) -> anyhow::Result<HostdClient> {
     let hostd = HostdClient::new(&instance.hostd_socket())?;
-    let wanted = hostd_client::HostNetwork { address: network.host_cidr().parse()? };
-    poll::until("stolos-hostd", Duration::from_millis(50), HOSTD_LIMIT, async || {
-        hostd.put_host_network(&wanted).await.map_err(|error| stolos_base::chain(&error))
-    })
+    let wanted = hostd_client::HostNetwork {
+        address: network.host_cidr().parse()?,
+    };
+    poll::until(
+        "stolos-hostd",
+        Duration::from_millis(50),
+        HOSTD_LIMIT,
+        async || {
+            hostd
+                .put_host_network(&wanted)
+                .await
+                .map_err(|error| stolos_base::chain(&error))
+        },
+    )
     .await?;
     Ok(hostd)
 }
@@ -214,7 +247,9 @@ struct Databases {
 impl Databases {
     fn new(instance: &Instance, configured: &str, clock: Clock) -> anyhow::Result<Self> {
         let url = if configured == "sqlite" {
-            DatabaseUrl::Sqlite { directory: instance.databases() }
+            DatabaseUrl::Sqlite {
+                directory: instance.databases(),
+            }
         } else {
             configured.parse()?
         };
@@ -235,7 +270,11 @@ struct Trust {
 }
 
 impl Trust {
-    async fn make(instance: &Instance, credentials: &Credentials, network: &HostNetwork) -> anyhow::Result<Self> {
+    async fn make(
+        instance: &Instance,
+        credentials: &Credentials,
+        network: &HostNetwork,
+    ) -> anyhow::Result<Self> {
         let ca_options = |name: &str| json!({"is_ca": true, "common_name": name, "duration": 3650});
         let ca = variables::certificate(credentials, "/stolos/ca", ca_options("Stolos CA")).await?;
         let bus = variables::certificate(credentials, "/stolos/bus_ca", ca_options("Stolos bus CA")).await?;
@@ -249,10 +288,15 @@ impl Trust {
                 "key_algorithm": algorithm,
             })
         };
-        let api = variables::certificate(credentials, "/stolos/api", leaf("api.stolos.internal", "ecdsa")).await?;
+        let api =
+            variables::certificate(credentials, "/stolos/api", leaf("api.stolos.internal", "ecdsa")).await?;
         // BOSH's command line takes ECDSA certificates over TLS 1.3 only (bosh.md, section 0).
-        let director =
-            variables::certificate(credentials, "/stolos/director", leaf("director.stolos.internal", "rsa")).await?;
+        let director = variables::certificate(
+            credentials,
+            "/stolos/director",
+            leaf("director.stolos.internal", "rsa"),
+        )
+        .await?;
         files::write_atomic(&instance.ca_file(), ca.certificate.as_bytes(), 0o644)?;
         Ok(Self {
             ca: ca.certificate,
@@ -272,13 +316,26 @@ async fn start_identity(
 ) -> anyhow::Result<Identity> {
     let scope = Scope::deployment(DIRECTOR_NAME, "installation")?;
     let parameters = Parameters::parse("rsa", &json!({}), &scope)?;
-    let key = credentials.generate(&Name::absolute("/stolos/token_key")?, &parameters, Mode::NoOverwrite).await?;
-    let Value::Rsa { public_key, private_key } = &key.value else {
+    let key = credentials
+        .generate(
+            &Name::absolute("/stolos/token_key")?,
+            &parameters,
+            Mode::NoOverwrite,
+        )
+        .await?;
+    let Value::Rsa {
+        public_key,
+        private_key,
+    } = &key.value
+    else {
         anyhow::bail!("`/stolos/token_key` is no RSA key");
     };
     let config = stolos_identity::Config {
         external_url: url.to_owned(),
-        administrator: Administrator { name: "admin".to_owned(), password: None },
+        administrator: Administrator {
+            name: "admin".to_owned(),
+            password: None,
+        },
         clients: vec![ClientConfig {
             id: CLUSTERS_CLIENT.to_owned(),
             secret: clusters_secret.clone(),
@@ -326,7 +383,9 @@ async fn start_bus(
     })
     .await?;
     let connect = |peer: Peer, name: &str| -> anyhow::Result<nats::Config> {
-        let pair = trust.bus.issue(&Leaf::new(peer.to_string(), Usage::Client), clock.now())?;
+        let pair = trust
+            .bus
+            .issue(&Leaf::new(peer.to_string(), Usage::Client), clock.now())?;
         Ok(nats::Config {
             servers: vec![server.url()],
             ca: trust.bus.certificate().to_owned(),
@@ -343,27 +402,45 @@ async fn start_bus(
     )
     .await?;
     // Nobody is admitted before the admission service is there: who came too early would wait for its next attempt.
-    tokio::time::timeout(BUS_LIMIT, callout.ready()).await.context("the bus did not become ready in time")??;
-    let director = Arc::new(nats::NatsTransport::connect(&connect(Peer::Director, "stolosd director")?).await?);
-    let monitor = Arc::new(nats::NatsTransport::connect(&connect(Peer::HealthMonitor, "stolosd monitor")?).await?);
+    tokio::time::timeout(BUS_LIMIT, callout.ready())
+        .await
+        .context("the bus did not become ready in time")??;
+    let director =
+        Arc::new(nats::NatsTransport::connect(&connect(Peer::Director, "stolosd director")?).await?);
+    let monitor =
+        Arc::new(nats::NatsTransport::connect(&connect(Peer::HealthMonitor, "stolosd monitor")?).await?);
     tokio::time::timeout(BUS_LIMIT, async {
         director.ready().await?;
         monitor.ready().await
     })
     .await
     .context("the bus did not become ready in time")??;
-    Ok(BusParts { server, callout, director, monitor })
+    Ok(BusParts {
+        server,
+        callout,
+        director,
+        monitor,
+    })
 }
 
 async fn bus_keys(credentials: &Credentials) -> anyhow::Result<Keys> {
-    let (issuer, user) = (Name::absolute("/stolos/bus_issuer")?, Name::absolute("/stolos/bus_user")?);
-    let stored = |credential: Option<stolos_credentials::Credential>| credential.and_then(|c| c.value.text().cloned());
-    let found = (stored(credentials.find(&issuer).await?), stored(credentials.find(&user).await?));
+    let (issuer, user) = (
+        Name::absolute("/stolos/bus_issuer")?,
+        Name::absolute("/stolos/bus_user")?,
+    );
+    let stored =
+        |credential: Option<stolos_credentials::Credential>| credential.and_then(|c| c.value.text().cloned());
+    let found = (
+        stored(credentials.find(&issuer).await?),
+        stored(credentials.find(&user).await?),
+    );
     if let (Some(issuer), Some(user)) = found {
         return Ok(Keys { issuer, user });
     }
     let keys = Keys::generate()?;
-    credentials.set(&issuer, Value::Value(keys.issuer.clone())).await?;
+    credentials
+        .set(&issuer, Value::Value(keys.issuer.clone()))
+        .await?;
     credentials.set(&user, Value::Value(keys.user.clone())).await?;
     Ok(keys)
 }
@@ -379,7 +456,9 @@ async fn bus_certificate(credentials: &Credentials, host: IpAddr) -> anyhow::Res
         "extended_key_usage": ["server_auth"],
         "duration": 825,
     });
-    Ok(variables::identity(&variables::certificate(credentials, "/stolos/bus", options).await?))
+    Ok(variables::identity(
+        &variables::certificate(credentials, "/stolos/bus", options).await?,
+    ))
 }
 
 /// A client certificate of the bus's CA is only ever issued for a machine that the director is making, and its key lies in
@@ -395,7 +474,11 @@ impl AgentDirectory for CertificateIsEnough {
 /// 32 bytes that are made once.
 async fn secret_bytes(credentials: &Credentials, name: &str) -> anyhow::Result<[u8; 32]> {
     let name = Name::absolute(name)?;
-    if let Some(text) = credentials.find(&name).await?.and_then(|credential| credential.value.text().cloned()) {
+    if let Some(text) = credentials
+        .find(&name)
+        .await?
+        .and_then(|credential| credential.value.text().cloned())
+    {
         let bytes = hex_bytes(text.expose()).context("a stored key is not valid")?;
         return Ok(bytes);
     }
@@ -405,8 +488,10 @@ async fn secret_bytes(credentials: &Credentials, name: &str) -> anyhow::Result<[
 }
 
 fn hex_bytes(text: &str) -> Option<[u8; 32]> {
-    let bytes: Option<Vec<u8>> =
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect();
+    let bytes: Option<Vec<u8>> = (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
+        .collect();
     bytes?.try_into().ok()
 }
 
@@ -416,7 +501,9 @@ fn blobstore(host: IpAddr, ca: &str) -> stolos_mbus::settings::Blobstore {
         provider: "dav".to_owned(),
         options: BlobstoreOptions {
             endpoint: Some(format!("https://{host}:{BLOBS_PORT}")),
-            tls: Some(BlobstoreTls { cert: BlobstoreCa { ca: ca.to_owned() } }),
+            tls: Some(BlobstoreTls {
+                cert: BlobstoreCa { ca: ca.to_owned() },
+            }),
             ..BlobstoreOptions::default()
         },
         other: serde_json::Map::new(),
@@ -439,7 +526,11 @@ fn holder(service: &str, instance: &Instance) -> String {
 }
 
 fn versions(config: &Config) -> Vec<String> {
-    let mut versions: Vec<String> = config.plans.iter().map(|plan| plan.kubernetes_version.clone()).collect();
+    let mut versions: Vec<String> = config
+        .plans
+        .iter()
+        .map(|plan| plan.kubernetes_version.clone())
+        .collect();
     versions.sort();
     versions.dedup();
     versions.reverse();
@@ -452,7 +543,10 @@ fn capacity() -> Option<stolos_clusters::Capacity> {
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     let cpus = std::thread::available_parallelism().ok()?;
-    Some(stolos_clusters::Capacity { memory_mib: kib / 1024, cpus: u32::try_from(cpus.get()).ok()? })
+    Some(stolos_clusters::Capacity {
+        memory_mib: kib / 1024,
+        cpus: u32::try_from(cpus.get()).ok()?,
+    })
 }
 
 async fn serve(

@@ -35,7 +35,11 @@ impl Variables for Store {
         })
     }
 
-    fn find<'a>(&'a self, deployment: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>> {
+    fn find<'a>(
+        &'a self,
+        deployment: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<CredentialId>, Failure>> {
         Box::pin(async move {
             let name = Scope::deployment(DIRECTOR_NAME, deployment)?.name(name)?;
             Ok(self.0.find(&name).await?.map(|credential| credential.id))
@@ -59,8 +63,11 @@ impl Vault for Store {
     fn admin(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<AdminCredential>> {
         let deployment = deployment.to_owned();
         Box::pin(async move {
-            let failed = |error| stolos_clusters::Error::service("read the cluster's administrator certificate", error);
-            let name = Scope::deployment(DIRECTOR_NAME, &deployment).and_then(|scope| scope.name(ADMIN_VARIABLE));
+            let failed = |error| {
+                stolos_clusters::Error::service("read the cluster's administrator certificate", error)
+            };
+            let name =
+                Scope::deployment(DIRECTOR_NAME, &deployment).and_then(|scope| scope.name(ADMIN_VARIABLE));
             let credential = self.0.get(&name.map_err(failed)?).await.map_err(failed)?;
             let certificate = credential.value.certificate().ok_or_else(|| {
                 stolos_clusters::Error::Request(format!("`{}` is no certificate", credential.name))
@@ -76,20 +83,34 @@ impl Vault for Store {
     fn forget(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<()>> {
         let deployment = deployment.to_owned();
         Box::pin(async move {
-            let failed = |error| stolos_clusters::Error::service("delete the deployment's credentials", error);
+            let failed =
+                |error| stolos_clusters::Error::service("delete the deployment's credentials", error);
             let scope = Scope::deployment(DIRECTOR_NAME, &deployment).map_err(failed)?;
-            self.0.delete_below(&scope.prefix()).await.map(drop).map_err(failed)
+            self.0
+                .delete_below(&scope.prefix())
+                .await
+                .map(drop)
+                .map_err(failed)
         })
     }
 }
 
 /// A secret text of the installation itself: made once, then the same.
-pub(crate) async fn password(credentials: &Credentials, name: &str) -> stolos_credentials::Result<Secret<String>> {
+pub(crate) async fn password(
+    credentials: &Credentials,
+    name: &str,
+) -> stolos_credentials::Result<Secret<String>> {
     let name = Name::absolute(name)?;
     let scope = Scope::deployment(DIRECTOR_NAME, "installation")?;
     let parameters = Parameters::parse("password", &serde_json::json!({"length": 40}), &scope)?;
-    let credential = credentials.generate(&name, &parameters, Mode::NoOverwrite).await?;
-    credential.value.text().cloned().ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
+    let credential = credentials
+        .generate(&name, &parameters, Mode::NoOverwrite)
+        .await?;
+    credential
+        .value
+        .text()
+        .cloned()
+        .ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
 }
 
 /// A certificate of the installation itself: made again when its options change or its CA does.
@@ -102,12 +123,19 @@ pub(crate) async fn certificate(
     let scope = Scope::deployment(DIRECTOR_NAME, "installation")?;
     let parameters = Parameters::parse("certificate", &options, &scope)?;
     let credential = credentials.generate(&name, &parameters, Mode::Converge).await?;
-    credential.value.certificate().cloned().ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
+    credential
+        .value
+        .certificate()
+        .cloned()
+        .ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
 }
 
 /// Certificate and key of a credential, as TLS takes them.
 pub(crate) fn identity(certificate: &stolos_credentials::Certificate) -> Identity {
-    Identity { certificate: certificate.certificate.clone(), key: certificate.private_key.clone() }
+    Identity {
+        certificate: certificate.certificate.clone(),
+        key: certificate.private_key.clone(),
+    }
 }
 
 /// Issues agents' certificates from the bus's CA.
@@ -121,10 +149,13 @@ impl AgentTrust for BusAuthority {
         Box::pin(async move {
             let mut leaf = Leaf::new(stolos_mbus::Peer::Agent(agent).to_string(), Usage::Client);
             leaf.validity = AGENT_CERTIFICATE_VALIDITY;
-            let issued = self.authority.issue(&leaf, self.clock.now()).map_err(|error| Failure {
-                class: stolos_base::Class::Internal,
-                source: Box::new(error),
-            })?;
+            let issued = self
+                .authority
+                .issue(&leaf, self.clock.now())
+                .map_err(|error| Failure {
+                    class: stolos_base::Class::Internal,
+                    source: Box::new(error),
+                })?;
             Ok(MbusCert {
                 ca: self.authority.certificate().to_owned(),
                 certificate: issued.certificate,

@@ -38,15 +38,26 @@ impl Picture {
 
 fn mounts(lines: &mut BTreeSet<String>) {
     let text = fs_err::read_to_string("/proc/self/mounts").expect("the mount table");
-    lines.extend(text.lines().filter_map(|line| line.split(' ').nth(1)).map(|target| format!("mount {target}")));
+    lines.extend(
+        text.lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .map(|target| format!("mount {target}")),
+    );
 }
 
 fn links(lines: &mut BTreeSet<String>) {
     for entry in fs_err::read_dir("/sys/class/net").expect("the links") {
-        lines.insert(format!("link {}", entry.expect("a link").file_name().to_string_lossy()));
+        lines.insert(format!(
+            "link {}",
+            entry.expect("a link").file_name().to_string_lossy()
+        ));
     }
     if let Ok(named) = fs_err::read_dir("/run/netns") {
-        lines.extend(named.flatten().map(|entry| format!("netns {}", entry.file_name().to_string_lossy())));
+        lines.extend(
+            named
+                .flatten()
+                .map(|entry| format!("netns {}", entry.file_name().to_string_lossy())),
+        );
     }
 }
 
@@ -66,7 +77,10 @@ fn cgroups(lines: &mut BTreeSet<String>) {
 }
 
 fn loops(lines: &mut BTreeSet<String>) {
-    for entry in fs_err::read_dir("/sys/block").expect("the block devices").flatten() {
+    for entry in fs_err::read_dir("/sys/block")
+        .expect("the block devices")
+        .flatten()
+    {
         let backing = entry.path().join("loop/backing_file");
         if let Ok(file) = std::fs::read_to_string(backing) {
             lines.insert(format!("loop {}", file.trim()));
@@ -75,8 +89,15 @@ fn loops(lines: &mut BTreeSet<String>) {
 }
 
 fn nft(lines: &mut BTreeSet<String>) {
-    let output = std::process::Command::new("nft").args(["list", "tables"]).output().expect("nft");
-    lines.extend(String::from_utf8_lossy(&output.stdout).lines().map(|line| format!("nft {line}")));
+    let output = std::process::Command::new("nft")
+        .args(["list", "tables"])
+        .output()
+        .expect("nft");
+    lines.extend(
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .map(|line| format!("nft {line}")),
+    );
 }
 
 fn sysctls(lines: &mut BTreeSet<String>) {
@@ -100,8 +121,18 @@ fn sysctls(lines: &mut BTreeSet<String>) {
 
 fn processes(lines: &mut BTreeSet<String>) {
     const OURS: [&str; 12] = [
-        "stolosd", "stolos-hostd", "stolos-init", "stolos-agent", "stolos-cpi-host", "nats-server", "etcd",
-        "kube-apiserver", "kubelet", "containerd", "containerd-shim", "kube-proxy",
+        "stolosd",
+        "stolos-hostd",
+        "stolos-init",
+        "stolos-agent",
+        "stolos-cpi-host",
+        "nats-server",
+        "etcd",
+        "kube-apiserver",
+        "kubelet",
+        "containerd",
+        "containerd-shim",
+        "kube-proxy",
     ];
     for entry in fs_err::read_dir("/proc").expect("the processes").flatten() {
         let pid = entry.file_name().to_string_lossy().into_owned();

@@ -26,7 +26,10 @@ pub fn cannot_run_machines() -> Option<String> {
 }
 
 /// Says on stderr that a test is skipped, and why.
-#[expect(clippy::print_stderr, reason = "a skipped test has to say so where the test runner shows it")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test has to say so where the test runner shows it"
+)]
 pub fn skip(test: &str, why: impl Display) {
     eprintln!("skipped: {test}: {why}");
 }

@@ -240,7 +240,10 @@ impl Client {
     /// that a caller that lost the answer to a call does not start the task twice.
     #[must_use]
     pub fn with_context(&self, context: &str) -> Self {
-        Self { context: Some(context.into()), ..self.clone() }
+        Self {
+            context: Some(context.into()),
+            ..self.clone()
+        }
     }
 
     /// Who is there.
@@ -641,7 +644,10 @@ impl Client {
 
     async fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         let token = self.tokens.token().await.map_err(Error::Token)?;
-        let request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(token.expose());
+        let request = self
+            .http
+            .request(method, format!("{}{path}", self.url))
+            .bearer_auth(token.expose());
         Ok(match &self.context {
             Some(context) => request.header(CONTEXT_HEADER, context.as_ref()),
             None => request,

@@ -22,7 +22,9 @@ pub struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
     }
 }
 
@@ -30,7 +32,11 @@ impl Client {
     /// A client for `base` (`https://HOST:9021`). An empty token is for [`Client::info`] only.
     #[must_use]
     pub fn new(base: &str, http: reqwest::Client, token: Secret<String>) -> Self {
-        Self { base: base.trim_end_matches('/').to_owned(), http, token }
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            http,
+            token,
+        }
     }
 
     /// What the server says about itself; needs no token.
@@ -73,7 +79,10 @@ impl Client {
         let response = http::send(self.request(Method::POST, &["v1", "clusters"]).json(request)).await?;
         let operation = operation(&response);
         let url = response.url().path().to_owned();
-        let cluster = response.json().await.map_err(|source| Error::BadReply { url, source: source.into() })?;
+        let cluster = response.json().await.map_err(|source| Error::BadReply {
+            url,
+            source: source.into(),
+        })?;
         Ok((cluster, operation))
     }
 
@@ -82,7 +91,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn delete_cluster(&self, name: &str) -> Result<Option<String>, Error> {
-        Ok(operation(&http::send(self.request(Method::DELETE, &["v1", "clusters", name])).await?))
+        Ok(operation(
+            &http::send(self.request(Method::DELETE, &["v1", "clusters", name])).await?,
+        ))
     }
 
     /// A kubeconfig with a fresh identity.
@@ -116,7 +127,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn cancel_operation(&self, id: &str) -> Result<(), Error> {
-        http::send(self.request(Method::POST, &["stolos", "v1", "operations", id, "cancel"])).await.map(drop)
+        http::send(self.request(Method::POST, &["stolos", "v1", "operations", id, "cancel"]))
+            .await
+            .map(drop)
     }
 
     /// Names are encoded: whatever a person typed stays one segment of the path.
@@ -125,7 +138,10 @@ impl Client {
         for segment in segments {
             url.push('/');
             for byte in segment.bytes() {
-                if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) || (byte == b'.' && segment.len() > 2) {
+                if byte.is_ascii_alphanumeric()
+                    || b"-_~".contains(&byte)
+                    || (byte == b'.' && segment.len() > 2)
+                {
                     url.push(char::from(byte));
                 } else {
                     url.push_str(&format!("%{byte:02X}"));
@@ -137,5 +153,10 @@ impl Client {
 }
 
 fn operation(response: &reqwest::Response) -> Option<String> {
-    response.headers().get(OPERATION_HEADER)?.to_str().ok().map(str::to_owned)
+    response
+        .headers()
+        .get(OPERATION_HEADER)?
+        .to_str()
+        .ok()
+        .map(str::to_owned)
 }

@@ -13,19 +13,29 @@ use crate::{kubeconfig, output, program_name};
 
 /// `stolos plans`
 pub(crate) async fn plans(args: &Json) -> Result<(), Failure> {
-    let plans = pks_client().await?.plans().await.map_err(|error| Failure::from_error(&error))?;
+    let plans = pks_client()
+        .await?
+        .plans()
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if args.json {
         return output::json(&plans);
     }
-    let rows: Vec<Vec<String>> =
-        plans.into_iter().map(|plan| vec![plan.name, plan.id, plan.description]).collect();
+    let rows: Vec<Vec<String>> = plans
+        .into_iter()
+        .map(|plan| vec![plan.name, plan.id, plan.description])
+        .collect();
     output::data(&output::table(&["Name", "ID", "Description"], &rows));
     Ok(())
 }
 
 /// `stolos clusters`
 pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
-    let clusters = pks_client().await?.clusters().await.map_err(|error| Failure::from_error(&error))?;
+    let clusters = pks_client()
+        .await?
+        .clusters()
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if args.json {
         return output::json(&clusters);
     }
@@ -44,7 +54,15 @@ pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
         })
         .collect();
     output::data(&output::table(
-        &["PKS Version", "Name", "k8s Version", "Plan Name", "UUID", "Status", "Action"],
+        &[
+            "PKS Version",
+            "Name",
+            "k8s Version",
+            "Plan Name",
+            "UUID",
+            "Status",
+            "Action",
+        ],
         &rows,
     ));
     Ok(())
@@ -52,7 +70,11 @@ pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
 
 /// `stolos cluster NAME`
 pub(crate) async fn show(args: &Named) -> Result<(), Failure> {
-    let cluster = pks_client().await?.cluster(&args.name).await.map_err(|error| Failure::from_error(&error))?;
+    let cluster = pks_client()
+        .await?
+        .cluster(&args.name)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if args.json {
         return output::json(&cluster);
     }
@@ -74,8 +96,10 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
         },
         other: IndexMap::new(),
     };
-    let (mut cluster, operation) =
-        client.create_cluster(&request).await.map_err(|error| Failure::from_error(&error))?;
+    let (mut cluster, operation) = client
+        .create_cluster(&request)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if args.wait
         && let Some(operation) = &operation
     {
@@ -89,7 +113,11 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
     }
     show_created(args, &cluster)?;
     if !args.json {
-        output::note(&format!("\nUse '{} cluster {}' to monitor the state of your cluster", program_name(), args.name));
+        output::note(&format!(
+            "\nUse '{} cluster {}' to monitor the state of your cluster",
+            program_name(),
+            args.name
+        ));
     }
     Ok(())
 }
@@ -106,9 +134,18 @@ fn show_created(args: &Create, cluster: &Cluster) -> Result<(), Failure> {
 pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let client = pks_client().await?;
     // Asked before the question, so that nobody confirms the deletion of a typing error.
-    client.cluster(&args.name).await.map_err(|error| Failure::from_error(&error))?;
-    confirm(&format!("Are you sure you want to delete cluster {}? (y/n)", args.name), args.non_interactive)?;
-    let operation = client.delete_cluster(&args.name).await.map_err(|error| Failure::from_error(&error))?;
+    client
+        .cluster(&args.name)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
+    confirm(
+        &format!("Are you sure you want to delete cluster {}? (y/n)", args.name),
+        args.non_interactive,
+    )?;
+    let operation = client
+        .delete_cluster(&args.name)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     output::note(&format!("Deletion of {} in progress", args.name));
     match operation {
         Some(operation) if args.wait => operations::follow(&client, &operation).await,
@@ -118,7 +155,11 @@ pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
 
 /// `stolos get-credentials NAME`
 pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
-    let config = pks_client().await?.bind(&args.name).await.map_err(|error| Failure::from_error(&error))?;
+    let config = pks_client()
+        .await?
+        .bind(&args.name)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if args.json {
         return output::json(&config);
     }
@@ -145,7 +186,11 @@ pub(crate) fn confirm(question: &str, skip: bool) -> Result<(), Failure> {
         let _ = writeln!(err);
         return Err(Failure::user("nobody answered the question").hint("Use --non-interactive in scripts."));
     }
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Failure::user("not confirmed; nothing was changed")) }
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::user("not confirmed; nothing was changed"))
+    }
 }
 
 fn block(cluster: &Cluster) -> String {
@@ -159,13 +204,40 @@ fn block(cluster: &Cluster) -> String {
         ("Last Action", cluster.last_action.as_str().to_owned()),
         ("Last Action State", cluster.last_action_state.as_str().to_owned()),
         ("Last Action Description", cluster.last_action_description.clone()),
-        ("Kubernetes Master Host", parameters.kubernetes_master_host.clone().unwrap_or_default()),
-        ("Kubernetes Master Port", parameters.kubernetes_master_port.map(|port| port.to_string()).unwrap_or_default()),
-        ("Worker Nodes", parameters.kubernetes_worker_instances.map(|n| n.to_string()).unwrap_or_default()),
-        ("Kubernetes Master IP(s)", cluster.kubernetes_master_ips.join(", ")),
-        ("Network Profile Name", cluster.network_profile_name.clone().unwrap_or_default()),
-        ("Kubernetes Profile Name", cluster.kubernetes_profile_name.clone().unwrap_or_default()),
-        ("Compute Profile Name", cluster.compute_profile_name.clone().unwrap_or_default()),
+        (
+            "Kubernetes Master Host",
+            parameters.kubernetes_master_host.clone().unwrap_or_default(),
+        ),
+        (
+            "Kubernetes Master Port",
+            parameters
+                .kubernetes_master_port
+                .map(|port| port.to_string())
+                .unwrap_or_default(),
+        ),
+        (
+            "Worker Nodes",
+            parameters
+                .kubernetes_worker_instances
+                .map(|n| n.to_string())
+                .unwrap_or_default(),
+        ),
+        (
+            "Kubernetes Master IP(s)",
+            cluster.kubernetes_master_ips.join(", "),
+        ),
+        (
+            "Network Profile Name",
+            cluster.network_profile_name.clone().unwrap_or_default(),
+        ),
+        (
+            "Kubernetes Profile Name",
+            cluster.kubernetes_profile_name.clone().unwrap_or_default(),
+        ),
+        (
+            "Compute Profile Name",
+            cluster.compute_profile_name.clone().unwrap_or_default(),
+        ),
         ("Tags", String::new()),
     ])
 }

@@ -25,7 +25,11 @@ pub(crate) async fn client() -> Result<Client, Failure> {
     let tokens: TokenSource = Arc::new(token);
     if session.ca_cert.is_empty() {
         let http = stolos_api::http::client(
-            &if session.skip_ssl_verification { stolos_api::http::Trust::Everybody } else { stolos_api::http::Trust::System },
+            &if session.skip_ssl_verification {
+                stolos_api::http::Trust::Everybody
+            } else {
+                stolos_api::http::Trust::System
+            },
             None,
         )
         .map_err(|error| Failure::from_error(&error))?;
@@ -40,8 +44,12 @@ pub(crate) async fn deploy(args: &Deploy) -> Result<(), Failure> {
     let name = deployment_name(&manifest)?;
     let client = client().await?;
     if let Some(path) = &args.cloud_config {
-        let update =
-            ConfigUpdate { kind: "cloud".into(), name: name.clone(), content: read(path)?, expected_latest_id: None };
+        let update = ConfigUpdate {
+            kind: "cloud".into(),
+            name: name.clone(),
+            content: read(path)?,
+            expected_latest_id: None,
+        };
         client.update_config(&update).await.map_err(failed)?;
     }
     let diff = client.diff(&name, manifest.clone()).await.map_err(failed)?;
@@ -57,9 +65,15 @@ pub(crate) async fn deploy(args: &Deploy) -> Result<(), Failure> {
         output::note(&format!("{mark} {line}"));
     }
     if !args.dry_run {
-        confirm(&format!("Continue with deployment {name}? (y/n)"), args.non_interactive)?;
+        confirm(
+            &format!("Continue with deployment {name}? (y/n)"),
+            args.non_interactive,
+        )?;
     }
-    let options = DeployOptions { dry_run: args.dry_run, ..DeployOptions::default() };
+    let options = DeployOptions {
+        dry_run: args.dry_run,
+        ..DeployOptions::default()
+    };
     let task = client.deploy(manifest, &options).await.map_err(failed)?;
     follow(&client, task).await
 }
@@ -71,7 +85,10 @@ pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
         return output::json(&deployments);
     }
     let names = |list: &[stolos_api::director::NameVersion]| {
-        list.iter().map(|one| format!("{}/{}", one.name, one.version)).collect::<Vec<_>>().join(", ")
+        list.iter()
+            .map(|one| format!("{}/{}", one.name, one.version))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let rows: Vec<Vec<String>> = deployments
         .iter()
@@ -101,7 +118,10 @@ pub(crate) async fn instances(args: &Named) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output::data(&output::table(&["Instance", "ID", "State", "AZ", "IPs", "VM CID"], &rows));
+    output::data(&output::table(
+        &["Instance", "ID", "State", "AZ", "IPs", "VM CID"],
+        &rows,
+    ));
     Ok(())
 }
 
@@ -109,8 +129,14 @@ pub(crate) async fn instances(args: &Named) -> Result<(), Failure> {
 pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let client = client().await?;
     client.deployment(&args.name).await.map_err(failed)?;
-    confirm(&format!("Are you sure you want to delete deployment {}? (y/n)", args.name), args.non_interactive)?;
-    let task = client.delete_deployment(&args.name, DeleteOptions::default()).await.map_err(failed)?;
+    confirm(
+        &format!("Are you sure you want to delete deployment {}? (y/n)", args.name),
+        args.non_interactive,
+    )?;
+    let task = client
+        .delete_deployment(&args.name, DeleteOptions::default())
+        .await
+        .map_err(failed)?;
     if args.wait {
         return follow(&client, task).await;
     }
@@ -125,7 +151,13 @@ pub(crate) async fn tasks(args: &Tasks) -> Result<(), Failure> {
         let id = i64::try_from(id).map_err(|_| Failure::user("there is no such task"))?;
         return follow(&client, id).await;
     }
-    let tasks = client.tasks(&TaskFilter { limit: Some(30), ..TaskFilter::default() }).await.map_err(failed)?;
+    let tasks = client
+        .tasks(&TaskFilter {
+            limit: Some(30),
+            ..TaskFilter::default()
+        })
+        .await
+        .map_err(failed)?;
     if args.json {
         return output::json(&tasks);
     }
@@ -142,7 +174,10 @@ pub(crate) async fn tasks(args: &Tasks) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output::data(&output::table(&["ID", "State", "User", "Deployment", "Description", "Result"], &rows));
+    output::data(&output::table(
+        &["ID", "State", "User", "Deployment", "Description", "Result"],
+        &rows,
+    ));
     Ok(())
 }
 
@@ -159,7 +194,10 @@ pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
     };
     match followed {
         Ok(done) => {
-            output::note(&format!("Task {task} done in {:.1} s", steps.elapsed().as_secs_f64()));
+            output::note(&format!(
+                "Task {task} done in {:.1} s",
+                steps.elapsed().as_secs_f64()
+            ));
             if let Some(result) = done.result {
                 output::data(&result);
             }
@@ -174,7 +212,9 @@ fn show(steps: &mut Steps, event: &Event) {
     if let (Some(kind), Some(message)) = (&event.kind, &event.message) {
         output::note(&format!("{kind}: {message}"));
     }
-    let (Some(stage), Some(task), Some(state)) = (&event.stage, &event.task, event.state) else { return };
+    let (Some(stage), Some(task), Some(state)) = (&event.stage, &event.task, event.state) else {
+        return;
+    };
     let name = format!("{stage}: {task}");
     let data = event.data.as_ref();
     let detail = data.and_then(|data| data.error.as_deref().or(data.status.as_deref()));

@@ -44,11 +44,26 @@ pub(crate) struct Check {
 
 impl Check {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, found: found.into(), advice: None }
+        Self {
+            name,
+            verdict: Verdict::Ok,
+            found: found.into(),
+            advice: None,
+        }
     }
 
-    fn bad(name: &'static str, verdict: Verdict, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, verdict, found: found.into(), advice: Some(advice.into()) }
+    fn bad(
+        name: &'static str,
+        verdict: Verdict,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self {
+            name,
+            verdict,
+            found: found.into(),
+            advice: Some(advice.into()),
+        }
     }
 }
 
@@ -83,11 +98,17 @@ pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
 
 /// An error when a check has failed.
 pub(crate) fn refuse_failed(checks: &[Check]) -> Result<(), Failure> {
-    let failed: Vec<&Check> = checks.iter().filter(|check| check.verdict == Verdict::Failed).collect();
+    let failed: Vec<&Check> = checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Failed)
+        .collect();
     if failed.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = failed.iter().map(|check| format!("{} ({})", check.name, check.found)).collect();
+    let names: Vec<String> = failed
+        .iter()
+        .map(|check| format!("{} ({})", check.name, check.found))
+        .collect();
     let mut failure = Failure::user(format!("this host cannot run Stolos: {}", names.join("; ")));
     for check in failed {
         if let Some(advice) = &check.advice {
@@ -99,7 +120,16 @@ pub(crate) fn refuse_failed(checks: &[Check]) -> Result<(), Failure> {
 
 /// The checks of the host.
 pub(crate) fn host(instance: &Instance) -> Vec<Check> {
-    vec![root(), kernel(), controllers(), namespaces(), file_systems(), programs(), memory(), disk(&instance.root)]
+    vec![
+        root(),
+        kernel(),
+        controllers(),
+        namespaces(),
+        file_systems(),
+        programs(),
+        memory(),
+        disk(&instance.root),
+    ]
 }
 
 fn root() -> Check {
@@ -113,12 +143,17 @@ fn root() -> Check {
 
 fn kernel() -> Check {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version >= OLDEST_KERNEL {
         Check::ok("kernel", release)
     } else {
-        let advice = format!("Linux {}.{} or newer is needed.", OLDEST_KERNEL.0, OLDEST_KERNEL.1);
+        let advice = format!(
+            "Linux {}.{} or newer is needed.",
+            OLDEST_KERNEL.0, OLDEST_KERNEL.1
+        );
         Check::bad("kernel", Verdict::Failed, release, advice)
     }
 }
@@ -131,54 +166,104 @@ fn controllers() -> Check {
         Ok(text) => ("v2", text.split_whitespace().map(str::to_owned).collect()),
         Err(_) => {
             let entries = std::fs::read_dir("/sys/fs/cgroup").map(|dir| dir.flatten().collect::<Vec<_>>());
-            let names = entries.unwrap_or_default().into_iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
-            ("v1", names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>()).collect())
+            let names = entries
+                .unwrap_or_default()
+                .into_iter()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned());
+            (
+                "v1",
+                names
+                    .flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>())
+                    .collect(),
+            )
         }
     };
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|need| !found.iter().any(|have| have == need)).collect();
+    let missing: Vec<&str> = NEEDED
+        .into_iter()
+        .filter(|need| !found.iter().any(|have| have == need))
+        .collect();
     if missing.is_empty() {
         Check::ok(NAME, version)
     } else {
         let advice = "Enable these controllers in the kernel's command line or build.";
-        Check::bad(NAME, Verdict::Failed, format!("{version} without {}", missing.join(", ")), advice)
+        Check::bad(
+            NAME,
+            Verdict::Failed,
+            format!("{version} without {}", missing.join(", ")),
+            advice,
+        )
     }
 }
 
 fn namespaces() -> Check {
     const NEEDED: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|name| !Utf8Path::new("/proc/self/ns").join(name).exists()).collect();
+    let missing: Vec<&str> = NEEDED
+        .into_iter()
+        .filter(|name| !Utf8Path::new("/proc/self/ns").join(name).exists())
+        .collect();
     if missing.is_empty() {
         Check::ok("namespaces", "all")
     } else {
         let advice = "The kernel has to be built with these namespaces.";
-        Check::bad("namespaces", Verdict::Failed, format!("missing {}", missing.join(", ")), advice)
+        Check::bad(
+            "namespaces",
+            Verdict::Failed,
+            format!("missing {}", missing.join(", ")),
+            advice,
+        )
     }
 }
 
 fn file_systems() -> Check {
     let text = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has = |name: &str| text.lines().any(|line| line.split_whitespace().last() == Some(name));
-    let missing: Vec<&str> = ["overlay", "ext4"].into_iter().filter(|name| !has(name)).collect();
+    let has = |name: &str| {
+        text.lines()
+            .any(|line| line.split_whitespace().last() == Some(name))
+    };
+    let missing: Vec<&str> = ["overlay", "ext4"]
+        .into_iter()
+        .filter(|name| !has(name))
+        .collect();
     if missing.is_empty() {
         Check::ok("file systems", "overlay, ext4")
     } else {
         let advice = format!("Load the modules first: `modprobe {}`.", missing.join(" "));
-        Check::bad("file systems", Verdict::Failed, format!("missing {}", missing.join(", ")), advice)
+        Check::bad(
+            "file systems",
+            Verdict::Failed,
+            format!("missing {}", missing.join(", ")),
+            advice,
+        )
     }
 }
 
 fn programs() -> Check {
     // `go` is not here: an installation from finished artefacts does not need it, and the build says itself when it is missing.
-    const NEEDED: [(&str, &str); 4] =
-        [("runc", "runc"), ("nft", "nftables"), ("mmdebstrap", "mmdebstrap"), ("conntrack", "conntrack")];
-    let missing: Vec<(&str, &str)> = NEEDED.into_iter().filter(|(program, _)| on_path(program).is_none()).collect();
+    const NEEDED: [(&str, &str); 4] = [
+        ("runc", "runc"),
+        ("nft", "nftables"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("conntrack", "conntrack"),
+    ];
+    let missing: Vec<(&str, &str)> = NEEDED
+        .into_iter()
+        .filter(|(program, _)| on_path(program).is_none())
+        .collect();
     if missing.is_empty() {
         return Check::ok("programs", NEEDED.map(|(program, _)| program).join(", "));
     }
     let found: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
-    let advice = format!("Install them: `apt-get install {}`, or run `make up`, which does.", packages.join(" "));
-    Check::bad("programs", Verdict::Failed, format!("missing {}", found.join(", ")), advice)
+    let advice = format!(
+        "Install them: `apt-get install {}`, or run `make up`, which does.",
+        packages.join(" ")
+    );
+    Check::bad(
+        "programs",
+        Verdict::Failed,
+        format!("missing {}", found.join(", ")),
+        advice,
+    )
 }
 
 fn memory() -> Check {
@@ -193,26 +278,45 @@ fn memory() -> Check {
 
 fn disk(root: &Utf8Path) -> Check {
     const NAME: &str = "disk";
-    let there = root.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"));
+    let there = root
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Utf8Path::new("/"));
     let stat = match rustix::fs::statvfs(there.as_std_path()) {
         Ok(stat) => stat,
         Err(error) => {
-            return Check::bad(NAME, Verdict::Failed, io::Error::from(error).to_string(), format!("`{there}` has to be readable."));
+            return Check::bad(
+                NAME,
+                Verdict::Failed,
+                io::Error::from(error).to_string(),
+                format!("`{there}` has to be readable."),
+            );
         }
     };
     let free = stat.f_bavail * stat.f_frsize / (1024 * 1024);
     /// The magic number of overlay file systems (linux/magic.h).
     const OVERLAYFS: i64 = 0x794c_7630;
-    let overlay = rustix::fs::statfs(there.as_std_path()).is_ok_and(|stat| stat.f_type as i64 == OVERLAYFS);
+    let overlay = rustix::fs::statfs(there.as_std_path()).is_ok_and(|stat| stat.f_type == OVERLAYFS);
     if overlay {
-        let advice = "Machines need a directory on a real file system: set STOLOS_ROOT to one on ext4 or xfs.";
-        return Check::bad(NAME, Verdict::Failed, format!("`{there}` lies on an overlay file system"), advice);
+        let advice =
+            "Machines need a directory on a real file system: set STOLOS_ROOT to one on ext4 or xfs.";
+        return Check::bad(
+            NAME,
+            Verdict::Failed,
+            format!("`{there}` lies on an overlay file system"),
+            advice,
+        );
     }
     if free >= LEAST_DISK_MIB {
         Check::ok(NAME, format!("{free} MiB free in {there}"))
     } else {
         let advice = format!("Programs, a stemcell and one cluster take about {LEAST_DISK_MIB} MiB.");
-        Check::bad(NAME, Verdict::Warning, format!("{free} MiB free in {there}"), advice)
+        Check::bad(
+            NAME,
+            Verdict::Warning,
+            format!("{free} MiB free in {there}"),
+            advice,
+        )
     }
 }
 
@@ -223,21 +327,40 @@ fn running(instance: &Instance) -> Vec<Check> {
     }
     let check = |name: &'static str, file: &str| match Process::recorded(&instance.run().join(file)) {
         Ok(Some(process)) => Check::ok(name, format!("running, process {}", process.pid)),
-        Ok(None) => Check::bad(name, Verdict::Warning, "not running", "Start it with `stolos up`."),
-        Err(error) => Check::bad(name, Verdict::Warning, error.to_string(), "The run directory has to be readable."),
+        Ok(None) => Check::bad(
+            name,
+            Verdict::Warning,
+            "not running",
+            "Start it with `stolos up`.",
+        ),
+        Err(error) => Check::bad(
+            name,
+            Verdict::Warning,
+            error.to_string(),
+            "The run directory has to be readable.",
+        ),
     };
-    vec![check("stolos-hostd", "hostd.pid"), check("stolosd", "stolosd.pid")]
+    vec![
+        check("stolos-hostd", "hostd.pid"),
+        check("stolosd", "stolosd.pid"),
+    ]
 }
 
 /// The host's memory.
 pub(crate) fn total_memory_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+    line.split_whitespace()
+        .nth(1)?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib / 1024)
 }
 
 /// A program on `PATH`.
 pub(crate) fn on_path(name: &str) -> Option<Utf8PathBuf> {
     let path = std::env::var("PATH").ok()?;
-    path.split(':').map(|dir| Utf8PathBuf::from(dir).join(name)).find(|candidate| candidate.is_file())
+    path.split(':')
+        .map(|dir| Utf8PathBuf::from(dir).join(name))
+        .find(|candidate| candidate.is_file())
 }

@@ -26,12 +26,31 @@ pub(crate) fn run(args: &Down) -> Result<(), Failure> {
     }
     doctor::refuse_failed(&doctor::host(&instance)[..1])?;
     // In the order of dependence: nobody may start again what is being ended.
-    stop(&instance, "stolosd", &instance.run().join("stolosd.pid"), STOLOSD_PATIENCE)?;
-    stop(&instance, "stolos-hostd", &instance.run().join("hostd.pid"), PATIENCE)?;
-    stop(&instance, "nats-server", &instance.nats().join("nats-server.pid"), PATIENCE)?;
+    stop(
+        &instance,
+        "stolosd",
+        &instance.run().join("stolosd.pid"),
+        STOLOSD_PATIENCE,
+    )?;
+    stop(
+        &instance,
+        "stolos-hostd",
+        &instance.run().join("hostd.pid"),
+        PATIENCE,
+    )?;
+    stop(
+        &instance,
+        "nats-server",
+        &instance.nats().join("nats-server.pid"),
+        PATIENCE,
+    )?;
     if instance.cpi_config().exists() {
         let verb = if args.purge { "destroy-all" } else { "stop-all" };
-        output::note(if args.purge { "removing all machines" } else { "stopping all machines" });
+        output::note(if args.purge {
+            "removing all machines"
+        } else {
+            "stopping all machines"
+        });
         cpi(&instance, verb)?;
     }
     if args.purge {
@@ -49,8 +68,14 @@ pub(crate) fn run(args: &Down) -> Result<(), Failure> {
     Ok(())
 }
 
-fn stop(instance: &Instance, name: &str, record: &camino::Utf8Path, patience: Duration) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::ours(format!("failed to stop {name} of {}: {error}", instance.name));
+fn stop(
+    instance: &Instance,
+    name: &str,
+    record: &camino::Utf8Path,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::ours(format!("failed to stop {name} of {}: {error}", instance.name));
     if let Some(process) = Process::recorded(record).map_err(failed)? {
         output::note(&format!("stopping {name}"));
         process.end(patience).map_err(failed)?;
@@ -67,16 +92,23 @@ fn cpi(instance: &Instance, verb: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let why = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::ours(format!("failed to remove the machines: {}", why.trim())).hint("Run `stolos down` again; it goes on where it stopped."))
+    Err(
+        Failure::ours(format!("failed to remove the machines: {}", why.trim()))
+            .hint("Run `stolos down` again; it goes on where it stopped."),
+    )
 }
 
 /// A program that was built and is installed together with this one.
 pub(crate) fn sibling(name: &str) -> Result<Utf8PathBuf, Failure> {
-    let exe = std::env::current_exe().map_err(|error| Failure::ours(format!("failed to find this program's place: {error}")))?;
-    let path = Utf8PathBuf::try_from(exe).map_err(|error| Failure::ours(error.to_string()))?.with_file_name(name);
+    let exe = std::env::current_exe()
+        .map_err(|error| Failure::ours(format!("failed to find this program's place: {error}")))?;
+    let path = Utf8PathBuf::try_from(exe)
+        .map_err(|error| Failure::ours(error.to_string()))?
+        .with_file_name(name);
     if path.is_file() {
         Ok(path)
     } else {
-        Err(Failure::user(format!("`{path}` is missing")).hint("Build all programs: `cargo build --workspace --bins`."))
+        Err(Failure::user(format!("`{path}` is missing"))
+            .hint("Build all programs: `cargo build --workspace --bins`."))
     }
 }

@@ -34,7 +34,9 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
     let identity = base_address(host_of(&api), IDENTITY_PORT)?;
     let http = client(&trust, Some(REQUEST_LIMIT)).map_err(|error| Failure::from_error(&error))?;
     // The API says where tokens are to be had; an installation may have moved that.
-    let info = pks::Client::new(&api, http.clone(), Secret::from("")).info().await;
+    let info = pks::Client::new(&api, http.clone(), Secret::from(""))
+        .info()
+        .await;
     let identity = match info {
         Ok(info) => info.identity,
         Err(error) if error.refusal().is_some_and(|refusal| refusal.status == 404) => identity,
@@ -42,9 +44,12 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
     };
     let service = identity::Client::new(&identity, http);
     let (name, tokens) = match (&args.client_name, &args.client_secret) {
-        (Some(name), Some(secret)) => {
-            (name.clone(), service.client_credentials(name, &Secret::from(secret.as_str())).await)
-        }
+        (Some(name), Some(secret)) => (
+            name.clone(),
+            service
+                .client_credentials(name, &Secret::from(secret.as_str()))
+                .await,
+        ),
         _ => {
             let user = args.username.clone().unwrap_or_default();
             let password = password(args)?;
@@ -68,7 +73,10 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
         ca_cert,
         skip_ssl_verification: args.skip_ssl_validation,
         access_token: tokens.access_token.expose().clone(),
-        refresh_token: tokens.refresh_token.map(|token| token.expose().clone()).unwrap_or_default(),
+        refresh_token: tokens
+            .refresh_token
+            .map(|token| token.expose().clone())
+            .unwrap_or_default(),
     })?;
     output::data(&format!("\nAPI Endpoint: {}\nUser: {name}", host_of(&api)));
     Ok(())
@@ -96,13 +104,16 @@ pub(crate) async fn current() -> Result<(Session, reqwest::Client), Failure> {
         }
         let service = identity::Client::new(&session.identity, http.clone());
         let refresh = Secret::from(session.refresh_token.as_str());
-        let tokens = service.refresh(identity::PKS_CLI, &refresh).await.map_err(|error| {
-            use stolos_base::Classify as _;
-            match error.class() {
-                Class::User | Class::Unauthenticated => Failure::not_logged_in(),
-                _ => Failure::from_error(&error),
-            }
-        })?;
+        let tokens = service
+            .refresh(identity::PKS_CLI, &refresh)
+            .await
+            .map_err(|error| {
+                use stolos_base::Classify as _;
+                match error.class() {
+                    Class::User | Class::Unauthenticated => Failure::not_logged_in(),
+                    _ => Failure::from_error(&error),
+                }
+            })?;
         session.access_token = tokens.access_token.expose().clone();
         if let Some(token) = tokens.refresh_token {
             session.refresh_token = token.expose().clone();
@@ -115,12 +126,18 @@ pub(crate) async fn current() -> Result<(Session, reqwest::Client), Failure> {
 /// A client of the PKS API for the current session.
 pub(crate) async fn pks_client() -> Result<pks::Client, Failure> {
     let (session, http) = current().await?;
-    Ok(pks::Client::new(&session.api, http, Secret::from(session.access_token.as_str())))
+    Ok(pks::Client::new(
+        &session.api,
+        http,
+        Secret::from(session.access_token.as_str()),
+    ))
 }
 
 /// Whether a token can still be used. Its signature is the server's business.
 fn lives(token: &str) -> bool {
-    let end = stolos_api::token::peek(token).ok().and_then(|claims| claims.get("exp")?.as_i64());
+    let end = stolos_api::token::peek(token)
+        .ok()
+        .and_then(|claims| claims.get("exp")?.as_i64());
     end.is_some_and(|end| end > Clock::system().now().as_second() + RENEW_BEFORE)
 }
 
@@ -139,7 +156,8 @@ fn password(args: &Login) -> Result<Secret<String>, Failure> {
         return Ok(Secret::from(text.trim_end_matches(['\r', '\n'])));
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::user("no password was given").hint("Use --password-file FILE, or `-` for standard input."));
+        return Err(Failure::user("no password was given")
+            .hint("Use --password-file FILE, or `-` for standard input."));
     }
     rpassword::prompt_password("Password: ")
         .map(Secret::from)
@@ -149,17 +167,30 @@ fn password(args: &Login) -> Result<Secret<String>, Failure> {
 /// `HOST`, `HOST:PORT` and `https://HOST[:PORT]` are all taken, as PKS did.
 fn base_address(text: &str, port: u16) -> Result<String, Failure> {
     if text.starts_with("http://") {
-        return Err(Failure::user(format!("`{text}` would send the password in clear")).hint("The API speaks HTTPS only."));
+        return Err(
+            Failure::user(format!("`{text}` would send the password in clear"))
+                .hint("The API speaks HTTPS only."),
+        );
     }
-    let rest = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
-    let valid = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
+    let rest = text
+        .strip_prefix("https://")
+        .unwrap_or(text)
+        .trim_end_matches('/');
+    let valid = !rest.is_empty()
+        && rest
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
     if !valid {
         return Err(Failure::user(format!("`{text}` is not the host of an API")));
     }
     let has_port = rest.rsplit_once(':').is_some_and(|(host, port)| {
         (!host.contains(':') || host.ends_with(']')) && port.bytes().all(|b| b.is_ascii_digit())
     });
-    Ok(if has_port { format!("https://{rest}") } else { format!("https://{rest}:{port}") })
+    Ok(if has_port {
+        format!("https://{rest}")
+    } else {
+        format!("https://{rest}:{port}")
+    })
 }
 
 fn host_of(base: &str) -> &str {

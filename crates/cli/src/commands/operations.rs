@@ -30,7 +30,10 @@ pub(crate) async fn run(args: &Operations) -> Result<(), Failure> {
     }
     let operations = match &args.id {
         Some(id) => vec![client.operation(id, Duration::ZERO).await.map_err(failure)?],
-        None => client.operations(args.cluster.as_deref()).await.map_err(failure)?,
+        None => client
+            .operations(args.cluster.as_deref())
+            .await
+            .map_err(failure)?,
     };
     if args.follow {
         let Some(newest) = operations.first() else {
@@ -64,7 +67,10 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
                     continue;
                 }
                 // The token has ended while we waited: a create can take longer than ten minutes on a slow host.
-                Err(error) if error.class() == stolos_base::Class::Unauthenticated && unreachable < GIVE_UP_AFTER => {
+                Err(error)
+                    if error.class() == stolos_base::Class::Unauthenticated
+                        && unreachable < GIVE_UP_AFTER =>
+                {
                     unreachable += 1;
                     client = pks_client().await?;
                     continue;
@@ -76,14 +82,21 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
             match operation.state {
                 OperationState::Queued | OperationState::Running => {}
                 OperationState::Succeeded => {
-                    output::note(&format!("Operation succeeded in {:.1} s", steps.elapsed().as_secs_f64()));
+                    output::note(&format!(
+                        "Operation succeeded in {:.1} s",
+                        steps.elapsed().as_secs_f64()
+                    ));
                     return Ok(());
                 }
                 OperationState::Failed => {
-                    let why = operation.error.unwrap_or_else(|| "the server gave no cause".to_owned());
+                    let why = operation
+                        .error
+                        .unwrap_or_else(|| "the server gave no cause".to_owned());
                     return Err(Failure::user(format!("operation {id} failed: {why}")));
                 }
-                OperationState::Cancelled => return Err(Failure::user(format!("operation {id} was cancelled"))),
+                OperationState::Cancelled => {
+                    return Err(Failure::user(format!("operation {id} was cancelled")));
+                }
             }
         }
     };
@@ -103,7 +116,10 @@ fn show_steps(steps: &mut Steps, operation: &Operation) {
             "failed" => State::Failed,
             _ => continue,
         };
-        let elapsed = step.elapsed_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let elapsed = step
+            .elapsed_ms
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis);
         steps.show(&step.name, state, step.detail.as_deref(), elapsed);
     }
 }
@@ -123,7 +139,10 @@ fn table(operations: &[Operation]) {
             ]
         })
         .collect();
-    output::data(&output::table(&["ID", "Cluster", "Action", "State", "User", "Created", "Now"], &rows));
+    output::data(&output::table(
+        &["ID", "Cluster", "Action", "State", "User", "Created", "Now"],
+        &rows,
+    ));
 }
 
 /// What it does, since when, waiting on what; or why it failed.
@@ -136,7 +155,11 @@ fn now_doing(operation: &Operation) -> String {
         .iter()
         .filter(|step| step.state == "running" && !operation.state.is_final())
         .map(|step| {
-            let detail = step.detail.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+            let detail = step
+                .detail
+                .as_ref()
+                .map(|text| format!(": {text}"))
+                .unwrap_or_default();
             let since = step.elapsed_ms.unwrap_or(0) / 1000;
             format!("{}{detail} ({since} s)", step.name)
         })
@@ -159,14 +182,27 @@ fn show(operation: &Operation) {
         .steps
         .iter()
         .map(|step| {
-            let took = step.elapsed_ms.map(|ms| format!("{:.1} s", Duration::from_millis(ms.max(0).unsigned_abs()).as_secs_f64()));
+            let took = step.elapsed_ms.map(|ms| {
+                format!(
+                    "{:.1} s",
+                    Duration::from_millis(ms.max(0).unsigned_abs()).as_secs_f64()
+                )
+            });
             let about = match (&step.detail, step.waiting_for.is_empty()) {
                 (Some(detail), _) => detail.clone(),
                 (None, false) => format!("waiting for {}", step.waiting_for.join(", ")),
                 (None, true) => String::new(),
             };
-            vec![step.name.clone(), step.state.clone(), took.unwrap_or_default(), about]
+            vec![
+                step.name.clone(),
+                step.state.clone(),
+                took.unwrap_or_default(),
+                about,
+            ]
         })
         .collect();
-    output::data(&format!("\n{}", output::table(&["Step", "State", "Took", "About"], &rows)));
+    output::data(&format!(
+        "\n{}",
+        output::table(&["Step", "State", "Took", "About"], &rows)
+    ));
 }

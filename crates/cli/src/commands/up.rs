@@ -20,8 +20,8 @@ use super::down::sibling;
 use super::{clusters, deployments, doctor, login};
 use crate::args::{Create, Credentials, Login, Up};
 use crate::failure::Failure;
-use crate::progress::{State, Steps};
 use crate::output;
+use crate::progress::{State, Steps};
 
 /// The first start makes keys and databases; a busy host takes its time.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &Up) -> Result<(), Failure> {
     let built = build().await?;
     phases.done("build programs, release, stemcell and images");
     let network = configure(&instance, &built).await?;
-    start(&instance, &built).await?;
+    start(&instance)?;
     phases.done("start the services");
     log_in(&instance, &network).await?;
     upload(&built).await?;
@@ -64,7 +64,11 @@ struct Phases {
 impl Phases {
     fn new() -> Self {
         let now = Instant::now();
-        Self { start: now, last: now, lines: Vec::new() }
+        Self {
+            start: now,
+            last: now,
+            lines: Vec::new(),
+        }
     }
 
     fn done(&mut self, what: &str) {
@@ -91,13 +95,18 @@ struct Built {
 }
 
 async fn build() -> Result<Built, Failure> {
-    let here = std::env::current_dir().map_err(|error| Failure::user(format!("failed to find this directory: {error}")))?;
+    let here = std::env::current_dir()
+        .map_err(|error| Failure::user(format!("failed to find this directory: {error}")))?;
     let here = Utf8PathBuf::try_from(here).map_err(|error| Failure::user(error.to_string()))?;
     let exe = sibling("stolos")?;
     let repository = stolos_build::find_repository(&here)
         .or_else(|_| stolos_build::find_repository(&exe))
         .map_err(|error| Failure::user(stolos_base::chain(&error)).hint("Run it in a checkout of Stolos."))?;
-    let (init, agent, job) = (sibling("stolos-init")?, sibling("stolos-agent")?, sibling("stolos-job")?);
+    let (init, agent, job) = (
+        sibling("stolos-init")?,
+        sibling("stolos-agent")?,
+        sibling("stolos-job")?,
+    );
     let work = move || -> Result<Built, stolos_build::Error> {
         let builder = Builder::new(Cache::of_user()?, &repository)?.with_progress(Arc::new(Shown::new()));
         builder.prepare()?;
@@ -109,7 +118,9 @@ async fn build() -> Result<Built, Failure> {
             seed: builder.images_seed()?,
         })
     };
-    let built = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::ours(error.to_string()))?;
+    let built = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::ours(error.to_string()))?;
     built.map_err(|error| Failure::from_error(&error))
 }
 
@@ -127,8 +138,12 @@ impl Progress for Shown {
         let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Found { .. } => {}
-            Event::Waiting { what } => steps.show(what, State::Running, Some("another process makes it"), None),
-            Event::Damaged { what, reason } => output::note(&format!("  damaged  {what}: {reason}; it is made again")),
+            Event::Waiting { what } => {
+                steps.show(what, State::Running, Some("another process makes it"), None)
+            }
+            Event::Damaged { what, reason } => {
+                output::note(&format!("  damaged  {what}: {reason}; it is made again"))
+            }
             Event::Started { what } => steps.show(what, State::Running, None, None),
             Event::Step { what, text } => steps.show(what, State::Running, Some(text), None),
             Event::Made { what, took } => steps.show(what, State::Done, None, Some(*took)),
@@ -138,8 +153,15 @@ impl Progress for Shown {
 
 /// Writes what the services read at their start.
 async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Failure> {
-    let failed = |what: &'static str| move |error: std::io::Error| Failure::ours(format!("failed to {what}: {error}"));
-    for directory in [instance.root.clone(), instance.run(), instance.logs(), instance.packages(), instance.images()] {
+    let failed =
+        |what: &'static str| move |error: std::io::Error| Failure::ours(format!("failed to {what}: {error}"));
+    for directory in [
+        instance.root.clone(),
+        instance.run(),
+        instance.logs(),
+        instance.packages(),
+        instance.images(),
+    ] {
         fs_err::create_dir_all(&directory).map_err(failed("make the directories"))?;
     }
     let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())
@@ -148,7 +170,8 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
         "instance": instance,
         "agent": {"mbus": [format!("nats://{}:4222", network.host())]},
     });
-    files::write_json(&instance.cpi_config(), &cpi, 0o600).map_err(failed("write the CPI's configuration"))?;
+    files::write_json(&instance.cpi_config(), &cpi, 0o600)
+        .map_err(failed("write the CPI's configuration"))?;
     let artifacts = json!({
         "release": built.release.name,
         "release_version": built.release.version,
@@ -156,7 +179,8 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
         "stemcell_version": built.stemcell.version,
         "image_seed": built.seed.name,
     });
-    files::write_json(&instance.root.join("artifacts.json"), &artifacts, 0o644).map_err(failed("write what was built"))?;
+    files::write_json(&instance.root.join("artifacts.json"), &artifacts, 0o644)
+        .map_err(failed("write what was built"))?;
     let programs = json!({"nats_server": built.nats_server, "cpi_host": sibling("stolos-cpi-host")?});
     write_config(instance, &programs)?;
     place_seed(instance, &built.seed).await?;
@@ -166,7 +190,8 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
 /// The operator's file is theirs; only the paths of programs, which move with every build, are kept up to date.
 fn write_config(instance: &Instance, programs: &serde_json::Value) -> Result<(), Failure> {
     let path = instance.config_file();
-    let failed = |problem: String| Failure::user(format!("failed to write the configuration `{path}`: {problem}"));
+    let failed =
+        |problem: String| Failure::user(format!("failed to write the configuration `{path}`: {problem}"));
     let mut config: serde_json::Value = match fs_err::read_to_string(&path) {
         Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
@@ -186,23 +211,44 @@ async fn place_seed(instance: &Instance, seed: &Seed) -> Result<(), Failure> {
     if place.is_dir() {
         return Ok(());
     }
-    let temporary = instance.images().join(format!(".{}.{}", seed.name, stolos_base::ids::random_hex(4)));
+    let temporary = instance
+        .images()
+        .join(format!(".{}.{}", seed.name, stolos_base::ids::random_hex(4)));
     let (from, to) = (seed.path.clone(), temporary.clone());
-    let copy = move || Command::new("cp").args(["-a", "--reflink=auto", from.as_str(), to.as_str()]).output();
-    let output = tokio::task::spawn_blocking(copy).await.map_err(|error| Failure::ours(error.to_string()))?;
+    let copy = move || {
+        Command::new("cp")
+            .args(["-a", "--reflink=auto", from.as_str(), to.as_str()])
+            .output()
+    };
+    let output = tokio::task::spawn_blocking(copy)
+        .await
+        .map_err(|error| Failure::ours(error.to_string()))?;
     let output = output.map_err(|error| Failure::ours(format!("failed to copy the images: {error}")))?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::ours(format!("failed to copy the images: {}", why.trim())));
+        return Err(Failure::ours(format!(
+            "failed to copy the images: {}",
+            why.trim()
+        )));
     }
-    fs_err::rename(&temporary, &place).map_err(|error| Failure::ours(format!("failed to place the images: {error}")))
+    fs_err::rename(&temporary, &place)
+        .map_err(|error| Failure::ours(format!("failed to place the images: {error}")))
 }
 
 /// Starts what does not run; a `stolosd` of an older build is replaced, machines go on meanwhile.
-async fn start(instance: &Instance, built: &Built) -> Result<(), Failure> {
-    let _ = built;
-    daemon(instance, "stolos-hostd", "hostd.pid", &["--config", instance.cpi_config().as_str()])?;
-    let arguments = ["--instance", instance.name.as_str(), "--root", instance.root.as_str()];
+fn start(instance: &Instance) -> Result<(), Failure> {
+    daemon(
+        instance,
+        "stolos-hostd",
+        "hostd.pid",
+        &["--config", instance.cpi_config().as_str()],
+    )?;
+    let arguments = [
+        "--instance",
+        instance.name.as_str(),
+        "--root",
+        instance.root.as_str(),
+    ];
     daemon(instance, "stolosd", "stolosd.pid", &arguments)
 }
 
@@ -235,7 +281,10 @@ async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failur
         let ca = fs_err::read_to_string(instance.ca_file()).map_err(|error| error.to_string())?;
         let http = client(&Trust::Authorities(ca), Some(Duration::from_secs(5)));
         let http = http.map_err(|error| stolos_base::chain(&error))?;
-        pks::Client::new(&base, http, Secret::from("")).info().await.map_err(|error| stolos_base::chain(&error))
+        pks::Client::new(&base, http, Secret::from(""))
+            .info()
+            .await
+            .map_err(|error| stolos_base::chain(&error))
     });
     tokio::select! {
         ready = ready => drop(ready.map_err(|error| {
@@ -267,7 +316,10 @@ async fn ended(instance: &Instance) -> Failure {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let last = text.lines().last().unwrap_or_default();
             let why = serde_json::from_str::<serde_json::Value>(last).ok();
-            let why = why.as_ref().and_then(|line| line["error"].as_str()).unwrap_or(last);
+            let why = why
+                .as_ref()
+                .and_then(|line| line["error"].as_str())
+                .unwrap_or(last);
             return Failure::ours(format!("stolosd ended: {why}")).hint(format!("Its log is `{log}`."));
         }
     }
@@ -277,23 +329,39 @@ async fn upload(built: &Built) -> Result<(), Failure> {
     let director = deployments::client().await?;
     let failed = |error| Failure::from_error(&error);
     let stemcells = director.stemcells().await.map_err(failed)?;
-    if !stemcells.iter().any(|there| there.name == built.stemcell.name && there.version == built.stemcell.version) {
-        let task = director.upload_stemcell(Upload::Location(&built.stemcell.path)).await.map_err(failed)?;
+    if !stemcells
+        .iter()
+        .any(|there| there.name == built.stemcell.name && there.version == built.stemcell.version)
+    {
+        let task = director
+            .upload_stemcell(Upload::Location(&built.stemcell.path))
+            .await
+            .map_err(failed)?;
         deployments::follow(&director, task).await?;
     }
     let releases = director.releases().await.map_err(failed)?;
     let is_there = releases.iter().any(|release| {
-        release.name == built.release.name && release.release_versions.iter().any(|v| v.version == built.release.version)
+        release.name == built.release.name
+            && release
+                .release_versions
+                .iter()
+                .any(|v| v.version == built.release.version)
     });
     if !is_there {
-        let task = director.upload_release(Upload::Location(&built.release.path)).await.map_err(failed)?;
+        let task = director
+            .upload_release(Upload::Location(&built.release.path))
+            .await
+            .map_err(failed)?;
         deployments::follow(&director, task).await?;
     }
     base_cloud_config(&director).await
 }
 
 async fn base_cloud_config(director: &Client) -> Result<(), Failure> {
-    let configs = director.configs("cloud").await.map_err(|error| Failure::from_error(&error))?;
+    let configs = director
+        .configs("cloud")
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     if configs.iter().any(|config| config.name == "default") {
         return Ok(());
     }
@@ -303,7 +371,11 @@ async fn base_cloud_config(director: &Client) -> Result<(), Failure> {
         content: BASE_CLOUD_CONFIG.to_owned(),
         expected_latest_id: None,
     };
-    director.update_config(&update).await.map(drop).map_err(|error| Failure::from_error(&error))
+    director
+        .update_config(&update)
+        .await
+        .map(drop)
+        .map_err(|error| Failure::from_error(&error))
 }
 
 async fn demo() -> Result<(), Failure> {
@@ -313,14 +385,22 @@ async fn demo() -> Result<(), Failure> {
             output::note(&format!("cluster {DEMO} is there"));
         }
         Ok(cluster) if !cluster.last_action_state.is_final() => {
-            let operations = client.operations(Some(DEMO)).await.map_err(|error| Failure::from_error(&error))?;
+            let operations = client
+                .operations(Some(DEMO))
+                .await
+                .map_err(|error| Failure::from_error(&error))?;
             if let Some(operation) = operations.first() {
                 super::operations::follow(&client, &operation.id).await?;
             }
         }
         Ok(cluster) => {
-            return Err(Failure::user(format!("cluster {DEMO} is there, but: {}", cluster.last_action_description))
-                .hint(format!("Delete it with `stolos delete-cluster {DEMO} --wait`, then run this again.")));
+            return Err(Failure::user(format!(
+                "cluster {DEMO} is there, but: {}",
+                cluster.last_action_description
+            ))
+            .hint(format!(
+                "Delete it with `stolos delete-cluster {DEMO} --wait`, then run this again."
+            )));
         }
         Err(error) if error.class() == Class::NotFound => {
             clusters::create(&Create {
@@ -336,12 +416,21 @@ async fn demo() -> Result<(), Failure> {
         }
         Err(error) => return Err(Failure::from_error(&error)),
     }
-    clusters::credentials(&Credentials { name: DEMO.to_owned(), json: false }).await
+    clusters::credentials(&Credentials {
+        name: DEMO.to_owned(),
+        json: false,
+    })
+    .await
 }
 
 fn finish(args: &Up, built: &Built, network: &HostNetwork) {
-    output::data(&format!("\nStolos runs at https://{}:{}; you are logged in as admin.", network.host(), pks::PORT));
-    let kubectl = doctor::on_path("kubectl").map_or_else(|| built.kubectl.to_string(), |_| "kubectl".to_owned());
+    output::data(&format!(
+        "\nStolos runs at https://{}:{}; you are logged in as admin.",
+        network.host(),
+        pks::PORT
+    ));
+    let kubectl =
+        doctor::on_path("kubectl").map_or_else(|| built.kubectl.to_string(), |_| "kubectl".to_owned());
     if args.demo {
         output::data(&format!("Go on with: {kubectl} get nodes"));
     } else {

@@ -40,9 +40,15 @@ impl Kind for Create {
                 let tools = tools.clone();
                 async move {
                     let lease = tools.network.lease(input.cluster).await?;
-                    let mut tx = tools.db.begin("note the address").await.map_err(crate::Error::database("begin"))?;
+                    let mut tx = tools
+                        .db
+                        .begin("note the address")
+                        .await
+                        .map_err(crate::Error::database("begin"))?;
                     db::set_address(&mut tx, input.cluster, &lease.virtual_address.to_string()).await?;
-                    tx.commit().await.map_err(crate::Error::database("note the address"))?;
+                    tx.commit()
+                        .await
+                        .map_err(crate::Error::database("note the address"))?;
                     Ok(lease)
                 }
             })
@@ -54,11 +60,15 @@ impl Kind for Create {
         let (tools, from, spec, told) = (self.0.clone(), lease.clone(), cluster.clone(), failed.clone());
         let deploy = graph.add(
             Step::new("Deploy machines", move |ctx| {
-                let (tools, from, cluster, failed) = (tools.clone(), from.clone(), spec.clone(), told.clone());
+                let (tools, from, cluster, failed) =
+                    (tools.clone(), from.clone(), spec.clone(), told.clone());
                 async move {
                     let lease: NetworkLease = ctx.output(&from)?;
                     let result = run_deploy(&tools, &ctx, &cluster, &lease).await;
-                    failed.store(result.as_ref().is_err_and(|error| !error.retryable), Ordering::Relaxed);
+                    failed.store(
+                        result.as_ref().is_err_and(|error| !error.retryable),
+                        Ordering::Relaxed,
+                    );
                     result
                 }
             })
@@ -71,7 +81,8 @@ impl Kind for Create {
         let (tools, from, name, told) = (self.0.clone(), lease.clone(), deployment.clone(), failed);
         let publish = graph.add(
             Step::new("Publish API address", move |ctx| {
-                let (tools, from, deployment, failed) = (tools.clone(), from.clone(), name.clone(), told.clone());
+                let (tools, from, deployment, failed) =
+                    (tools.clone(), from.clone(), name.clone(), told.clone());
                 async move {
                     let lease: NetworkLease = ctx.output(&from)?;
                     ctx.progress("waiting for the masters' addresses");
@@ -81,11 +92,17 @@ impl Kind for Create {
                             break addresses;
                         }
                         if failed.load(Ordering::Relaxed) {
-                            return Err(StepError::fatal(Class::Conflict, "the deploy failed before masters had addresses"));
+                            return Err(StepError::fatal(
+                                Class::Conflict,
+                                "the deploy failed before masters had addresses",
+                            ));
                         }
                         tokio::time::sleep(PLACEMENT_INTERVAL).await;
                     };
-                    tools.network.publish(input.cluster, lease.virtual_address, addresses).await?;
+                    tools
+                        .network
+                        .publish(input.cluster, lease.virtual_address, addresses)
+                        .await?;
                     Ok(())
                 }
             })
@@ -102,7 +119,10 @@ impl Kind for Create {
                     let lease: NetworkLease = ctx.output(&from)?;
                     let admin = tools.vault.admin(&deployment).await?;
                     let progress = |text: String| ctx.progress(text);
-                    tools.kubernetes.smoke_test(lease.virtual_address, &admin, &progress).await?;
+                    tools
+                        .kubernetes
+                        .smoke_test(lease.virtual_address, &admin, &progress)
+                        .await?;
                     Ok(())
                 }
             })
@@ -115,16 +135,33 @@ impl Kind for Create {
     }
 
     async fn on_state(&self, tx: &mut Tx, change: &Change<'_>) -> Result<(), stolos_store::Error> {
-        let Some(input) = super::input_of(change) else { return Ok(()) };
+        let Some(input) = super::input_of(change) else {
+            return Ok(());
+        };
         write_state(tx, &input, LastAction::Create, change).await
     }
 }
 
-async fn run_deploy(tools: &Tools, ctx: &StepContext, cluster: &ClusterRow, lease: &NetworkLease) -> Result<(), StepError> {
-    let spec = ClusterSpec { id: cluster.id, hostname: cluster.hostname.clone(), workers: cluster.workers };
+async fn run_deploy(
+    tools: &Tools,
+    ctx: &StepContext,
+    cluster: &ClusterRow,
+    lease: &NetworkLease,
+) -> Result<(), StepError> {
+    let spec = ClusterSpec {
+        id: cluster.id,
+        hostname: cluster.hostname.clone(),
+        workers: cluster.workers,
+    };
     let rendered = render(&spec, &cluster.plan, lease, &tools.artifacts);
-    tools.director.set_cloud_config(&rendered.deployment, &rendered.cloud_config).await?;
+    tools
+        .director
+        .set_cloud_config(&rendered.deployment, &rendered.cloud_config)
+        .await?;
     let context = ctx.flow_id().to_string();
-    let task = tools.director.deploy(&rendered.deployment, &rendered.manifest, &context).await?;
+    let task = tools
+        .director
+        .deploy(&rendered.deployment, &rendered.manifest, &context)
+        .await?;
     follow(tools, ctx, task).await
 }

@@ -86,7 +86,9 @@ impl Kind for Delete {
     }
 
     async fn on_state(&self, tx: &mut Tx, change: &Change<'_>) -> Result<(), stolos_store::Error> {
-        let Some(input) = super::input_of(change) else { return Ok(()) };
+        let Some(input) = super::input_of(change) else {
+            return Ok(());
+        };
         write_state(tx, &input, LastAction::Delete, change).await
     }
 }

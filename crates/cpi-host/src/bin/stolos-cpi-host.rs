@@ -66,9 +66,14 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn answer(cpi: &HostCpi) -> Result<()> {
-    let failed = |what: &str| { let what = what.to_owned(); move |source| stolos_cpi_host::Error::Io { what, source } };
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |source| stolos_cpi_host::Error::Io { what, source }
+    };
     let mut input = Vec::new();
-    std::io::stdin().read_to_end(&mut input).map_err(failed("read the call"))?;
+    std::io::stdin()
+        .read_to_end(&mut input)
+        .map_err(failed("read the call"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,8 +83,12 @@ fn answer(cpi: &HostCpi) -> Result<()> {
         None => cpi.clone(),
     };
     let response = runtime.block_on(wire::answer(&cpi, &input));
-    let text = serde_json::to_vec(&response).map_err(std::io::Error::from).map_err(failed("write the reply"))?;
-    std::io::stdout().write_all(&text).map_err(failed("write the reply"))
+    let text = serde_json::to_vec(&response)
+        .map_err(std::io::Error::from)
+        .map_err(failed("write the reply"))?;
+    std::io::stdout()
+        .write_all(&text)
+        .map_err(failed("write the reply"))
 }
 
 fn list(host: &Host) -> Result<()> {
@@ -88,7 +97,10 @@ fn list(host: &Host) -> Result<()> {
         let running = host.init(&machine.cid)?.map(|init| init.pid);
         let line = serde_json::json!({"cid": machine.cid, "state": machine.state, "power": machine.power, "pid": running,
             "links": machine.links, "disks": machine.disks, "metadata": machine.metadata});
-        writeln!(out, "{line}").map_err(|source| stolos_cpi_host::Error::Io { what: "print".to_owned(), source })?;
+        writeln!(out, "{line}").map_err(|source| stolos_cpi_host::Error::Io {
+            what: "print".to_owned(),
+            source,
+        })?;
     }
     Ok(())
 }

@@ -60,16 +60,24 @@ fn answer(words: &[&str]) -> io::Result<String> {
         ["put", path, text] => std::fs::write(path, text).map(ok),
         ["mount", device, directory] => {
             std::fs::create_dir_all(directory)?;
-            mount(*device, *directory, "ext4", MountFlags::empty(), None).map_err(Into::into).map(ok)
+            mount(*device, *directory, "ext4", MountFlags::empty(), None)
+                .map_err(Into::into)
+                .map(ok)
         }
-        ["umount", directory] => unmount(*directory, UnmountFlags::empty()).map_err(Into::into).map(ok),
+        ["umount", directory] => unmount(*directory, UnmountFlags::empty())
+            .map_err(Into::into)
+            .map(ok),
         other => Err(io::Error::other(format!("no command: {other:?}"))),
     }
 }
 
 fn report() -> io::Result<String> {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
     let first = |paths: [&str; 2]| paths.iter().map(|path| read(path)).find(|text| !text.is_empty());
     let report = json!({
         "pid": std::process::id(),

@@ -1,5 +1,10 @@
 //! An instance of its own for a test, with a stemcell whose init is `stolos-machine-probe`.
-#![allow(dead_code, unreachable_pub, clippy::print_stderr, reason = "each test binary uses its part; skips are told on stderr")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stderr,
+    reason = "each test binary uses its part; skips are told on stderr"
+)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -30,7 +35,9 @@ pub fn why_not() -> Option<String> {
         .into_iter()
         .filter(|program| {
             let path = std::env::var("PATH").unwrap_or_default();
-            !path.split(':').any(|dir| Utf8Path::new(dir).join(program).exists())
+            !path
+                .split(':')
+                .any(|dir| Utf8Path::new(dir).join(program).exists())
         })
         .collect();
     (!missing.is_empty()).then(|| format!("missing programs: {}", missing.join(", ")))
@@ -53,7 +60,8 @@ impl Bench {
             root: dir.path().join("instance"),
         };
         let config = Config::new(instance);
-        stolos_base::files::write_json(&dir.path().join("config.json"), &config, 0o600).expect("a configuration");
+        stolos_base::files::write_json(&dir.path().join("config.json"), &config, 0o600)
+            .expect("a configuration");
         let bench = Self {
             dir,
             host: Host::new(config, IdSource::random()),
@@ -123,9 +131,16 @@ impl Bench {
     }
 
     pub fn until_up(&self, last: u8) {
-        block_on(poll::until("the machine", Duration::from_millis(10), Duration::from_secs(60), || async {
-            ask(self.address(last), "report").map(drop).map_err(|error| error.to_string())
-        }))
+        block_on(poll::until(
+            "the machine",
+            Duration::from_millis(10),
+            Duration::from_secs(60),
+            || async {
+                ask(self.address(last), "report")
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            },
+        ))
         .expect("it is up");
     }
 
@@ -153,5 +168,7 @@ pub fn ask(address: Ipv4Addr, command: &str) -> std::io::Result<String> {
 
 /// Runs a future of a test; the host's own functions block and are called outside of it.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Runtime::new().expect("a runtime").block_on(future)
+    tokio::runtime::Runtime::new()
+        .expect("a runtime")
+        .block_on(future)
 }

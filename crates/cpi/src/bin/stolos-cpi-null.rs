@@ -22,14 +22,24 @@ fn run() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // Tests of the runner's journal count how often it was called, and make it slow.
     if let Some(log) = arguments.first() {
-        writeln!(fs_err::OpenOptions::new().create(true).append(true).open(log)?, "called")?;
+        writeln!(
+            fs_err::OpenOptions::new().create(true).append(true).open(log)?,
+            "called"
+        )?;
     }
     if let Some(pause) = arguments.get(1).and_then(|text| text.parse().ok()) {
         std::thread::sleep(std::time::Duration::from_millis(pause));
     }
     let books = arguments.get(2).map(Utf8PathBuf::from);
-    let _lock = books.as_ref().map(|file| FileLock::acquire(&file.with_extension("lock"))).transpose()?;
-    let before = books.as_ref().map(|file| files::read_json(file)).transpose()?.flatten();
+    let _lock = books
+        .as_ref()
+        .map(|file| FileLock::acquire(&file.with_extension("lock")))
+        .transpose()?;
+    let before = books
+        .as_ref()
+        .map(|file| files::read_json(file))
+        .transpose()?
+        .flatten();
     let cpi = NullCpi::with_books(IdSource::random(), before.unwrap_or_default());
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let response = runtime.block_on(stolos_cpi::wire::answer(&cpi, &input));

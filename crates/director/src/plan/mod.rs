@@ -16,7 +16,7 @@
 //! ```
 //!
 //! What the caller stores, so that the next deploy finds it in its [`Inventory`]:
-//! - when [`place`] has returned: nothing yet; a dry run ends after [`decide`];
+//! - when [`place()`] has returned: nothing yet; a dry run ends after [`decide()`];
 //! - before anything is made: every [`InstancePlan`]'s id, group, index, zone, bootstrap flag and addresses;
 //! - when a machine was made: its cid, agent id and [`Placed::machine`] as [`ExistingMachine::made_as`];
 //! - when a disk was made: its cid and [`PersistentDisk`](stolos_manifest::PersistentDisk) as [`ExistingDisk::disk`];

@@ -150,7 +150,7 @@ impl Placement {
 /// Digests of what the caller rendered with a [`Placement`].
 #[derive(Clone, Debug, Default)]
 pub struct Rendered {
-    /// Instance → job → digest of its rendered templates. [`decide`](super::decide) wants every placed instance.
+    /// Instance → job → digest of its rendered templates. `decide` wants every placed instance.
     pub template_hashes: BTreeMap<InstanceId, BTreeMap<String, String>>,
     /// Instance → digest over all of its rendered templates.
     pub configuration_hashes: BTreeMap<InstanceId, String>,
