@@ -1,7 +1,7 @@
 //! The whole system in a test: real servers on free ports, the programs of this workspace, a picture of the host before and
 //! after.
 //!
-//! Tests that need root, namespaces or upstream programs ask [`requirements`] and say why they skip.
+//! Tests that need root, namespaces or upstream programs ask [`cannot_run_machines`] and say why they skip.
 
 pub mod host;
 pub mod programs;
