@@ -107,7 +107,7 @@ fn binding_name(user: &str) -> String {
         .to_ascii_lowercase()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(40)
+        .take(30)
         .collect();
     // FNV-1a: two people whose names differ only in what was replaced must not share an identity.
     let hash = user.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -257,9 +257,15 @@ mod tests {
                 let (stream, _) = listener.accept().expect("a connection");
                 let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("TLS");
                 let mut stream = rustls::StreamOwned::new(connection, stream);
-                let mut request = [0_u8; 512];
-                let n = stream.read(&mut request).expect("a request");
-                assert!(request[..n].starts_with(b"GET /livez HTTP/1.1\r\n"));
+                // A request may come in several TLS records, so it is read up to the blank line that ends it.
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut part = [0_u8; 512];
+                    let n = stream.read(&mut part).expect("a request");
+                    assert!(n > 0, "the request ends early");
+                    request.extend_from_slice(&part[..n]);
+                }
+                assert!(request.starts_with(b"GET /livez HTTP/1.1\r\n"));
                 write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").expect("an answer");
                 stream.conn.send_close_notify();
                 let _ = stream.flush();
