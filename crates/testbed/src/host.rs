@@ -141,7 +141,9 @@ fn processes(lines: &mut BTreeSet<String>) {
         }
         let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         if OURS.iter().any(|name| comm.trim().starts_with(name)) {
-            lines.insert(format!("process {pid} {}", comm.trim()));
+            // The arguments name the instance, by which a test tells its own processes from others'.
+            let arguments = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            lines.insert(format!("process {pid} {}", arguments.replace('\0', " ").trim()));
         }
     }
 }

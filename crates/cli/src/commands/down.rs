@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Down) -> Result<(), Failure> {
     stop(
         &instance,
         "nats-server",
-        &instance.nats().join("nats-server.pid"),
+        &instance.nats().join("nats-server.pid.json"),
         PATIENCE,
     )?;
     if instance.cpi_config().exists() {
