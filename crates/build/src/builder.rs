@@ -65,8 +65,8 @@ pub struct Seed {
     pub name: String,
     /// A tree for containerd's `root`; not to be written to.
     pub path: Utf8PathBuf,
-    /// The names of the images in it.
-    pub images: Vec<String>,
+    /// The images in it, with the archives that it was made of.
+    pub images: Vec<ImageArchive>,
 }
 
 /// Builds. All calls block; calls for the same thing, also in other processes, wait for each other.
@@ -274,7 +274,7 @@ impl Builder {
         Ok(Seed {
             name: artefact.short_key().to_owned(),
             path: artefact.content,
-            images: images.into_iter().map(|image| image.name).collect(),
+            images,
         })
     }
 

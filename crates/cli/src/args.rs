@@ -38,6 +38,11 @@ pub(crate) enum Command {
     /// Write a cluster's credentials into the kubeconfig and make it the current context.
     #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
     GetCredentials(Credentials),
+    /// Give a container image to all nodes of a cluster, from an archive instead of a registry.
+    #[command(
+        after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
+    )]
+    LoadImage(LoadImage),
     /// Show what was asked of clusters and how far it is.
     Operations(Operations),
     /// Deploy a BOSH manifest with the director.
@@ -151,6 +156,23 @@ pub(crate) struct Credentials {
     /// Name of the cluster.
     pub(crate) name: String,
     /// Print the kubeconfig instead of merging it.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadImage {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// Archive of one or more images, as `docker save`, `podman save` or OCI tools write it; may be compressed by gzip.
+    pub(crate) file: Utf8PathBuf,
+    /// Only these nodes; all of them when absent.
+    #[arg(long = "node", value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// Seconds that a node may take.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+    /// Print JSON in place of text.
     #[arg(long)]
     pub(crate) json: bool,
 }

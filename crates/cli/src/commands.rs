@@ -4,6 +4,7 @@ mod clusters;
 mod deployments;
 mod doctor;
 mod down;
+mod images;
 mod login;
 mod operations;
 mod up;
@@ -24,6 +25,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::CreateCluster(args) => clusters::create(&args).await,
         Command::DeleteCluster(args) => clusters::delete(&args).await,
         Command::GetCredentials(args) => clusters::credentials(&args).await,
+        Command::LoadImage(args) => images::load(&args).await,
         Command::Operations(args) => operations::run(&args).await,
         Command::Deploy(args) => deployments::deploy(&args).await,
         Command::Deployments(args) => deployments::list(&args).await,

@@ -1,5 +1,6 @@
 //! The connection to one cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
@@ -43,6 +44,7 @@ pub struct Endpoint {
 #[derive(Clone)]
 pub struct Cluster {
     pub(crate) client: Client,
+    config: Arc<Config>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -105,14 +107,48 @@ impl Cluster {
         Self::from_config(config)
     }
 
+    /// A cluster by a kubeconfig in memory, as a binding gives it.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub async fn from_kubeconfig_value(value: serde_json::Value) -> Result<Self, Error> {
+        let bad = |source| Error::Kubeconfig {
+            path: "of the binding".to_owned(),
+            source,
+        };
+        let kubeconfig: Kubeconfig =
+            serde_json::from_value(value).map_err(|error| Error::Endpoint {
+                server: "the cluster".to_owned(),
+                problem: format!("the binding is no kubeconfig: {error}"),
+            })?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .map_err(bad)?;
+        Self::from_config(config)
+    }
+
+    /// The same cluster, whose silence within a request has no limit.
+    pub(crate) fn patient(&self) -> Result<Self, Error> {
+        let mut config = (*self.config).clone();
+        config.read_timeout = None;
+        Self::connect(config)
+    }
+
     fn from_config(mut config: Config) -> Result<Self, Error> {
-        stolos_base::tls::install_provider();
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
         config.reset_reader_on_write = true;
+        Self::connect(config)
+    }
+
+    fn connect(config: Config) -> Result<Self, Error> {
+        stolos_base::tls::install_provider();
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|source| Error::Client { server, source })?;
-        Ok(Self { client })
+        let client = Client::try_from(config.clone()).map_err(|source| Error::Client { server, source })?;
+        Ok(Self {
+            client,
+            config: Arc::new(config),
+        })
     }
 
     /// The client below, for requests that this crate has no words for.

@@ -106,6 +106,22 @@ pub enum Error {
         /// What stands in the way.
         problem: String,
     },
+    /// A file is no archive of images.
+    #[error("`{path}` cannot be loaded: {problem}")]
+    Archive {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A node did not take images.
+    #[error("node `{node}` did not take the images: {problem}")]
+    Load {
+        /// The node.
+        node: String,
+        /// What it said.
+        problem: String,
+    },
     /// The test pod ran and failed.
     #[error("the test pod `{pod}` failed: {problem}")]
     Smoke {
@@ -142,7 +158,7 @@ impl Classify for Error {
     fn class(&self) -> Class {
         match self {
             Self::Endpoint { .. } | Self::Client { .. } | Self::Kubeconfig { .. } => Class::Internal,
-            Self::Document { .. } | Self::Yaml(_) | Self::UnknownKind { .. } => Class::User,
+            Self::Document { .. } | Self::Yaml(_) | Self::UnknownKind { .. } | Self::Archive { .. } => Class::User,
             Self::Request {
                 source: Cause::Answer { code, .. },
                 ..
@@ -161,7 +177,7 @@ impl Classify for Error {
             }
             | Self::TimedOut(_) => Class::Unavailable,
             Self::CannotDrain { .. } => Class::Conflict,
-            Self::Smoke { .. } => Class::Internal,
+            Self::Load { .. } | Self::Smoke { .. } => Class::Internal,
         }
     }
 }

@@ -230,7 +230,7 @@ impl Cluster {
 }
 
 /// Why the pod is where it is, in the cluster's own words.
-fn words(pod: &Pod) -> String {
+pub(crate) fn words(pod: &Pod) -> String {
     let Some(status) = &pod.status else {
         return "the pod has no status".to_owned();
     };

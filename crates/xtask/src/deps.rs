@@ -45,8 +45,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "clusters",
         &["base", "api", "store", "flow", "manifest", "kubernetes"],
     ),
-    // `stolos up` builds what is missing.
-    ("cli", &["base", "api", "build"]),
+    // `stolos up` builds what is missing; `load-image` hands archives to nodes through the cluster's own API.
+    ("cli", &["base", "api", "build", "kubernetes"]),
     (
         "server",
         &[
