@@ -57,12 +57,15 @@ base_layer() {
   mv "$LAYERS/base.tar.new" "$LAYERS/base.tar"
 }
 
-# Upstream's shell hands its environment on as it is, names such as `data-1` included; of Debian's shells only bash does. A test of
-# read-only roots compares busybox's own words, and calls it as /bin/sh.
+# Everything in /bin is busybox, as in upstream's image; tests call /bin/sysctl and compare the words of /bin/sh. But upstream's shell also hands
+# its environment on as it is, names such as `data-1` included, and of Debian's shells only bash does: it is the `sh` that is looked up by name.
 shell_tree() {
+  local one
   mkdir -p "$1/opt/shell" "$1/usr/bin"
   ln -s /bin/bash "$1/opt/shell/sh"
-  ln -s busybox "$1/usr/bin/sh"
+  for one in $(tar --list --file "$LAYERS/base.tar" | sed -n 's#^\./opt/busybox/\(..*\)#\1#p'); do
+    [ "$one" = busybox ] || ln -s busybox "$1/usr/bin/$one"
+  done
 }
 
 # A layer of the tree that the rest of the arguments makes in its first argument.

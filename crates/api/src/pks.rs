@@ -89,6 +89,15 @@ pub struct ClusterParameters {
     /// Number of workers; the plan's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_worker_instances: Option<i64>,
+    /// Tags of its machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_tags: Option<Vec<ClusterTag>>,
+    /// The plan's drain settings; in answers of `clusterdetails` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_setting_plan_details: Option<KubernetesSettings>,
+    /// The cluster's own drain settings; in answers of `clusterdetails` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_setting_cluster_details: Option<KubernetesSettings>,
     /// What this version does not know; kept to be refused by name rather than ignored.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
@@ -106,6 +115,80 @@ pub struct ClusterRequest {
     /// What this version does not know; kept to be refused by name rather than ignored.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// A tag of a cluster's machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterTag {
+    /// Name, at least one character.
+    pub name: String,
+    /// Value.
+    #[serde(default)]
+    pub value: String,
+    /// PKS's client sends it; it has no meaning here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
+}
+
+/// `UpdateClusterParameters`, the body of `PATCH /v1/clusters/{name}`; what is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateParameters {
+    /// Number of workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_worker_instances: Option<i64>,
+    /// Drain settings.
+    #[serde(flatten)]
+    pub drain: KubernetesSettings,
+    /// All tags that the cluster is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_tags: Option<Vec<ClusterTag>>,
+    /// Whether the cluster is to have no tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_all_tags: Option<bool>,
+    /// What this version does not know; kept to be refused by name rather than ignored.
+    #[serde(flatten)]
+    pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// `KubernetesSettings`: all texts, as in PKS's swagger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesSettings {
+    /// Minutes that a drain may take; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_timeout: Option<String>,
+    /// Seconds that a pod gets to end; -1 for the pod's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_grace_period: Option<String>,
+    /// Whether pods that no controller makes anew are evicted too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_force: Option<String>,
+    /// Whether pods of daemon sets are left where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_ignore_daemonsets: Option<String>,
+    /// Whether pods with data in `emptyDir` volumes are evicted too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_delete_local_data: Option<String>,
+    /// Whether pods that are left when the time is over are deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_drain_force_node: Option<String>,
+}
+
+impl KubernetesSettings {
+    /// The settings that are there, by the names that the command line shows.
+    #[must_use]
+    pub fn named(&self) -> Vec<(&'static str, &str)> {
+        [
+            ("kubelet-drain-timeout", &self.kubelet_drain_timeout),
+            ("kubelet-drain-grace-period", &self.kubelet_drain_grace_period),
+            ("kubelet-drain-force", &self.kubelet_drain_force),
+            ("kubelet-drain-force-node", &self.kubelet_drain_force_node),
+            ("kubelet-drain-ignore-daemonsets", &self.kubelet_drain_ignore_daemonsets),
+            ("kubelet-drain-delete-local-data", &self.kubelet_drain_delete_local_data),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+        .collect()
+    }
 }
 
 /// A cluster as the API shows it.

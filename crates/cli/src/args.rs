@@ -26,12 +26,21 @@ pub(crate) enum Command {
     /// List clusters.
     Clusters(Json),
     /// Show one cluster.
-    Cluster(Named),
+    #[command(after_help = "Examples:\n  stolos cluster demo\n  stolos cluster demo --details")]
+    Cluster(Show),
     /// Make a cluster.
     #[command(
         after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive"
     )]
     CreateCluster(Create),
+    /// Change a cluster: its size, how its nodes are drained, its tags.
+    #[command(
+        after_help = "Examples:\n  stolos update-cluster demo --num-nodes 3 --wait\n  stolos update-cluster demo --kubelet-drain-timeout 5 --kubelet-drain-force-node true --non-interactive\n  stolos update-cluster demo --tags \"team:blue,stage:test\"\n  stolos update-cluster demo --tags \"\"   # removes all tags"
+    )]
+    UpdateCluster(Update),
+    /// Change the number of a cluster's workers.
+    #[command(after_help = "Example:\n  stolos resize demo --num-nodes 3 --wait")]
+    Resize(Resize),
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
@@ -128,11 +137,83 @@ pub(crate) struct Create {
     /// Number of workers; the plan's own when absent.
     #[arg(short = 'n', long)]
     pub(crate) num_nodes: Option<i64>,
+    /// Tags of its machines, `NAME:VALUE,NAME:VALUE`.
+    #[arg(long, value_name = "TAGS", default_value = "", hide_default_value = true)]
+    pub(crate) tags: String,
     /// Follow the operation to its end.
     #[arg(long)]
     pub(crate) wait: bool,
     /// Print JSON in place of text.
     #[arg(long)]
+    pub(crate) json: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub(crate) non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Name.
+    pub(crate) name: String,
+    /// Also show how its nodes are drained.
+    #[arg(long)]
+    pub(crate) details: bool,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// Number of workers.
+    #[arg(short = 'n', long)]
+    pub(crate) num_nodes: Option<i64>,
+    /// All tags that the cluster's machines are to have, `NAME:VALUE,NAME:VALUE`; an empty text removes all.
+    #[arg(long, value_name = "TAGS")]
+    pub(crate) tags: Option<String>,
+    /// Minutes that draining a node may take; 0 for no limit.
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) kubelet_drain_timeout: Option<String>,
+    /// Seconds that a pod gets to end; -1 for the pod's own.
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(crate) kubelet_drain_grace_period: Option<String>,
+    /// Whether pods that no controller makes anew are evicted too.
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) kubelet_drain_force: Option<String>,
+    /// Whether pods of daemon sets are left where they are; otherwise they stop the drain.
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) kubelet_drain_ignore_daemonsets: Option<String>,
+    /// Whether pods with data in emptyDir volumes are evicted too.
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) kubelet_drain_delete_local_data: Option<String>,
+    /// Whether pods that are left when the time is over are deleted.
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) kubelet_drain_force_node: Option<String>,
+    /// Follow the operation to its end.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub(crate) non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// Number of workers.
+    #[arg(short = 'n', long, default_value_t = 1)]
+    pub(crate) num_nodes: i64,
+    /// Follow the operation to its end.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Print JSON in place of text.
+    #[arg(long, requires = "wait")]
     pub(crate) json: bool,
     /// Ask nothing.
     #[arg(long)]

@@ -8,6 +8,7 @@ mod images;
 mod login;
 mod operations;
 mod up;
+mod update;
 
 use clap::CommandFactory as _;
 
@@ -23,6 +24,8 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Clusters(args) => clusters::list(&args).await,
         Command::Cluster(args) => clusters::show(&args).await,
         Command::CreateCluster(args) => clusters::create(&args).await,
+        Command::UpdateCluster(args) => update::update(&args).await,
+        Command::Resize(args) => update::resize(&args).await,
         Command::DeleteCluster(args) => clusters::delete(&args).await,
         Command::GetCredentials(args) => clusters::credentials(&args).await,
         Command::LoadImage(args) => images::load(&args).await,

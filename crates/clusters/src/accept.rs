@@ -3,7 +3,7 @@
 //! Each function authorizes first, checks the whole request, writes in one transaction and says who has to be nudged. It
 //! does not wait for anything and does not retry.
 
-use stolos_api::pks::{ClusterRequest, LastAction, LastActionState, OperationState};
+use stolos_api::pks::{ClusterRequest, ClusterTag, LastAction, LastActionState, OperationState, UpdateParameters};
 use stolos_base::ids::{ClusterId, OperationId};
 use stolos_base::{Clock, IdSource};
 use stolos_flow::Flows;
@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::flows::flow_of;
 use crate::model::{ClusterName, Hostname};
 use crate::plans::{Plan, Plans};
-use crate::render::API_PORT;
+use crate::render::{API_PORT, Artifacts, Rollout};
+use crate::settings::{Settings, Tag};
 
 /// What this host can carry; `None` where the machines are not made on it.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Desk {
     pub(crate) db: Db,
     pub(crate) plans: Plans,
     pub(crate) capacity: Option<Capacity>,
+    /// What machines of new clusters are made of.
+    pub(crate) artifacts: Artifacts,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
     pub(crate) flows: Flows,
@@ -53,20 +56,115 @@ impl Desk {
             .await
             .map_err(Error::database("begin accepting a cluster"))?;
         if let Some(capacity) = self.capacity {
-            let used_mib = db::allotted_memory(&mut tx).await?;
-            if used_mib + needed_mib > capacity.memory_mib {
-                return Err(Error::DoesNotFit {
-                    needed_mib,
-                    used_mib,
-                    total_mib: capacity.memory_mib,
-                });
-            }
+            fits(&mut tx, capacity, &cluster, needed_mib).await?;
         }
         db::insert_cluster(&mut tx, &cluster, needed_mib).await?;
-        self.begin(&mut tx, &operation).await?;
+        self.begin(&mut tx, &operation, Rollout::Fresh).await?;
         tx.commit().await.map_err(Error::database("accept the cluster"))?;
         self.flows.nudge();
         Ok((cluster, operation))
+    }
+
+    /// Accepts a change. What is absent in it stays as it is; a plan that the operator changed applies from now on.
+    pub(crate) async fn update(
+        &self,
+        caller: &Caller,
+        name: &str,
+        change: &UpdateParameters,
+    ) -> Result<OperationRow> {
+        caller.may(Right::Manage)?;
+        let before = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
+        if before.action == LastAction::Delete {
+            return Err(Error::HalfDeleted {
+                cluster: before.name.to_string(),
+            });
+        }
+        let after = self.check_update(&before, change)?;
+        let needed_mib = memory_mib(&after.plan, after.workers);
+        let operation = self.operation(&after, LastAction::Update, caller);
+        // What ended well and only gets more or fewer workers keeps every machine as it is.
+        let only_size = before.state == LastActionState::Succeeded
+            && before.plan == after.plan
+            && before.settings.artifacts == after.settings.artifacts;
+        let rollout = if only_size { Rollout::Fresh } else { Rollout::Careful };
+        let mut tx = self
+            .db
+            .begin("accept a change")
+            .await
+            .map_err(Error::database("begin accepting a change"))?;
+        // The operation first: with one in flight, nothing of the cluster may change.
+        self.begin(&mut tx, &operation, rollout).await?;
+        if let Some(capacity) = self.capacity
+            && needed_mib > memory_mib(&before.plan, before.workers)
+        {
+            fits(&mut tx, capacity, &after, needed_mib).await?;
+        }
+        db::set_intent(&mut tx, &after, needed_mib).await?;
+        let (state, words) = (LastActionState::InProgress, "Instance update in progress");
+        db::set_cluster_state(&mut tx, after.id, LastAction::Update, state, words).await?;
+        tx.commit().await.map_err(Error::database("accept the change"))?;
+        self.flows.nudge();
+        Ok(operation)
+    }
+
+    fn check_update(&self, before: &ClusterRow, change: &UpdateParameters) -> Result<ClusterRow> {
+        refuse_unknown(&change.other)?;
+        let mut after = before.clone();
+        // A plan that is no longer on offer goes on for those who have it.
+        if let Some(plan) = self.plans.find(&before.plan.name)
+            && plan.kubernetes_version == before.plan.kubernetes_version
+        {
+            after.plan = plan.clone();
+        }
+        let drain = &change.drain;
+        let own = &mut after.settings.drain;
+        set(&mut own.timeout, "kubelet_drain_timeout", drain.kubelet_drain_timeout.as_ref(), |n| *n <= 1440)?;
+        set(
+            &mut own.grace_period,
+            "kubelet_drain_grace_period",
+            drain.kubelet_drain_grace_period.as_ref(),
+            |n| (-1..=86_400).contains(n),
+        )?;
+        set(&mut own.force, "kubelet_drain_force", drain.kubelet_drain_force.as_ref(), |_| true)?;
+        set(
+            &mut own.ignore_daemonsets,
+            "kubelet_drain_ignore_daemonsets",
+            drain.kubelet_drain_ignore_daemonsets.as_ref(),
+            |_| true,
+        )?;
+        set(
+            &mut own.delete_local_data,
+            "kubelet_drain_delete_local_data",
+            drain.kubelet_drain_delete_local_data.as_ref(),
+            |_| true,
+        )?;
+        set(
+            &mut own.force_node,
+            "kubelet_drain_force_node",
+            drain.kubelet_drain_force_node.as_ref(),
+            |_| true,
+        )?;
+        match (&change.cluster_tags, change.delete_all_tags) {
+            (Some(tags), Some(true)) if !tags.is_empty() => {
+                return Err(Error::Request(
+                    "`cluster_tags` and `delete_all_tags` exclude each other".to_owned(),
+                ));
+            }
+            (_, Some(true)) => after.settings.tags.clear(),
+            (Some(tags), _) => after.settings.tags = checked_tags(tags)?,
+            (None, _) => {}
+        }
+        if let Some(asked) = change.kubernetes_worker_instances {
+            after.workers = worker_count(&after.plan, Some(asked))?;
+        }
+        let nothing = change.kubernetes_worker_instances.is_none()
+            && change.cluster_tags.is_none()
+            && change.delete_all_tags.is_none()
+            && change.drain.named().is_empty();
+        if nothing {
+            return Err(Error::Request("the request names nothing to change".to_owned()));
+        }
+        Ok(after)
     }
 
     /// Accepts a delete request. A deletion that is running goes on.
@@ -87,7 +185,7 @@ impl Desk {
                     .begin("accept a deletion")
                     .await
                     .map_err(Error::database("begin a deletion"))?;
-                self.begin(&mut tx, &operation).await?;
+                self.begin(&mut tx, &operation, Rollout::Fresh).await?;
                 let (state, words) = (LastActionState::InProgress, "Instance deletion in progress");
                 db::set_cluster_state(&mut tx, cluster.id, LastAction::Delete, state, words).await?;
                 tx.commit()
@@ -100,11 +198,10 @@ impl Desk {
     }
 
     /// Writes an operation together with its flow: there is never one without the other.
-    async fn begin(&self, tx: &mut Tx, operation: &OperationRow) -> Result<()> {
+    async fn begin(&self, tx: &mut Tx, operation: &OperationRow, rollout: Rollout) -> Result<()> {
         db::insert_operation(tx, operation).await?;
-        let flow = flow_of(operation).ok_or_else(|| {
-            Error::Request("updates and upgrades are not offered by this version".to_owned())
-        })?;
+        let flow = flow_of(operation, rollout)
+            .ok_or_else(|| Error::Request("upgrades are not offered by this version".to_owned()))?;
         self.flows
             .submit_in(tx, flow)
             .await
@@ -136,6 +233,7 @@ impl Desk {
                 "`kubernetes_master_port` {port} is not offered; the port is {API_PORT}"
             )));
         }
+        let tags = checked_tags(request.parameters.cluster_tags.as_deref().unwrap_or_default())?;
         let workers = worker_count(plan, request.parameters.kubernetes_worker_instances)?;
         if let Some(capacity) = self.capacity {
             let cpus = plan.master.cpu.max(plan.worker.cpu);
@@ -158,6 +256,11 @@ impl Desk {
             state: LastActionState::InProgress,
             description: "Creating cluster".to_owned(),
             address: None,
+            settings: Settings {
+                artifacts: Some(self.artifacts.clone()),
+                tags,
+                ..Settings::default()
+            },
         })
     }
 
@@ -220,6 +323,48 @@ fn refuse_unknown(other: &indexmap::IndexMap<String, serde_json::Value>) -> Resu
             )))
         }
     }
+}
+
+async fn fits(tx: &mut Tx, capacity: Capacity, cluster: &ClusterRow, needed_mib: u64) -> Result<()> {
+    let used_mib = db::allotted_memory(tx, cluster.id).await?;
+    if used_mib + needed_mib > capacity.memory_mib {
+        return Err(Error::DoesNotFit {
+            needed_mib,
+            used_mib,
+            total_mib: capacity.memory_mib,
+        });
+    }
+    Ok(())
+}
+
+/// Takes a setting that comes as text, when it comes.
+fn set<T: std::str::FromStr>(
+    slot: &mut Option<T>,
+    name: &str,
+    text: Option<&String>,
+    good: impl Fn(&T) -> bool,
+) -> Result<()> {
+    let Some(text) = text else { return Ok(()) };
+    match text.trim().parse::<T>().ok().filter(good) {
+        Some(value) => *slot = Some(value),
+        None => {
+            let shown: String = text.chars().take(80).collect();
+            return Err(Error::Request(format!("`{shown}` is not valid for `{name}`")));
+        }
+    }
+    Ok(())
+}
+
+fn checked_tags(tags: &[ClusterTag]) -> Result<Vec<Tag>> {
+    let mut checked: Vec<Tag> = Vec::with_capacity(tags.len());
+    for tag in tags {
+        let tag = Tag::new(&tag.name, &tag.value)?;
+        if checked.iter().any(|other| other.name == tag.name) {
+            return Err(Error::Request(format!("tag `{}` is given twice", tag.name)));
+        }
+        checked.push(tag);
+    }
+    Ok(checked)
 }
 
 fn memory_mib(plan: &Plan, workers: u32) -> u64 {

@@ -1,23 +1,28 @@
 //! Clusters' API servers through `kubernetes`.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use stolos_base::pki::Identity;
 use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::settings::DrainSettings;
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
 
 use crate::db::ClusterRow;
 use crate::deps::{AdminCredential, Kubernetes};
 use crate::error::{Error, Result};
+use crate::plans::Drain;
 use crate::render::API_PORT;
 
 /// The pod has to be scheduled, started and to get an answer from a DNS server that may be starting itself.
 const SMOKE_LIMIT: Duration = Duration::from_secs(4 * 60);
 /// The controller that fills in tokens answers within a second on an idle control plane.
 const BIND_LIMIT: Duration = Duration::from_secs(30);
+/// An API server that answers takes milliseconds; one that was restarted just now takes seconds.
+const SETTINGS_LIMIT: Duration = Duration::from_secs(30);
 const SMOKE_POD: &str = "stolos-smoke-test";
 
 /// Real API servers.
@@ -45,6 +50,48 @@ impl Kubernetes for ApiServers {
                 "smoke test passed"
             );
             Ok(())
+        })
+    }
+
+    fn apply_settings<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        drain: Drain,
+        dns_replicas: u32,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("apply the cluster's settings", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            let settings = DrainSettings {
+                timeout_minutes: drain.timeout,
+                grace_period_seconds: drain.grace_period,
+                force: drain.force,
+                ignore_daemonsets: drain.ignore_daemonsets,
+                delete_local_data: drain.delete_local_data,
+                force_node: drain.force_node,
+            };
+            cluster
+                .set_drain_settings(&settings, SETTINGS_LIMIT)
+                .await
+                .map_err(failed)?;
+            cluster
+                .scale_dns(dns_replicas, SETTINGS_LIMIT)
+                .await
+                .map_err(failed)
+        })
+    }
+
+    fn forget_nodes<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        keep: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("delete the nodes whose machines are gone", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            cluster.forget_nodes(keep, SETTINGS_LIMIT).await.map_err(failed)
         })
     }
 

@@ -12,6 +12,7 @@ use stolos_store::{AnyRow, Db, Migration, Part, Row as _, Tx, query};
 use crate::error::{Error, Result};
 use crate::model::{ClusterName, Hostname};
 use crate::plans::Plan;
+use crate::settings::Settings;
 
 /// The tables of this service.
 pub static TABLES: Part = Part {
@@ -55,6 +56,12 @@ pub static TABLES: Part = Part {
             "CREATE UNIQUE INDEX operations_in_flight ON operations (cluster_id) WHERE ended_at IS NULL",
             "CREATE INDEX operations_by_time ON operations (created_at, id)",
         ],
+    },
+    Migration {
+        number: 2,
+        name: "cluster_settings",
+        // Intent: drain settings, tags, what the machines are made of; JSON.
+        statements: &["ALTER TABLE clusters ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'"],
     }],
 };
 
@@ -81,6 +88,8 @@ pub struct ClusterRow {
     pub description: String,
     /// Virtual API address, once it is leased.
     pub address: Option<String>,
+    /// What it has of its own beside plan and size.
+    pub settings: Settings,
 }
 
 /// An operation as kept.
@@ -120,7 +129,7 @@ pub enum Whose<'a> {
 }
 
 const CLUSTER: &str =
-    "SELECT id, name, hostname, owner, plan, workers, action, state, description, address FROM clusters";
+    "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
 const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
                          FROM operations";
 
@@ -146,8 +155,8 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
         });
     }
     query(
-        "INSERT INTO clusters (id, name, hostname, owner, plan, workers, created_at, action, state, description, memory_mib) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "INSERT INTO clusters (id, name, hostname, owner, plan, workers, created_at, action, state, description, memory_mib, settings) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(cluster.id.to_string())
     .bind(cluster.name.as_str())
@@ -160,18 +169,37 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
     .bind(word(&cluster.state)?)
     .bind(&cluster.description)
     .bind(i64::try_from(memory_mib).unwrap_or(i64::MAX))
+    .bind(to_json(&cluster.settings)?)
     .execute(tx.conn())
     .await
     .map_err(|e| Error::database("write the cluster")(e.into()))?;
     Ok(())
 }
 
-/// The memory that all clusters together are allotted, in MiB.
+/// Writes what a cluster is to be from now on: plan, workers, settings.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn allotted_memory(tx: &mut Tx) -> Result<u64> {
-    let row = query("SELECT CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS total FROM clusters")
+pub async fn set_intent(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) -> Result<()> {
+    query("UPDATE clusters SET plan = $2, workers = $3, settings = $4, memory_mib = $5 WHERE id = $1")
+        .bind(cluster.id.to_string())
+        .bind(to_json(&cluster.plan)?)
+        .bind(i64::from(cluster.workers))
+        .bind(to_json(&cluster.settings)?)
+        .bind(i64::try_from(memory_mib).unwrap_or(i64::MAX))
+        .execute(tx.conn())
+        .await
+        .map_err(|e| Error::database("write what the cluster is to be")(e.into()))?;
+    Ok(())
+}
+
+/// The memory that all clusters but one together are allotted, in MiB.
+///
+/// # Errors
+/// Those of the database.
+pub async fn allotted_memory(tx: &mut Tx, but: ClusterId) -> Result<u64> {
+    let row = query("SELECT CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS total FROM clusters WHERE id <> $1")
+        .bind(but.to_string())
         .fetch_one(tx.conn())
         .await
         .map_err(|e| Error::database("add up the memory of all clusters")(e.into()))?;
@@ -422,6 +450,7 @@ fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
         state: from_word(get(row, "state")?)?,
         description: get(row, "description")?,
         address: get(row, "address")?,
+        settings: from_json(&get::<String>(row, "settings")?)?,
     })
 }
 

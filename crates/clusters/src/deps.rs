@@ -2,6 +2,7 @@
 //!
 //! Narrow, object safe, and implemented in `server` over the real services; tests put simulated ones in their place.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -10,6 +11,7 @@ use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 
 use crate::error::Result;
+use crate::plans::Drain;
 use crate::render::NetworkLease;
 
 /// One address range and one virtual API address for each cluster.
@@ -61,6 +63,8 @@ pub trait Vault: Send + Sync + 'static {
 pub struct Instance {
     /// Instance group.
     pub group: String,
+    /// Its number in the group; with the group it makes the node's name.
+    pub index: u32,
     /// Its address, once it is placed.
     pub address: Option<Ipv4Addr>,
 }
@@ -108,6 +112,21 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         progress: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<()>>;
+    /// Writes the cluster's drain settings where its nodes read them, and has so many DNS servers run.
+    fn apply_settings<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        drain: Drain,
+        dns_replicas: u32,
+    ) -> BoxFuture<'a, Result<()>>;
+    /// Deletes the nodes that have no machine any more, all but `keep`; gives their names.
+    fn forget_nodes<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        keep: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<String>>>;
     /// A kubeconfig with a fresh identity of `user` that administers the cluster, PKS's shape.
     fn bind<'a>(
         &'a self,

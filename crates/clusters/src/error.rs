@@ -75,6 +75,15 @@ pub enum Error {
         /// The cluster.
         cluster: String,
     },
+    /// A tag is malformed.
+    #[error(transparent)]
+    Tag(#[from] crate::settings::InvalidTag),
+    /// What is asked does not go with the cluster's state.
+    #[error("cluster `{cluster}` is being deleted, or half deleted; nothing but deleting it is possible")]
+    HalfDeleted {
+        /// The cluster.
+        cluster: String,
+    },
     /// The cluster has no API yet, or none any more.
     #[error("cluster `{cluster}` cannot give credentials while its last action {action} is {state}")]
     NotReady {
@@ -145,12 +154,13 @@ impl Classify for Error {
         match self {
             Self::Invalid(_)
             | Self::Request(_)
+            | Self::Tag(_)
             | Self::NoPlan { .. }
             | Self::WorkerCount { .. }
             | Self::DoesNotFit { .. }
             | Self::TooManyProcessors { .. } => Class::User,
             Self::NoCluster(_) | Self::NoOperation(_) => Class::NotFound,
-            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } => {
+            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } | Self::HalfDeleted { .. } => {
                 Class::Conflict
             }
             Self::Unauthenticated(_) => Class::Unauthenticated,

@@ -5,6 +5,8 @@
 
 mod create;
 mod delete;
+mod steps;
+mod update;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,11 +20,12 @@ use stolos_store::{Db, Tx};
 
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
+pub(crate) use update::Update;
 
 use crate::db::{self, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
 use crate::error::Error;
-use crate::render::Artifacts;
+use crate::render::{Artifacts, Rollout};
 
 /// What the flows work with.
 #[derive(Clone)]
@@ -35,24 +38,29 @@ pub(crate) struct Tools {
     pub(crate) artifacts: Artifacts,
 }
 
-/// The input of both flows.
+/// The input of all flows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Input {
     pub(crate) cluster: ClusterId,
     pub(crate) operation: OperationId,
+    /// How machines that are there are treated.
+    #[serde(default)]
+    pub(crate) rollout: Rollout,
 }
 
 /// The flow of an operation: it has the operation's id, so that twice is once.
-pub(crate) fn flow_of(operation: &OperationRow) -> Option<NewFlow> {
+pub(crate) fn flow_of(operation: &OperationRow, rollout: Rollout) -> Option<NewFlow> {
     let input = Input {
         cluster: operation.cluster_id,
         operation: operation.id,
+        rollout,
     };
     let subject = operation.cluster_id.to_string();
     let flow = match operation.action {
         LastAction::Create => NewFlow::new::<Create>(subject, &input),
         LastAction::Delete => NewFlow::new::<Delete>(subject, &input),
-        LastAction::Update | LastAction::Upgrade => return None,
+        LastAction::Update => NewFlow::new::<Update>(subject, &input),
+        LastAction::Upgrade => return None,
     };
     Some(flow.id(FlowId::from(operation.id.as_uuid())))
 }
@@ -66,6 +74,7 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
     Some(Input {
         cluster: cluster.ok()?,
         operation: OperationId::from(change.flow.id.as_uuid()),
+        rollout: Rollout::default(),
     })
 }
 

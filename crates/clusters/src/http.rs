@@ -33,8 +33,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 pub(crate) fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/clusters", get(cluster_list).post(cluster_create))
-        .route("/v1/clusters/{name}", get(cluster_view).delete(cluster_delete))
-        .route("/v1/clusterdetails/{name}", get(cluster_view))
+        .route("/v1/clusters/{name}", get(cluster_view).patch(cluster_update).delete(cluster_delete))
+        .route("/v1/clusterdetails/{name}", get(cluster_details))
         .route("/v1/clusters/{name}/binds", post(bind_create))
         .route("/v1/clusters/{name}/binds/{user}", get(bind_view))
         .route("/v1/plans", get(plan_list))
@@ -100,6 +100,28 @@ async fn cluster_create(
     let (cluster, operation) = app.desk().create(&caller, &request).await?;
     let id = operation_header(&operation.id.to_string());
     Ok((StatusCode::ACCEPTED, id, Json(show::cluster(&cluster))).into_response())
+}
+
+async fn cluster_details(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<pks::Cluster>, Failure> {
+    caller.may(Right::Read)?;
+    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
+    Ok(Json(show::cluster_details(&row)))
+}
+
+async fn cluster_update(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Result<Json<pks::UpdateParameters>, JsonRejection>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Manage)?;
+    let Json(change) = body.map_err(|rejection| Error::Request(rejection.body_text()))?;
+    let operation = app.desk().update(&caller, &name, &change).await?;
+    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
 }
 
 async fn cluster_delete(

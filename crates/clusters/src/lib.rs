@@ -19,6 +19,7 @@ pub mod model;
 pub mod plans;
 pub mod render;
 mod service;
+pub mod settings;
 mod show;
 
 pub use accept::Capacity;

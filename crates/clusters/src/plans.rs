@@ -49,6 +49,48 @@ pub struct Plan {
     /// Whether pods may be privileged.
     #[serde(default)]
     pub allow_privileged_containers: bool,
+    /// How nodes are drained, unless a cluster has settings of its own.
+    #[serde(default)]
+    pub drain: Drain,
+    /// Workers that an update changes at the same time.
+    #[serde(default = "one")]
+    pub worker_max_in_flight: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// How nodes are drained. PKS's defaults, but for the time limit: PKS had none, and a drain that waited for a disruption budget
+/// held up an update for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// Minutes that a drain may take; 0 for no limit.
+    pub timeout: u32,
+    /// Seconds that a pod gets to end; -1 for the pod's own.
+    pub grace_period: i32,
+    /// Whether pods that no controller makes anew are evicted too.
+    pub force: bool,
+    /// Whether pods of daemon sets are left where they are; otherwise they stop the drain.
+    pub ignore_daemonsets: bool,
+    /// Whether pods with data in `emptyDir` volumes are evicted too.
+    pub delete_local_data: bool,
+    /// Whether pods that are left when the time is over are deleted.
+    pub force_node: bool,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            timeout: 10,
+            grace_period: 10,
+            force: true,
+            ignore_daemonsets: true,
+            delete_local_data: true,
+            force_node: false,
+        }
+    }
 }
 
 /// The configured plans do not make sense.
@@ -130,6 +172,12 @@ fn check(plan: &Plan) -> Result<(), String> {
             plan.max_worker_instances
         ));
     }
+    if plan.worker_max_in_flight == 0 {
+        return Err("worker_max_in_flight is 0, so no update would ever change a worker".to_owned());
+    }
+    if !(-1..=86_400).contains(&plan.drain.grace_period) || plan.drain.timeout > 1440 {
+        return Err("drain: grace_period is not between -1 and 86400 seconds, or timeout more than 1440 minutes".to_owned());
+    }
     if plan.master.persistent_disk == 0 {
         return Err("master.persistent_disk is 0, but etcd needs a persistent disk".to_owned());
     }
@@ -163,6 +211,8 @@ mod tests {
             max_worker_instances: 5,
             worker: size,
             allow_privileged_containers: true,
+            drain: Drain::default(),
+            worker_max_in_flight: 1,
         }
     }
 

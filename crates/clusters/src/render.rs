@@ -15,6 +15,7 @@ use stolos_base::ids::ClusterId;
 
 use crate::model::Hostname;
 use crate::plans::{MachineSize, Plan};
+use crate::settings::Tag;
 
 /// The port of every cluster's API, on masters and on virtual addresses.
 pub const API_PORT: u16 = 8443;
@@ -49,6 +50,21 @@ pub struct ClusterSpec {
     pub hostname: Hostname,
     /// Number of workers.
     pub workers: u32,
+    /// Tags of its machines.
+    pub tags: Vec<Tag>,
+    /// How the director goes about it.
+    pub rollout: Rollout,
+}
+
+/// How a deploy goes about machines that are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rollout {
+    /// Nothing that runs changes: a first deploy, or more or fewer workers. All at once.
+    #[default]
+    Fresh,
+    /// What runs may change: masters first, one worker as a canary, then as many at a time as the plan says.
+    Careful,
 }
 
 /// What the network gave the cluster.
@@ -106,6 +122,13 @@ pub fn render(spec: &ClusterSpec, plan: &Plan, lease: &NetworkLease, artifacts: 
     }
 }
 
+/// DNS servers for a cluster of so many workers: one answers from the master, a second makes sense where it runs on another machine, and
+/// each further one serves sixteen more workers (the proportion of upstream's cluster-proportional-autoscaler).
+#[must_use]
+pub fn dns_replicas(workers: u32) -> u32 {
+    workers.div_ceil(16).max(workers.min(2))
+}
+
 fn yaml(value: &Value) -> String {
     serde_saphyr::to_string(value).expect("a JSON value is always YAML")
 }
@@ -159,24 +182,30 @@ fn manifest(
         }
         group
     };
-    json!({
+    let careful = spec.rollout == Rollout::Careful;
+    let mut manifest = json!({
         "name": deployment,
         "releases": [{"name": artifacts.release, "version": artifacts.release_version}],
         "stemcells": [{"alias": "default", "os": artifacts.stemcell_os, "version": artifacts.stemcell_version}],
         "update": {
-            "canaries": 0,
-            "max_in_flight": 4,
-            // Workers do not wait for masters: their processes do, on the API server itself.
-            "serial": false,
+            "canaries": u32::from(careful),
+            "max_in_flight": if careful { plan.worker_max_in_flight } else { 4 },
+            // At first workers do not wait for masters: their processes do, on the API server itself.
+            "serial": careful,
             "canary_watch_time": "1-600000",
             "update_watch_time": "1-600000",
         },
         "instance_groups": [
-            group("master", 1, plan.master.persistent_disk, master_jobs(spec, plan, artifacts)),
+            group("master", 1, plan.master.persistent_disk, master_jobs(plan, artifacts)),
             group("worker", spec.workers, plan.worker.persistent_disk, worker_jobs(lease, artifacts)),
         ],
         "variables": variables(spec, lease),
-    })
+    });
+    if !spec.tags.is_empty() {
+        let tags = spec.tags.iter().map(|tag| (tag.name.clone(), json!(tag.value)));
+        manifest["tags"] = Value::Object(tags.collect());
+    }
+    manifest
 }
 
 /// `{certificate, private_key}` of a certificate variable.
@@ -196,7 +225,7 @@ fn job(name: &str, artifacts: &Artifacts, properties: Value) -> Value {
     json!({"name": name, "release": artifacts.release, "properties": properties})
 }
 
-fn master_jobs(spec: &ClusterSpec, plan: &Plan, artifacts: &Artifacts) -> Vec<Value> {
+fn master_jobs(plan: &Plan, artifacts: &Artifacts) -> Vec<Value> {
     let own_api = format!("https://127.0.0.1:{API_PORT}");
     let client = |variable: &str| json!({"ca": ca(CA_VARIABLE), "client": key_pair(variable)});
     let mut etcd_client = key_pair("etcd_client");
@@ -255,8 +284,6 @@ fn master_jobs(spec: &ClusterSpec, plan: &Plan, artifacts: &Artifacts) -> Vec<Va
                 "dns": {
                     "address": DNS_ADDRESS,
                     "domain": CLUSTER_DOMAIN,
-                    // One answers from the master; the second makes sense where it runs on another machine.
-                    "replicas": if spec.workers > 1 { 2 } else { 1 },
                 },
             }),
         ),

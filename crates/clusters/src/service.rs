@@ -15,7 +15,7 @@ use crate::accept::{Capacity, Desk};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
-use crate::flows::{Create, Delete, Tools};
+use crate::flows::{Create, Delete, Tools, Update};
 use crate::plans::Plans;
 use crate::render::Artifacts;
 
@@ -76,16 +76,18 @@ impl Service {
             vault: deps.vault,
             director: deps.director,
             kubernetes: deps.kubernetes,
-            artifacts: config.artifacts,
+            artifacts: config.artifacts.clone(),
         };
         let flows = Flows::builder(deps.db.clone(), config.holder)
             .kind(Create(tools.clone()))
+            .kind(Update(tools.clone()))
             .kind(Delete(tools.clone()))
             .start();
         let desk = Desk {
             db: deps.db,
             plans: config.plans,
             capacity: config.capacity,
+            artifacts: config.artifacts,
             clock: deps.clock,
             ids: deps.ids,
             flows: flows.clone(),

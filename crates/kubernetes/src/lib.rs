@@ -13,6 +13,7 @@ pub mod client;
 pub mod error;
 pub mod images;
 pub mod nodes;
+pub mod settings;
 pub mod smoke;
 
 pub use apply::Document;

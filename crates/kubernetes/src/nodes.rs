@@ -18,6 +18,7 @@ use stolos_base::{Class, Classify as _, chain, retry};
 use crate::apply::FIELD_MANAGER;
 use crate::client::Cluster;
 use crate::error::Error;
+use crate::settings::DrainSettings;
 
 /// Pause before a watch that ended is opened again, and between attempts while the API server is not there.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +38,25 @@ pub struct DrainOptions {
     pub unmanaged: Loss,
     /// What happens to pods whose data in `emptyDir` volumes is lost.
     pub local_data: Loss,
+    /// What happens where daemon sets have pods on the node. They stay either way; whoever refuses that wants no drain then.
+    pub daemon_sets: Loss,
+    /// Whether pods that are left in the end are deleted without asking disruption budgets or the pods themselves.
+    pub force_node: bool,
+}
+
+impl From<DrainSettings> for DrainOptions {
+    fn from(settings: DrainSettings) -> Self {
+        let loss = |accepted| if accepted { Loss::Accept } else { Loss::Refuse };
+        let minutes = u64::from(settings.timeout_minutes);
+        Self {
+            limit: (minutes > 0).then(|| Duration::from_secs(minutes * 60)),
+            grace_period: u32::try_from(settings.grace_period_seconds).ok(),
+            unmanaged: loss(settings.force),
+            local_data: loss(settings.delete_local_data),
+            daemon_sets: loss(settings.ignore_daemonsets),
+            force_node: settings.force_node,
+        }
+    }
 }
 
 /// Whether a loss is accepted.
@@ -210,6 +230,23 @@ impl Cluster {
             Err(error) if error.class() == Class::Unavailable => return Ok(Drained::Unreachable),
             Err(error) => return Err(error),
         }
+        match self.empty(node, options, &mut progress).await {
+            Ok(count) => Ok(Drained::Evicted(count)),
+            Err(error) if options.force_node => {
+                progress(&format!("{}: deleting what is left", chain(&error)));
+                self.delete_pods(node, options).await.map(Drained::Evicted)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Evicts the pods of a marked node and waits until they and their volumes are gone.
+    async fn empty(
+        &self,
+        node: &str,
+        options: DrainOptions,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<usize, Error> {
         let mut left = Vec::new();
         for pod in self.pods_of(node).await? {
             match fate(&pod, options) {
@@ -230,6 +267,12 @@ impl Cluster {
                 if self.evict(victim, options.grace_period).await? {
                     progress(&format!("evicting pod {}/{}", victim.namespace, victim.name));
                     victim.asked = true;
+                } else if !victim.held {
+                    victim.held = true;
+                    progress(&format!(
+                        "pod {}/{} is held by a disruption budget",
+                        victim.namespace, victim.name
+                    ));
                 }
             }
             tokio::time::sleep(DRAIN_PAUSE).await;
@@ -256,7 +299,78 @@ impl Cluster {
                 .into());
             }
         }
-        Ok(Drained::Evicted(count))
+        self.wait_volumes(node, options.limit.map(|limit| limit.saturating_sub(start.elapsed())), progress)
+            .await?;
+        Ok(count)
+    }
+
+    /// Waits until no volume is in use on the node: one that is still attached when its machine goes cannot be attached elsewhere for minutes.
+    async fn wait_volumes(
+        &self,
+        node: &str,
+        limit: Option<Duration>,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<(), Error> {
+        let start = Instant::now();
+        let mut told = false;
+        loop {
+            let found = retry::run(policy(UNREACHABLE), Error::retryable, || async {
+                self.nodes()
+                    .get(node)
+                    .await
+                    .map_err(Error::request(format!("get node `{node}`")))
+            })
+            .await?;
+            let volumes = found
+                .status
+                .and_then(|status| status.volumes_in_use)
+                .unwrap_or_default();
+            if volumes.is_empty() {
+                return Ok(());
+            }
+            if !told {
+                told = true;
+                progress(&format!("waiting for volumes to be detached: {}", volumes.join(", ")));
+            }
+            if limit.is_some_and(|limit| start.elapsed() >= limit) {
+                return Err(TimedOut {
+                    what: format!("the volumes of node `{node}` to be detached"),
+                    last: format!("still in use: {}", volumes.join(", ")),
+                    after: start.elapsed(),
+                }
+                .into());
+            }
+            tokio::time::sleep(DRAIN_PAUSE).await;
+        }
+    }
+
+    /// Deletes the pods of a node at once.
+    async fn delete_pods(&self, node: &str, options: DrainOptions) -> Result<usize, Error> {
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        };
+        let ruthless = DrainOptions {
+            unmanaged: Loss::Accept,
+            local_data: Loss::Accept,
+            daemon_sets: Loss::Accept,
+            ..options
+        };
+        let mut count = 0;
+        for pod in self.pods_of(node).await? {
+            if fate(&pod, ruthless) != Fate::Evicted {
+                continue;
+            }
+            let victim = Victim::of(&pod);
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), &victim.namespace);
+            let what = format!("delete pod `{}/{}`", victim.namespace, victim.name);
+            match pods.delete(&victim.name, &params).await.map_err(Error::request(what)) {
+                Ok(_) => count += 1,
+                Err(error) if error.class() == Class::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
     }
 
     async fn pods_of(&self, node: &str) -> Result<Vec<Pod>, Error> {
@@ -312,6 +426,8 @@ struct Victim {
     name: String,
     uid: String,
     asked: bool,
+    /// Somebody was told that a disruption budget holds it.
+    held: bool,
 }
 
 impl Victim {
@@ -322,6 +438,7 @@ impl Victim {
             name: text(&pod.metadata.name),
             uid: text(&pod.metadata.uid),
             asked: false,
+            held: false,
         }
     }
 }
@@ -348,11 +465,14 @@ fn fate(pod: &Pod, options: DrainOptions) -> Fate {
         .iter()
         .flatten()
         .find(|owner| owner.controller == Some(true));
-    if is_mirror
-        || matches!(phase, Some("Succeeded" | "Failed"))
-        || controller.is_some_and(|owner| owner.kind == "DaemonSet")
-    {
+    if is_mirror || matches!(phase, Some("Succeeded" | "Failed")) {
         return Fate::Stays;
+    }
+    if controller.is_some_and(|owner| owner.kind == "DaemonSet") {
+        return match options.daemon_sets {
+            Loss::Accept => Fate::Stays,
+            Loss::Refuse => Fate::Refused(format!("the pod `{title}` belongs to a daemon set, which would make it anew")),
+        };
     }
     if controller.is_none() && options.unmanaged == Loss::Refuse {
         return Fate::Refused(format!("nothing would make the pod `{title}` anew"));
@@ -426,6 +546,8 @@ mod tests {
             grace_period: None,
             unmanaged: Loss::Refuse,
             local_data: Loss::Refuse,
+            daemon_sets: Loss::Accept,
+            force_node: false,
         };
         let ruthless = DrainOptions {
             unmanaged: Loss::Accept,
@@ -448,6 +570,11 @@ mod tests {
         for stays in [&daemon, &mirror, &done] {
             assert_eq!(fate(stays, ruthless), Fate::Stays);
         }
+        let no_daemons = DrainOptions {
+            daemon_sets: Loss::Refuse,
+            ..ruthless
+        };
+        assert!(matches!(fate(&daemon, no_daemons), Fate::Refused(_)));
         assert_eq!(fate(&replica, careful), Fate::Evicted);
         assert_eq!(
             fate(&naked, careful),

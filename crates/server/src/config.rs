@@ -5,7 +5,7 @@
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
-use stolos_clusters::plans::{InvalidPlans, MachineSize, Plan, Plans};
+use stolos_clusters::plans::{Drain, InvalidPlans, MachineSize, Plan, Plans};
 
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +111,8 @@ pub fn default_plans() -> Vec<Plan> {
             persistent_disk: 0,
         },
         allow_privileged_containers: true,
+        drain: Drain::default(),
+        worker_max_in_flight: 1,
     };
     vec![
         plan(

@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use stolos_base::Secret;
 
-use super::{Cluster, ClusterRequest, Info, Operation, Plan};
+use super::{Cluster, ClusterRequest, Info, Operation, Plan, UpdateParameters};
 use crate::http::{self, Error};
 
 /// Header of answers to create and delete requests: the operation's id.
@@ -84,6 +84,23 @@ impl Client {
             source: source.into(),
         })?;
         Ok((cluster, operation))
+    }
+
+    /// One cluster with its settings.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster_details(&self, name: &str) -> Result<Cluster, Error> {
+        http::json(self.request(Method::GET, &["v1", "clusterdetails", name])).await
+    }
+
+    /// Asks for a change of a cluster; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn update_cluster(&self, name: &str, change: &UpdateParameters) -> Result<Option<String>, Error> {
+        let request = self.request(Method::PATCH, &["v1", "clusters", name]).json(change);
+        Ok(operation(&http::send(request).await?))
     }
 
     /// Asks for a cluster's end; gives the operation's id.

@@ -3,11 +3,11 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use indexmap::IndexMap;
-use stolos_api::pks::{Cluster, ClusterParameters, ClusterRequest};
+use stolos_api::pks::{Cluster, ClusterParameters, ClusterRequest, ClusterTag};
 
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Create, Credentials, Delete, Json, Named};
+use crate::args::{Create, Credentials, Delete, Json, Show};
 use crate::failure::Failure;
 use crate::{kubeconfig, output, program_name};
 
@@ -69,17 +69,39 @@ pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
 }
 
 /// `stolos cluster NAME`
-pub(crate) async fn show(args: &Named) -> Result<(), Failure> {
-    let cluster = pks_client()
-        .await?
-        .cluster(&args.name)
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
+pub(crate) async fn show(args: &Show) -> Result<(), Failure> {
+    let client = pks_client().await?;
+    let cluster = if args.details {
+        client.cluster_details(&args.name).await
+    } else {
+        client.cluster(&args.name).await
+    };
+    let cluster = cluster.map_err(|error| Failure::from_error(&error))?;
     if args.json {
         return output::json(&cluster);
     }
     output::data(&format!("\n{}", block(&cluster)));
+    if args.details {
+        output::data(&details(&cluster));
+    }
     Ok(())
+}
+
+/// The settings of a cluster, as PKS printed them.
+fn details(cluster: &Cluster) -> String {
+    let mut text = "\nKubernetes Settings Details:".to_owned();
+    let parameters = &cluster.parameters;
+    for (title, settings) in [
+        ("Set by Plan:", &parameters.kubernetes_setting_plan_details),
+        ("Set by User:", &parameters.kubernetes_setting_cluster_details),
+    ] {
+        let Some(settings) = settings else { continue };
+        text.push_str(&format!("\n  {title}"));
+        for (name, value) in settings.named() {
+            text.push_str(&format!("\n    {:<34}{value}", format!("{name}:")));
+        }
+    }
+    text
 }
 
 /// `stolos create-cluster NAME`
@@ -92,7 +114,8 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
             kubernetes_master_host: Some(args.external_hostname.clone()),
             kubernetes_master_port: None,
             kubernetes_worker_instances: args.num_nodes,
-            other: IndexMap::new(),
+            cluster_tags: Some(tags(&args.tags)).filter(|tags| !tags.is_empty()),
+            ..ClusterParameters::default()
         },
         other: IndexMap::new(),
     };
@@ -193,7 +216,22 @@ pub(crate) fn confirm(question: &str, skip: bool) -> Result<(), Failure> {
     }
 }
 
-fn block(cluster: &Cluster) -> String {
+/// Tags as they are typed; the server says what is wrong with them.
+pub(crate) fn tags(text: &str) -> Vec<ClusterTag> {
+    text.split(',')
+        .filter(|tag| !tag.trim().is_empty())
+        .map(|tag| {
+            let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
+            ClusterTag {
+                name: name.trim().to_owned(),
+                value: value.trim().to_owned(),
+                category: None,
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn block(cluster: &Cluster) -> String {
     let parameters = &cluster.parameters;
     output::block(&[
         ("PKS Version", cluster.pks_version.clone()),
@@ -238,6 +276,15 @@ fn block(cluster: &Cluster) -> String {
             "Compute Profile Name",
             cluster.compute_profile_name.clone().unwrap_or_default(),
         ),
-        ("Tags", String::new()),
+        (
+            "Tags",
+            parameters
+                .cluster_tags
+                .iter()
+                .flatten()
+                .map(|tag| format!("{}:{}", tag.name, tag.value))
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
     ])
 }

@@ -407,6 +407,7 @@ async fn demo() -> Result<(), Failure> {
                 name: DEMO.to_owned(),
                 external_hostname: "demo.stolos.internal".to_owned(),
                 plan: DEMO_PLAN.to_owned(),
+                tags: String::new(),
                 num_nodes: Some(DEMO_WORKERS),
                 wait: true,
                 json: false,

@@ -26,11 +26,15 @@ fn rendered(workers: u32) -> Rendered {
         max_worker_instances: 5,
         worker: size,
         allow_privileged_containers: true,
+        drain: crate::plans::Drain::default(),
+        worker_max_in_flight: 2,
     };
     let spec = ClusterSpec {
         id: ClusterId::new(&IdSource::counted()),
         hostname: "demo.example.com".parse().expect("a host name"),
         workers,
+        tags: vec!["team:a".parse().expect("a tag")],
+        rollout: Rollout::Fresh,
     };
     let lease = NetworkLease {
         segment: "c1".to_owned(),

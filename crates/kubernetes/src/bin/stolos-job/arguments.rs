@@ -205,8 +205,22 @@ impl Drain {
             grace_period: u32::try_from(self.grace_period).ok(),
             unmanaged: loss(self.force),
             local_data: loss(self.delete_local_data),
+            daemon_sets: Loss::Accept,
+            force_node: false,
         };
         let (cluster, _) = self.on.connect().await?;
+        // The cluster's own settings are newer than the job's. Where they cannot be read, the API server may be gone, which the drain sees itself.
+        let options = match cluster.drain_settings().await {
+            Ok(Some(settings)) => settings.into(),
+            Ok(None) => options,
+            Err(error) => {
+                note(&format!(
+                    "the cluster's drain settings cannot be read ({}); taking the job's",
+                    stolos_base::chain(&error)
+                ));
+                options
+            }
+        };
         let node = &self.on.node;
         match cluster.drain(node, options, note).await? {
             Drained::Evicted(pods) => note(&format!("node {node} is drained, {pods} pods evicted")),

@@ -1,0 +1,224 @@
+//! The steps that creating and updating share: from a cluster's row to machines that are as the row says.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use stolos_base::Class;
+use stolos_flow::{Graph, Interrupt, Step, StepContext, StepError, StepRef};
+
+use super::{Input, Tools, follow, masters};
+use crate::db::{self, ClusterRow};
+use crate::deps::Instance;
+use crate::render::{ClusterSpec, NetworkLease, deployment_name, dns_replicas, render};
+
+/// A lease is a transaction; longer means that the database is stuck.
+const LEASE_DEADLINE: Duration = Duration::from_secs(60);
+/// PKS gives a creation thirty minutes, and that on slow clouds; the director's own steps have their own deadlines. An update drains one
+/// worker after the other, each with its own limit, so it gets much more.
+const DEPLOY_DEADLINE: Duration = Duration::from_secs(30 * 60);
+const UPDATE_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The cluster's API answers or is restarting.
+const SETTINGS_DEADLINE: Duration = Duration::from_secs(5 * 60);
+/// How often the director is asked where the masters are; placement takes well under a second.
+const PLACEMENT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Leases network and address, and notes the address in the cluster's row.
+pub(super) fn lease(graph: &mut Graph, tools: &Tools, input: &Input) -> StepRef<NetworkLease> {
+    let (tools, cluster) = (tools.clone(), input.cluster);
+    graph.add(
+        Step::new("Lease network", move |_| {
+            let tools = tools.clone();
+            async move {
+                let lease = tools.network.lease(cluster).await?;
+                let mut tx = tools
+                    .db
+                    .begin("note the address")
+                    .await
+                    .map_err(crate::Error::database("begin"))?;
+                db::set_address(&mut tx, cluster, &lease.virtual_address.to_string()).await?;
+                tx.commit()
+                    .await
+                    .map_err(crate::Error::database("note the address"))?;
+                Ok(lease)
+            }
+        })
+        .deadline(LEASE_DEADLINE),
+    )
+}
+
+/// The machines, and beside them the address that they are reached under.
+pub(super) struct Machines {
+    pub(super) deploy: StepRef<()>,
+    pub(super) publish: StepRef<()>,
+}
+
+/// Has the director make the machines as the row says, after `before` where that is given, and publishes the API's address as soon as
+/// masters have theirs.
+pub(super) fn machines(
+    graph: &mut Graph,
+    tools: &Tools,
+    input: &Input,
+    cluster: &ClusterRow,
+    lease: &StepRef<NetworkLease>,
+    before: Option<&StepRef<()>>,
+) -> Machines {
+    // Told by the deploy to the step beside it, which waits for what a failed deploy will never bring.
+    let failed = Arc::new(AtomicBool::new(false));
+    let deadline = match input.rollout {
+        crate::render::Rollout::Fresh => DEPLOY_DEADLINE,
+        crate::render::Rollout::Careful => UPDATE_DEADLINE,
+    };
+    let captured = (tools.clone(), lease.clone(), cluster.clone(), input.clone(), Arc::clone(&failed));
+    let deploy = graph.add({
+        let step = Step::new("Deploy machines", move |ctx| {
+            let (tools, from, cluster, input, failed) = captured.clone();
+            async move {
+                let lease: NetworkLease = ctx.output(&from)?;
+                let result = run_deploy(&tools, &ctx, &cluster, &lease, &input).await;
+                failed.store(
+                    result.as_ref().is_err_and(|error| !error.retryable),
+                    Ordering::Relaxed,
+                );
+                result
+            }
+        })
+        .after(lease)
+        .after_all(before)
+        .deadline(deadline);
+        step.interrupt(Interrupt::Within(Duration::from_secs(60)))
+    });
+
+    // Beside the deploy, not after it: nodes join through the virtual address.
+    let captured = (tools.clone(), lease.clone(), deployment_name(cluster.id), input.cluster, failed);
+    let publish = graph.add(
+        Step::new("Publish API address", move |ctx| {
+            let (tools, from, deployment, cluster, failed) = captured.clone();
+            async move {
+                let lease: NetworkLease = ctx.output(&from)?;
+                ctx.progress("waiting for the masters' addresses");
+                let addresses = loop {
+                    let addresses = masters(&tools, &deployment).await?;
+                    if !addresses.is_empty() {
+                        break addresses;
+                    }
+                    if failed.load(Ordering::Relaxed) {
+                        return Err(StepError::fatal(
+                            Class::Conflict,
+                            "the deploy failed before masters had addresses",
+                        ));
+                    }
+                    tokio::time::sleep(PLACEMENT_INTERVAL).await;
+                };
+                tools
+                    .network
+                    .publish(cluster, lease.virtual_address, addresses)
+                    .await?;
+                Ok(())
+            }
+        })
+        .after(lease)
+        .deadline(deadline)
+        .interrupt(Interrupt::Anytime),
+    );
+    Machines { deploy, publish }
+}
+
+async fn run_deploy(
+    tools: &Tools,
+    ctx: &StepContext,
+    cluster: &ClusterRow,
+    lease: &NetworkLease,
+    input: &Input,
+) -> Result<(), StepError> {
+    let spec = ClusterSpec {
+        id: cluster.id,
+        hostname: cluster.hostname.clone(),
+        workers: cluster.workers,
+        tags: cluster.settings.tags.clone(),
+        rollout: input.rollout,
+    };
+    // Rows of an older version do not say what their machines are made of.
+    let artifacts = cluster.settings.artifacts.as_ref().unwrap_or(&tools.artifacts);
+    let rendered = render(&spec, &cluster.plan, lease, artifacts);
+    tools
+        .director
+        .set_cloud_config(&rendered.deployment, &rendered.cloud_config)
+        .await?;
+    let context = ctx.flow_id().to_string();
+    let task = tools
+        .director
+        .deploy(&rendered.deployment, &rendered.manifest, &context)
+        .await?;
+    follow(tools, ctx, task).await
+}
+
+/// Tells the cluster how its nodes are drained, and scales what follows the number of workers. `best_effort` is for before a deploy: a
+/// cluster that is half made has no API to tell.
+pub(super) fn settings(
+    name: &'static str,
+    best_effort: bool,
+    tools: &Tools,
+    cluster: &ClusterRow,
+    lease: &StepRef<NetworkLease>,
+) -> Step<()> {
+    let captured = (tools.clone(), lease.clone(), cluster.clone());
+    Step::new(name, move |ctx| {
+        let (tools, from, cluster) = captured.clone();
+        async move {
+            let lease: NetworkLease = ctx.output(&from)?;
+            let told = async {
+                let admin = tools.vault.admin(&deployment_name(cluster.id)).await?;
+                let drain = cluster.settings.drain.over(cluster.plan.drain);
+                let replicas = dns_replicas(cluster.workers);
+                tools
+                    .kubernetes
+                    .apply_settings(lease.virtual_address, &admin, drain, replicas)
+                    .await
+            };
+            match told.await {
+                Err(error) if best_effort => {
+                    ctx.progress(format!(
+                        "the cluster cannot be told yet: {}",
+                        stolos_base::chain(&error)
+                    ));
+                    Ok(())
+                }
+                other => Ok(other?),
+            }
+        }
+    })
+    .after(lease)
+    .deadline(SETTINGS_DEADLINE)
+    .interrupt(Interrupt::Anytime)
+}
+
+/// Deletes the nodes whose machines are gone.
+pub(super) fn forget_nodes(tools: &Tools, cluster: &ClusterRow, lease: &StepRef<NetworkLease>) -> Step<()> {
+    let captured = (tools.clone(), lease.clone(), deployment_name(cluster.id));
+    Step::new("Forget nodes that are gone", move |ctx| {
+        let (tools, from, deployment) = captured.clone();
+        async move {
+            let lease: NetworkLease = ctx.output(&from)?;
+            let admin = tools.vault.admin(&deployment).await?;
+            let instances = tools.director.instances(&deployment).await?;
+            let keep: BTreeSet<String> = instances.iter().map(node_name).collect();
+            let gone = tools
+                .kubernetes
+                .forget_nodes(lease.virtual_address, &admin, &keep)
+                .await?;
+            if !gone.is_empty() {
+                ctx.progress(gone.join(", "));
+            }
+            Ok(())
+        }
+    })
+    .deadline(SETTINGS_DEADLINE)
+    .interrupt(Interrupt::Anytime)
+}
+
+/// The name under which an instance's node registers.
+fn node_name(instance: &Instance) -> String {
+    format!("{}-{}", instance.group, instance.index)
+}

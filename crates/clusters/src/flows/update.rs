@@ -1,0 +1,44 @@
+//! Update a cluster: from whatever it is, half made included, to what its row says now.
+
+use stolos_api::pks::LastAction;
+use stolos_flow::{Change, FlowInfo, Graph, Kind, StepError};
+use stolos_store::Tx;
+
+use super::{Input, Tools, steps, write_state};
+use crate::db;
+
+/// The kind of flow.
+pub(crate) struct Update(pub(crate) Tools);
+
+impl Kind for Update {
+    const NAME: &'static str = "update cluster";
+    type Input = Input;
+
+    async fn graph(&self, _flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
+        let cluster = db::cluster_by_id(&self.0.db, input.cluster).await?;
+        let mut graph = Graph::new();
+        let lease = steps::lease(&mut graph, &self.0, &input);
+        // Before any node is drained, so that it is drained as the person wants it now.
+        let told = graph.add(steps::settings("Tell drain settings", true, &self.0, &cluster, &lease));
+        let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, Some(&told));
+        graph.add(
+            steps::settings("Apply cluster settings", false, &self.0, &cluster, &lease)
+                .after(&machines.deploy)
+                .after(&machines.publish),
+        );
+        graph.add(
+            steps::forget_nodes(&self.0, &cluster, &lease)
+                .after(&lease)
+                .after(&machines.deploy)
+                .after(&machines.publish),
+        );
+        Ok(graph)
+    }
+
+    async fn on_state(&self, tx: &mut Tx, change: &Change<'_>) -> Result<(), stolos_store::Error> {
+        let Some(input) = super::input_of(change) else {
+            return Ok(());
+        };
+        write_state(tx, &input, LastAction::Update, change).await
+    }
+}

@@ -1,0 +1,175 @@
+//! What a cluster has of its own beside plan and size: drain settings, tags, and what its machines are made of.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plans::Drain;
+use crate::render::Artifacts;
+
+/// Settings of one cluster, as kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// What its machines are made of: those of its creation or of its last upgrade. An update must not upgrade in passing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<Artifacts>,
+    /// What differs from the plan's drain settings.
+    pub drain: DrainOverrides,
+    /// Tags of its machines and disks, in the order in which they were given.
+    pub tags: Vec<Tag>,
+}
+
+/// Drain settings that a person gave; absent ones are the plan's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrainOverrides {
+    /// See [`Drain::timeout`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    /// See [`Drain::grace_period`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<i32>,
+    /// See [`Drain::force`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+    /// See [`Drain::ignore_daemonsets`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore_daemonsets: Option<bool>,
+    /// See [`Drain::delete_local_data`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete_local_data: Option<bool>,
+    /// See [`Drain::force_node`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_node: Option<bool>,
+}
+
+impl DrainOverrides {
+    /// What holds for the cluster.
+    #[must_use]
+    pub fn over(&self, plan: Drain) -> Drain {
+        Drain {
+            timeout: self.timeout.unwrap_or(plan.timeout),
+            grace_period: self.grace_period.unwrap_or(plan.grace_period),
+            force: self.force.unwrap_or(plan.force),
+            ignore_daemonsets: self.ignore_daemonsets.unwrap_or(plan.ignore_daemonsets),
+            delete_local_data: self.delete_local_data.unwrap_or(plan.delete_local_data),
+            force_node: self.force_node.unwrap_or(plan.force_node),
+        }
+    }
+}
+
+/// A tag: a name and a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tag {
+    /// Its name.
+    pub name: String,
+    /// Its value; may be empty.
+    pub value: String,
+}
+
+/// Why a tag is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("tag `{tag}` {problem}")]
+pub struct InvalidTag {
+    tag: String,
+    problem: String,
+}
+
+/// Names of tags that the director itself gives to machines (BOSH's ten; pks.md, section 1.9).
+const RESERVED: [&str; 10] = [
+    "deployment",
+    "director",
+    "id",
+    "index",
+    "instance_group",
+    "job",
+    "name",
+    "created_at",
+    "compiling",
+    "instance",
+];
+/// The longest name or value, in characters; PKS's limit.
+const LONGEST: usize = 80;
+
+impl Tag {
+    /// A tag with a name and a value.
+    ///
+    /// # Errors
+    /// [`InvalidTag`] when one of them is too long, holds one of `" : ,`, or the name is empty or reserved.
+    pub fn new(name: &str, value: &str) -> Result<Self, InvalidTag> {
+        let refuse = |problem: &str| {
+            Err(InvalidTag {
+                tag: name.chars().take(LONGEST).collect(),
+                problem: problem.to_owned(),
+            })
+        };
+        if name.is_empty() {
+            return refuse("has no name");
+        }
+        if name.chars().count() > LONGEST || value.chars().count() > LONGEST {
+            return refuse("is longer than 80 characters");
+        }
+        if name.chars().chain(value.chars()).any(|c| matches!(c, '"' | ':' | ',') || c.is_control()) {
+            return refuse("holds a quotation mark, a colon, a comma or a control character");
+        }
+        if RESERVED.contains(&name) {
+            return refuse("has a name that the director itself uses");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.value)
+    }
+}
+
+impl FromStr for Tag {
+    type Err = InvalidTag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let (name, value) = text.split_once(':').unwrap_or((text, ""));
+        Self::new(name.trim(), value.trim())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_checked() {
+        assert_eq!("team:a b".parse(), Ok(Tag { name: "team".into(), value: "a b".into() }));
+        assert_eq!("team".parse(), Ok(Tag { name: "team".into(), value: String::new() }));
+        for (bad, words) in [
+            ("", "no name"),
+            (":x", "no name"),
+            ("a:b:c", "a colon"),
+            ("a:b\"", "quotation"),
+            ("deployment:x", "director itself"),
+            (&format!("a:{}", "x".repeat(81)), "80 characters"),
+        ] {
+            let error = bad.parse::<Tag>().expect_err(bad);
+            assert!(error.to_string().contains(words), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_overridden_is_the_plans() {
+        let overrides = DrainOverrides { grace_period: Some(-1), force: Some(false), ..DrainOverrides::default() };
+        let plan = Drain { timeout: 3, ..Drain::default() };
+        let drain = overrides.over(plan);
+        assert_eq!((drain.timeout, drain.grace_period, drain.force, drain.ignore_daemonsets), (3, -1, false, true));
+    }
+
+    #[test]
+    fn settings_of_an_older_version_are_read() {
+        assert_eq!(serde_json::from_str::<Settings>("{}").expect("settings"), Settings::default());
+    }
+}
