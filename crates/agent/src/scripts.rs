@@ -8,6 +8,7 @@ use futures::future::join_all;
 use indexmap::IndexMap;
 use rustix::process::{Pid, Signal, kill_process_group};
 use stolos_mbus::call::ErrandResult;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -180,9 +181,17 @@ impl Run<'_> {
         use std::os::unix::process::ExitStatusExt as _;
         let mut command = self.command(path, arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(Error::file("run", path))?;
+        let mut child = command.spawn().map_err(Error::file("run", path))?;
         let group = group(&child);
-        let output = child.wait_with_output();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let output = async {
+            let (stdout, stderr, status) = tokio::join!(whole(stdout), lines(stderr), child.wait());
+            Ok(std::process::Output {
+                status: status?,
+                stdout: stdout?,
+                stderr: stderr?,
+            })
+        };
         tokio::pin!(output);
         let output = tokio::select! {
             output = &mut output => output.map_err(Error::file("wait for", path))?,
@@ -220,6 +229,30 @@ impl Run<'_> {
             .kill_on_drop(true)
             .process_group(0);
         command
+    }
+}
+
+async fn whole(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        stream.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+/// As [`whole`]; each line is progress of the task that runs the script.
+async fn lines(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let Some(stream) = stream else {
+        return Ok(bytes);
+    };
+    let mut stream = BufReader::new(stream);
+    loop {
+        let start = bytes.len();
+        if stream.read_until(b'\n', &mut bytes).await? == 0 {
+            return Ok(bytes);
+        }
+        crate::tasks::say(&String::from_utf8_lossy(&bytes[start..]));
     }
 }
 

@@ -46,7 +46,27 @@ struct All {
 struct Entry {
     id: String,
     cancel: CancellationToken,
+    said: Said,
     result: Option<Reply>,
+}
+
+/// What a task said last.
+type Said = Arc<Mutex<Option<String>>>;
+
+/// A line is for people; what is longer is no line.
+const LONGEST_LINE: usize = 500;
+
+tokio::task_local! {
+    /// Of the task that runs.
+    static SAID: Said;
+}
+
+/// Notes what the running task does, for whoever asks for it. Outside of a task nobody does.
+pub(crate) fn say(line: &str) {
+    let line: String = line.trim().chars().take(LONGEST_LINE).collect();
+    if !line.is_empty() {
+        let _ = SAID.try_with(|said| *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(line));
+    }
 }
 
 struct Queued {
@@ -172,7 +192,10 @@ impl Tasks {
         Ok(entry
             .result
             .clone()
-            .unwrap_or_else(|| Reply::value(AgentTask::running(id))))
+            .unwrap_or_else(|| {
+                let said = entry.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Reply::value(AgentTask::running(id).saying(said))
+            }))
     }
 
     /// Cancels a task; one that has ended is left as it is.
@@ -193,6 +216,7 @@ impl All {
         let entry = Entry {
             id,
             cancel,
+            said: Said::default(),
             result: None,
         };
         self.entries.insert(number, entry);
@@ -241,6 +265,8 @@ async fn work(
             Err(Error::Canceled)
         } else {
             // A bug in one method must not end all that come after it.
+            let said = lock(&all).entries.get(&number).map(|entry| entry.said.clone());
+            let work = SAID.scope(said.unwrap_or_default(), work);
             let caught = AssertUnwindSafe(work).catch_unwind().await;
             caught.unwrap_or_else(|_| {
                 Err(Error::Refused(

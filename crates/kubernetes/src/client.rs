@@ -141,7 +141,10 @@ impl Cluster {
         Self::connect(config)
     }
 
-    fn connect(config: Config) -> Result<Self, Error> {
+    fn connect(mut config: Config) -> Result<Self, Error> {
+        // Callers decide what is tried again and how long: the client's own policy would sit out the ten seconds that an eviction
+        // refused by a disruption budget names, again and again, and nobody would hear of it.
+        config.default_retry = false;
         stolos_base::tls::install_provider();
         let server = config.cluster_url.to_string();
         let client = Client::try_from(config.clone()).map_err(|source| Error::Client { server, source })?;

@@ -47,7 +47,8 @@ pub trait AgentDirectory: Send + Sync {
     /// Whether the peer ([`Peer::Agent`] or [`Peer::Bootstrap`]) is to be admitted.
     ///
     /// # Errors
-    /// When nobody can tell now; the connection is turned away and tried again by the agent.
+    /// When nobody can tell now. The connection is given no answer then, so that it ends by the server's time limit: a Go agent that is
+    /// turned away quickly twice in a row never connects again (`docs/design/0006-go-agent.md`).
     fn admits(&self, peer: Peer) -> BoxFuture<'_, Result<bool, DirectoryError>>;
 }
 
@@ -261,10 +262,11 @@ impl Desk {
                     rights: peer.rights(),
                 }
             }
-            Err(reason) => {
+            Err(Refusal::Never(reason)) => {
                 tracing::warn!(host = %request.client_info.host, reason, "turned away from the bus");
                 Verdict::Rejected(reason)
             }
+            Err(Refusal::NotNow(reason)) => return Err(reason),
         };
         let now = self.clock.now().as_second();
         let answer = answer(&request, verdict, &self.issuer, now)
@@ -275,22 +277,23 @@ impl Desk {
             .map_err(|error| format!("failed to answer: {}", chain(&error)))
     }
 
-    async fn judge(&self, request: &AuthorizationRequest) -> Result<Peer, String> {
+    async fn judge(&self, request: &AuthorizationRequest) -> Result<Peer, Refusal> {
         let pem = request
             .certificate()
-            .ok_or("the client has shown no verified certificate")?;
-        let peer: Peer = common_name(pem)?
+            .ok_or_else(|| Refusal::Never("the client has shown no verified certificate".to_owned()))?;
+        let peer: Peer = common_name(pem)
+            .map_err(Refusal::Never)?
             .parse()
-            .map_err(|error: crate::rights::UnknownPeer| error.to_string())?;
+            .map_err(|error: crate::rights::UnknownPeer| Refusal::Never(error.to_string()))?;
         if peer.agent().is_some() {
             match self.directory.admits(peer).await {
                 Ok(true) => {}
-                Ok(false) => return Err(format!("`{peer}` is not a known agent")),
+                Ok(false) => return Err(Refusal::Never(format!("`{peer}` is not a known agent"))),
                 Err(error) => {
-                    return Err(format!(
+                    return Err(Refusal::NotNow(format!(
                         "nobody can tell whether `{peer}` is known: {}",
                         chain(error.as_ref())
-                    ));
+                    )));
                 }
             }
         }
@@ -350,6 +353,15 @@ fn read_presence(subject: &str, payload: &[u8]) -> Option<Presence> {
     })
 }
 
-/// How long the server waits for an answer before it turns a client away. While this service is down, that is how long
-/// a new connection hangs before it is tried again, so it is short; being turned away for slowness does no harm.
-pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Why a client is not admitted.
+enum Refusal {
+    /// It has no business here.
+    Never(String),
+    /// Nobody can tell at the moment.
+    NotNow(String),
+}
+
+/// How long the server waits for an answer before it turns a client away. While this service is down, that is how long a new connection hangs
+/// before it is tried again, so it is short. But it has to be longer than the two seconds after which the Go agent's own client gives an attempt up:
+/// a client that is told of a refusal twice in a row gives up for ever (nats.go `processAuthError`), one that hears nothing tries again for ever.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(3);

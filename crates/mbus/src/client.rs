@@ -185,6 +185,7 @@ impl Bus {
             instance: instance.into(),
             timeout: CALL_TIMEOUT,
             cancel: CancellationToken::new(),
+            listener: None,
         }
     }
 
@@ -252,6 +253,17 @@ pub struct AgentClient {
     instance: String,
     timeout: Duration,
     cancel: CancellationToken,
+    listener: Option<Listener>,
+}
+
+/// Hears what a running task says.
+#[derive(Clone)]
+struct Listener(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 impl AgentClient {
@@ -272,6 +284,13 @@ impl AgentClient {
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancellationToken) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// Calls `listener` with each new line that a running task of the agent says.
+    #[must_use]
+    pub fn with_listener(mut self, listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Listener(Arc::new(listener)));
         self
     }
 
@@ -325,6 +344,7 @@ impl AgentClient {
     pub async fn wait(&self, method: &'static str, task: &str) -> Result<Value, Error> {
         let poll = Call::GetTask(task.to_owned());
         let mut pause = POLL_FIRST;
+        let mut heard = None;
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(self.cancel_task(method, task).await),
@@ -345,8 +365,16 @@ impl AgentClient {
                 Err(Error::Cancelled { .. }) => return Err(self.cancel_task(method, task).await),
                 Err(error) => return Err(error),
             };
-            if AgentTask::from_value(&value).is_none_or(|running| running.agent_task_id != task) {
-                return Ok(value);
+            match AgentTask::from_value(&value) {
+                Some(running) if running.agent_task_id == task => {
+                    if let (Some(listener), Some(said)) = (&self.listener, &running.progress)
+                        && heard != running.progress
+                    {
+                        (listener.0)(said);
+                        heard.clone_from(&running.progress);
+                    }
+                }
+                _ => return Ok(value),
             }
         }
     }

@@ -68,6 +68,9 @@ pub struct AgentTask {
     pub agent_task_id: String,
     /// Always `running`.
     pub state: String,
+    /// What the task said last. Ours; other agents do not send it, other directors do not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
 }
 
 impl AgentTask {
@@ -76,7 +79,15 @@ impl AgentTask {
         Self {
             agent_task_id: id.into(),
             state: "running".to_owned(),
+            progress: None,
         }
+    }
+
+    /// The same task with what it said last.
+    #[must_use]
+    pub fn saying(mut self, progress: Option<String>) -> Self {
+        self.progress = progress;
+        self
     }
 
     /// Reads a value as a running task; `None` when it is a final value.
@@ -86,7 +97,8 @@ impl AgentTask {
         if object.get("state")?.as_str()? != "running" {
             return None;
         }
-        Some(Self::running(object.get("agent_task_id")?.as_str()?))
+        let progress = object.get("progress").and_then(Value::as_str);
+        Some(Self::running(object.get("agent_task_id")?.as_str()?).saying(progress.map(str::to_owned)))
     }
 }
 
@@ -178,6 +190,9 @@ mod tests {
         let running = serde_json::json!({"agent_task_id": "7", "state": "running"});
         assert_eq!(AgentTask::from_value(&running), Some(AgentTask::running("7")));
         assert_eq!(AgentTask::from_value(&Value::from("applied")), None);
+        let saying = AgentTask::running("7").saying(Some("evicting pod a/b".to_owned()));
+        let value = serde_json::to_value(&saying).expect("JSON");
+        assert_eq!(AgentTask::from_value(&value), Some(saying));
     }
 
     #[test]

@@ -125,6 +125,10 @@ async fn drain<T>(
     next: Next,
     spec: Option<ApplySpec>,
 ) -> Result<()> {
+    let (ctx, what) = (attempt.ctx.clone(), "executing drain");
+    let agent = agent
+        .clone()
+        .with_listener(move |said| ctx.progress(format!("{what}: {said}")));
     loop {
         let what = match (next, &spec) {
             (Next::Update, Some(spec)) => Drain::Update(Box::new(spec.clone())),
