@@ -189,13 +189,10 @@ impl Tasks {
     pub(crate) fn get(&self, id: &str) -> Result<Reply> {
         let all = self.lock();
         let entry = all.find(id)?;
-        Ok(entry
-            .result
-            .clone()
-            .unwrap_or_else(|| {
-                let said = entry.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                Reply::value(AgentTask::running(id).saying(said))
-            }))
+        Ok(entry.result.clone().unwrap_or_else(|| {
+            let said = entry.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Reply::value(AgentTask::running(id).saying(said))
+        }))
     }
 
     /// Cancels a task; one that has ended is left as it is.

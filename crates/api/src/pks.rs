@@ -182,8 +182,14 @@ impl KubernetesSettings {
             ("kubelet-drain-grace-period", &self.kubelet_drain_grace_period),
             ("kubelet-drain-force", &self.kubelet_drain_force),
             ("kubelet-drain-force-node", &self.kubelet_drain_force_node),
-            ("kubelet-drain-ignore-daemonsets", &self.kubelet_drain_ignore_daemonsets),
-            ("kubelet-drain-delete-local-data", &self.kubelet_drain_delete_local_data),
+            (
+                "kubelet-drain-ignore-daemonsets",
+                &self.kubelet_drain_ignore_daemonsets,
+            ),
+            (
+                "kubelet-drain-delete-local-data",
+                &self.kubelet_drain_delete_local_data,
+            ),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value.as_deref()?)))

@@ -93,7 +93,9 @@ pub(crate) fn save(session: &Session) -> Result<(), Failure> {
         if let Some(parent) = path.parent() {
             fs_err::create_dir_all(parent)?;
         }
-        let text = serde_saphyr::to_string(session).map_err(std::io::Error::other)?;
+        // Each value on the line of its key, for scripts that cut the file up.
+        let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+        let text = serde_saphyr::to_string_with_options(session, options).map_err(std::io::Error::other)?;
         files::write_atomic(&path, text.as_bytes(), 0o600)
     };
     write().map_err(|error| Failure::user(format!("failed to write the session file `{path}`: {error}")))

@@ -3,7 +3,9 @@
 //! Each function authorizes first, checks the whole request, writes in one transaction and says who has to be nudged. It
 //! does not wait for anything and does not retry.
 
-use stolos_api::pks::{ClusterRequest, ClusterTag, LastAction, LastActionState, OperationState, UpdateParameters};
+use stolos_api::pks::{
+    ClusterRequest, ClusterTag, LastAction, LastActionState, OperationState, UpdateParameters,
+};
 use stolos_base::ids::{ClusterId, OperationId};
 use stolos_base::{Clock, IdSource};
 use stolos_flow::Flows;
@@ -86,7 +88,11 @@ impl Desk {
         let only_size = before.state == LastActionState::Succeeded
             && before.plan == after.plan
             && before.settings.artifacts == after.settings.artifacts;
-        let rollout = if only_size { Rollout::Fresh } else { Rollout::Careful };
+        let rollout = if only_size {
+            Rollout::Fresh
+        } else {
+            Rollout::Careful
+        };
         let mut tx = self
             .db
             .begin("accept a change")
@@ -118,14 +124,24 @@ impl Desk {
         }
         let drain = &change.drain;
         let own = &mut after.settings.drain;
-        set(&mut own.timeout, "kubelet_drain_timeout", drain.kubelet_drain_timeout.as_ref(), |n| *n <= 1440)?;
+        set(
+            &mut own.timeout,
+            "kubelet_drain_timeout",
+            drain.kubelet_drain_timeout.as_ref(),
+            |n| *n <= 1440,
+        )?;
         set(
             &mut own.grace_period,
             "kubelet_drain_grace_period",
             drain.kubelet_drain_grace_period.as_ref(),
             |n| (-1..=86_400).contains(n),
         )?;
-        set(&mut own.force, "kubelet_drain_force", drain.kubelet_drain_force.as_ref(), |_| true)?;
+        set(
+            &mut own.force,
+            "kubelet_drain_force",
+            drain.kubelet_drain_force.as_ref(),
+            |_| true,
+        )?;
         set(
             &mut own.ignore_daemonsets,
             "kubelet_drain_ignore_daemonsets",

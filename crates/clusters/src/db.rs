@@ -17,11 +17,12 @@ use crate::settings::Settings;
 /// The tables of this service.
 pub static TABLES: Part = Part {
     name: "clusters",
-    migrations: &[Migration {
-        number: 1,
-        name: "clusters_and_operations",
-        statements: &[
-            "CREATE TABLE clusters (
+    migrations: &[
+        Migration {
+            number: 1,
+            name: "clusters_and_operations",
+            statements: &[
+                "CREATE TABLE clusters (
                 id          TEXT   PRIMARY KEY,
                 -- intent, written when a request is accepted
                 name        TEXT   NOT NULL UNIQUE,
@@ -37,7 +38,7 @@ pub static TABLES: Part = Part {
                 address     TEXT,
                 memory_mib  BIGINT NOT NULL
             )",
-            "CREATE TABLE operations (
+                "CREATE TABLE operations (
                 id          TEXT   PRIMARY KEY,
                 -- intent
                 cluster_id  TEXT   NOT NULL,
@@ -52,17 +53,18 @@ pub static TABLES: Part = Part {
                 ended_at    BIGINT,
                 error       TEXT
             )",
-            // One request in flight per cluster, whoever asks and however many ask at once.
-            "CREATE UNIQUE INDEX operations_in_flight ON operations (cluster_id) WHERE ended_at IS NULL",
-            "CREATE INDEX operations_by_time ON operations (created_at, id)",
-        ],
-    },
-    Migration {
-        number: 2,
-        name: "cluster_settings",
-        // Intent: drain settings, tags, what the machines are made of; JSON.
-        statements: &["ALTER TABLE clusters ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'"],
-    }],
+                // One request in flight per cluster, whoever asks and however many ask at once.
+                "CREATE UNIQUE INDEX operations_in_flight ON operations (cluster_id) WHERE ended_at IS NULL",
+                "CREATE INDEX operations_by_time ON operations (created_at, id)",
+            ],
+        },
+        Migration {
+            number: 2,
+            name: "cluster_settings",
+            // Intent: drain settings, tags, what the machines are made of; JSON.
+            statements: &["ALTER TABLE clusters ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'"],
+        },
+    ],
 };
 
 /// A cluster as kept.
@@ -128,8 +130,7 @@ pub enum Whose<'a> {
     Of(&'a str),
 }
 
-const CLUSTER: &str =
-    "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
+const CLUSTER: &str = "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
 const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
                          FROM operations";
 
@@ -198,11 +199,12 @@ pub async fn set_intent(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) -> R
 /// # Errors
 /// Those of the database.
 pub async fn allotted_memory(tx: &mut Tx, but: ClusterId) -> Result<u64> {
-    let row = query("SELECT CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS total FROM clusters WHERE id <> $1")
-        .bind(but.to_string())
-        .fetch_one(tx.conn())
-        .await
-        .map_err(|e| Error::database("add up the memory of all clusters")(e.into()))?;
+    let row =
+        query("SELECT CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS total FROM clusters WHERE id <> $1")
+            .bind(but.to_string())
+            .fetch_one(tx.conn())
+            .await
+            .map_err(|e| Error::database("add up the memory of all clusters")(e.into()))?;
     Ok(u64::try_from(get::<i64>(&row, "total")?).unwrap_or(0))
 }
 

@@ -160,9 +160,11 @@ impl Classify for Error {
             | Self::DoesNotFit { .. }
             | Self::TooManyProcessors { .. } => Class::User,
             Self::NoCluster(_) | Self::NoOperation(_) => Class::NotFound,
-            Self::NameTaken(_) | Self::HostnameTaken(_) | Self::Busy { .. } | Self::NotReady { .. } | Self::HalfDeleted { .. } => {
-                Class::Conflict
-            }
+            Self::NameTaken(_)
+            | Self::HostnameTaken(_)
+            | Self::Busy { .. }
+            | Self::NotReady { .. }
+            | Self::HalfDeleted { .. } => Class::Conflict,
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
             Self::Database { source, .. } => source.class(),

@@ -33,7 +33,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 pub(crate) fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/clusters", get(cluster_list).post(cluster_create))
-        .route("/v1/clusters/{name}", get(cluster_view).patch(cluster_update).delete(cluster_delete))
+        .route(
+            "/v1/clusters/{name}",
+            get(cluster_view).patch(cluster_update).delete(cluster_delete),
+        )
         .route("/v1/clusterdetails/{name}", get(cluster_details))
         .route("/v1/clusters/{name}/binds", post(bind_create))
         .route("/v1/clusters/{name}/binds/{user}", get(bind_view))

@@ -176,7 +176,10 @@ fn check(plan: &Plan) -> Result<(), String> {
         return Err("worker_max_in_flight is 0, so no update would ever change a worker".to_owned());
     }
     if !(-1..=86_400).contains(&plan.drain.grace_period) || plan.drain.timeout > 1440 {
-        return Err("drain: grace_period is not between -1 and 86400 seconds, or timeout more than 1440 minutes".to_owned());
+        return Err(
+            "drain: grace_period is not between -1 and 86400 seconds, or timeout more than 1440 minutes"
+                .to_owned(),
+        );
     }
     if plan.master.persistent_disk == 0 {
         return Err("master.persistent_disk is 0, but etcd needs a persistent disk".to_owned());

@@ -111,7 +111,11 @@ impl Tag {
         if name.chars().count() > LONGEST || value.chars().count() > LONGEST {
             return refuse("is longer than 80 characters");
         }
-        if name.chars().chain(value.chars()).any(|c| matches!(c, '"' | ':' | ',') || c.is_control()) {
+        if name
+            .chars()
+            .chain(value.chars())
+            .any(|c| matches!(c, '"' | ':' | ',') || c.is_control())
+        {
             return refuse("holds a quotation mark, a colon, a comma or a control character");
         }
         if RESERVED.contains(&name) {
@@ -145,8 +149,20 @@ mod tests {
 
     #[test]
     fn tags_are_checked() {
-        assert_eq!("team:a b".parse(), Ok(Tag { name: "team".into(), value: "a b".into() }));
-        assert_eq!("team".parse(), Ok(Tag { name: "team".into(), value: String::new() }));
+        assert_eq!(
+            "team:a b".parse(),
+            Ok(Tag {
+                name: "team".into(),
+                value: "a b".into()
+            })
+        );
+        assert_eq!(
+            "team".parse(),
+            Ok(Tag {
+                name: "team".into(),
+                value: String::new()
+            })
+        );
         for (bad, words) in [
             ("", "no name"),
             (":x", "no name"),
@@ -162,14 +178,32 @@ mod tests {
 
     #[test]
     fn what_is_not_overridden_is_the_plans() {
-        let overrides = DrainOverrides { grace_period: Some(-1), force: Some(false), ..DrainOverrides::default() };
-        let plan = Drain { timeout: 3, ..Drain::default() };
+        let overrides = DrainOverrides {
+            grace_period: Some(-1),
+            force: Some(false),
+            ..DrainOverrides::default()
+        };
+        let plan = Drain {
+            timeout: 3,
+            ..Drain::default()
+        };
         let drain = overrides.over(plan);
-        assert_eq!((drain.timeout, drain.grace_period, drain.force, drain.ignore_daemonsets), (3, -1, false, true));
+        assert_eq!(
+            (
+                drain.timeout,
+                drain.grace_period,
+                drain.force,
+                drain.ignore_daemonsets
+            ),
+            (3, -1, false, true)
+        );
     }
 
     #[test]
     fn settings_of_an_older_version_are_read() {
-        assert_eq!(serde_json::from_str::<Settings>("{}").expect("settings"), Settings::default());
+        assert_eq!(
+            serde_json::from_str::<Settings>("{}").expect("settings"),
+            Settings::default()
+        );
     }
 }

@@ -116,11 +116,10 @@ impl Cluster {
             path: "of the binding".to_owned(),
             source,
         };
-        let kubeconfig: Kubeconfig =
-            serde_json::from_value(value).map_err(|error| Error::Endpoint {
-                server: "the cluster".to_owned(),
-                problem: format!("the binding is no kubeconfig: {error}"),
-            })?;
+        let kubeconfig: Kubeconfig = serde_json::from_value(value).map_err(|error| Error::Endpoint {
+            server: "the cluster".to_owned(),
+            problem: format!("the binding is no kubeconfig: {error}"),
+        })?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .map_err(bad)?;

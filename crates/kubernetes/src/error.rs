@@ -158,7 +158,9 @@ impl Classify for Error {
     fn class(&self) -> Class {
         match self {
             Self::Endpoint { .. } | Self::Client { .. } | Self::Kubeconfig { .. } => Class::Internal,
-            Self::Document { .. } | Self::Yaml(_) | Self::UnknownKind { .. } | Self::Archive { .. } => Class::User,
+            Self::Document { .. } | Self::Yaml(_) | Self::UnknownKind { .. } | Self::Archive { .. } => {
+                Class::User
+            }
             Self::Request {
                 source: Cause::Answer { code, .. },
                 ..

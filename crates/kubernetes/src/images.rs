@@ -88,7 +88,8 @@ fn names(reader: impl Read) -> Result<Vec<String>, String> {
     // All of it is read: an archive that is cut off is noticed here and not on the nodes.
     for entry in archive.entries().map_err(no_archive)? {
         let mut entry = entry.map_err(no_archive)?;
-        let slot = match entry.path().map_err(no_archive)?.to_str() {
+        let path = entry.path().map_err(no_archive)?;
+        let slot = match path.to_str().map(|path| path.trim_start_matches("./")) {
             Some("index.json") => 0,
             Some("manifest.json") => 1,
             _ => continue,
@@ -288,7 +289,16 @@ async fn send(
         node: node.to_owned(),
         problem,
     };
-    let import = ["chroot", HOST, CTR, "--namespace", "k8s.io", "images", "import", "-"];
+    let import = [
+        "chroot",
+        HOST,
+        CTR,
+        "--namespace",
+        "k8s.io",
+        "images",
+        "import",
+        "-",
+    ];
     let params = AttachParams::default()
         .stdin(true)
         .stdout(true)
@@ -298,7 +308,12 @@ async fn send(
         .exec(name, import, &params)
         .await
         .map_err(Error::request(format!("start the import on node `{node}`")))?;
-    let streams = (process.stdin(), process.stdout(), process.stderr(), process.take_status());
+    let streams = (
+        process.stdin(),
+        process.stdout(),
+        process.stderr(),
+        process.take_status(),
+    );
     let (Some(mut input), Some(mut out), Some(mut err), Some(status)) = streams else {
         return Err(failed("the connection has no streams".to_owned()));
     };
@@ -395,9 +410,15 @@ mod tests {
             "manifest.json",
             r#"[{"Config":"c.json","RepoTags":["b:2","a:1"]},{"RepoTags":["c:3"]}]"#,
         )]);
-        assert_eq!(names(docker.as_slice()), Ok(vec!["a:1".into(), "b:2".into(), "c:3".into()]));
+        assert_eq!(
+            names(docker.as_slice()),
+            Ok(vec!["a:1".into(), "b:2".into(), "c:3".into()])
+        );
         let oci = archive(&[
-            ("index.json", r#"{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"1","io.containerd.image.name":"x/y:1"}}]}"#),
+            (
+                "./index.json",
+                r#"{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"1","io.containerd.image.name":"x/y:1"}}]}"#,
+            ),
             ("manifest.json", r#"[{"RepoTags":["other:1"]}]"#),
         ]);
         assert_eq!(names(oci.as_slice()), Ok(vec!["x/y:1".into()]));
@@ -408,14 +429,23 @@ mod tests {
         for (bytes, words) in [
             (archive(&[("readme", "hello")]), "neither"),
             (archive(&[("manifest.json", "[]")]), "holds no image"),
-            (archive(&[("manifest.json", r#"[{"RepoTags":null}]"#)]), "have no names"),
+            (
+                archive(&[("manifest.json", r#"[{"RepoTags":null}]"#)]),
+                "have no names",
+            ),
             (archive(&[("manifest.json", "{")]), "`manifest.json` is not valid"),
-            (b"hello, this is no tar file at all".repeat(40), "no archive of images"),
+            (
+                b"hello, this is no tar file at all".repeat(40),
+                "no archive of images",
+            ),
         ] {
             let error = names(bytes.as_slice()).expect_err(words);
             assert!(error.contains(words), "{words}: {error}");
         }
-        let mut cut = archive(&[("manifest.json", r#"[{"RepoTags":["a:1"]}]"#), ("layer", &"x".repeat(5000))]);
+        let mut cut = archive(&[
+            ("manifest.json", r#"[{"RepoTags":["a:1"]}]"#),
+            ("layer", &"x".repeat(5000)),
+        ]);
         cut.truncate(3000);
         assert!(names(cut.as_slice()).is_err(), "an archive that is cut off");
     }
@@ -431,7 +461,10 @@ mod tests {
         let bytes = gz.finish().expect("compressed");
         fs_err::write(&path, &bytes).expect("a file");
         let read = Archive::read(&path).expect("an archive");
-        assert_eq!((read.names, read.size), (vec!["a:1".to_owned()], bytes.len() as u64));
+        assert_eq!(
+            (read.names, read.size),
+            (vec!["a:1".to_owned()], bytes.len() as u64)
+        );
         let error = Archive::read(&dir.path().join("nothing")).expect_err("no file");
         assert!(error.to_string().contains("nothing"), "{error}");
     }

@@ -299,8 +299,12 @@ impl Cluster {
                 .into());
             }
         }
-        self.wait_volumes(node, options.limit.map(|limit| limit.saturating_sub(start.elapsed())), progress)
-            .await?;
+        self.wait_volumes(
+            node,
+            options.limit.map(|limit| limit.saturating_sub(start.elapsed())),
+            progress,
+        )
+        .await?;
         Ok(count)
     }
 
@@ -330,7 +334,10 @@ impl Cluster {
             }
             if !told {
                 told = true;
-                progress(&format!("waiting for volumes to be detached: {}", volumes.join(", ")));
+                progress(&format!(
+                    "waiting for volumes to be detached: {}",
+                    volumes.join(", ")
+                ));
             }
             if limit.is_some_and(|limit| start.elapsed() >= limit) {
                 return Err(TimedOut {
@@ -364,7 +371,11 @@ impl Cluster {
             let victim = Victim::of(&pod);
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), &victim.namespace);
             let what = format!("delete pod `{}/{}`", victim.namespace, victim.name);
-            match pods.delete(&victim.name, &params).await.map_err(Error::request(what)) {
+            match pods
+                .delete(&victim.name, &params)
+                .await
+                .map_err(Error::request(what))
+            {
                 Ok(_) => count += 1,
                 Err(error) if error.class() == Class::NotFound => {}
                 Err(error) => return Err(error),
@@ -471,7 +482,9 @@ fn fate(pod: &Pod, options: DrainOptions) -> Fate {
     if controller.is_some_and(|owner| owner.kind == "DaemonSet") {
         return match options.daemon_sets {
             Loss::Accept => Fate::Stays,
-            Loss::Refuse => Fate::Refused(format!("the pod `{title}` belongs to a daemon set, which would make it anew")),
+            Loss::Refuse => Fate::Refused(format!(
+                "the pod `{title}` belongs to a daemon set, which would make it anew"
+            )),
         };
     }
     if controller.is_none() && options.unmanaged == Loss::Refuse {

@@ -249,6 +249,13 @@ impl Call {
         }
     }
 
+    /// Whether the call does no harm when an agent that died in the middle of it gets it again. All do none but the errand: what it does is
+    /// its author's business.
+    #[must_use]
+    pub fn can_be_repeated(&self) -> bool {
+        !matches!(self, Self::RunErrand { .. })
+    }
+
     /// Whether the agent answers with a task that has to be polled.
     #[must_use]
     pub fn is_asynchronous(&self) -> bool {

@@ -34,6 +34,8 @@ use crate::transport::{self, Transport};
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 /// A read is sent again this long after the last time: the request or its answer may have been lost with a connection.
 const RESEND_READ: Duration = Duration::from_secs(2);
+/// An agent that loses its task more often than this has a problem that telling it again does not mend.
+const LOST_TASKS: u32 = 3;
 /// First pause between two `get_task`; most scripts of ours end within it.
 const POLL_FIRST: Duration = Duration::from_millis(20);
 /// Longest pause between two `get_task`: what a person would not notice at the end of a long script.
@@ -98,6 +100,14 @@ pub enum Error {
         /// `GROUP/ID` as the caller named it.
         instance: String,
     },
+}
+
+impl Error {
+    /// Whether the agent says that it does not know its own task: the words of ours and of the Go agent (bosh-agent, action/get_task.go).
+    fn is_lost_task(&self, task: &str) -> bool {
+        matches!(self, Self::Exception { exception, .. }
+            if exception.message.ends_with(&format!("Task with id {task} could not be found")))
+    }
 }
 
 impl Classify for Error {
@@ -313,14 +323,26 @@ impl AgentClient {
         }
     }
 
-    /// As [`Self::call`], and follows the agent's task to its end where the method is asynchronous.
+    /// As [`Self::call`], and follows the agent's task to its end where the method is asynchronous. An agent that was started again meanwhile
+    /// does not know the task any more; what it had begun ended with it, so it is told again, but for errands, which are not ours to repeat.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn run(&self, call: &Call) -> Result<Value, Error> {
-        match self.start(call).await? {
-            Started::Done(value) => Ok(value),
-            Started::Running(task) => self.wait(call.method(), &task).await,
+        let mut lost = 0;
+        loop {
+            let task = match self.start(call).await? {
+                Started::Done(value) => return Ok(value),
+                Started::Running(task) => task,
+            };
+            match self.wait(call.method(), &task).await {
+                Err(error) if error.is_lost_task(&task) && lost < LOST_TASKS && call.can_be_repeated() => {
+                    lost += 1;
+                    tracing::warn!(instance = %self.instance, method = call.method(),
+                        "the agent was started again and has lost its task; telling it once more");
+                }
+                result => return result,
+            }
         }
     }
 

@@ -233,6 +233,17 @@ async fn tasks_are_followed_to_their_end() {
     });
     running.0.expect("stopped");
 
+    // An agent that was started again does not know its task: it is told again, a few times.
+    let told = it.script.count("stop");
+    it.script.finish(Reply::exception(
+        "Action Failed get_task: Task with id task-1 could not be found",
+    ));
+    client
+        .stop_jobs()
+        .await
+        .expect_err("the agent loses each of its tasks");
+    assert_eq!(it.script.count("stop"), told + 4);
+
     it.script.finish(Reply::exception("drain script failed"));
     let error = client.stop_jobs().await.expect_err("the task failed");
     assert_eq!(

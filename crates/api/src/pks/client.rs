@@ -98,8 +98,14 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn update_cluster(&self, name: &str, change: &UpdateParameters) -> Result<Option<String>, Error> {
-        let request = self.request(Method::PATCH, &["v1", "clusters", name]).json(change);
+    pub async fn update_cluster(
+        &self,
+        name: &str,
+        change: &UpdateParameters,
+    ) -> Result<Option<String>, Error> {
+        let request = self
+            .request(Method::PATCH, &["v1", "clusters", name])
+            .json(change);
         Ok(operation(&http::send(request).await?))
     }
 

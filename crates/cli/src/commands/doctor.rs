@@ -15,6 +15,8 @@ use crate::output;
 const OLDEST_KERNEL: (u32, u32) = (5, 13);
 /// Caches, a stemcell and one cluster take about six GiB.
 const LEAST_DISK_MIB: u64 = 10 * 1024;
+/// With less, not even one cluster's machines start.
+const NO_DISK_MIB: u64 = 2 * 1024;
 /// One master and one worker of the smallest plan.
 const LEAST_MEMORY_MIB: u64 = 4 * 1024;
 
@@ -310,13 +312,15 @@ fn disk(root: &Utf8Path) -> Check {
     if free >= LEAST_DISK_MIB {
         Check::ok(NAME, format!("{free} MiB free in {there}"))
     } else {
-        let advice = format!("Programs, a stemcell and one cluster take about {LEAST_DISK_MIB} MiB.");
-        Check::bad(
-            NAME,
-            Verdict::Warning,
-            format!("{free} MiB free in {there}"),
-            advice,
-        )
+        let advice = format!(
+            "Programs, a stemcell and one cluster take about {LEAST_DISK_MIB} MiB: make room, or set STOLOS_ROOT to a larger disk."
+        );
+        let verdict = if free < NO_DISK_MIB {
+            Verdict::Failed
+        } else {
+            Verdict::Warning
+        };
+        Check::bad(NAME, verdict, format!("{free} MiB free in {there}"), advice)
     }
 }
 

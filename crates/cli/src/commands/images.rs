@@ -54,7 +54,8 @@ pub(crate) async fn load(args: &LoadImage) -> Result<(), Failure> {
         .load_images(&args.file, &nodes, Duration::from_secs(args.timeout), &show)
         .await;
     result.map_err(|error| {
-        Failure::from_error(&error).hint("Run the same command again: nodes that have the images take them again without harm.")
+        Failure::from_error(&error)
+            .hint("Run the same command again: nodes that have the images take them again without harm.")
     })?;
     if args.json {
         return output::json(&json!({"images": archive.names, "nodes": nodes}));

@@ -84,7 +84,10 @@ fn summary(change: &UpdateParameters) -> String {
         lines.push(format!("{name}: {value}"));
     }
     if let Some(tags) = &change.cluster_tags {
-        let tags: Vec<String> = tags.iter().map(|tag| format!("{}:{}", tag.name, tag.value)).collect();
+        let tags: Vec<String> = tags
+            .iter()
+            .map(|tag| format!("{}:{}", tag.name, tag.value))
+            .collect();
         lines.push(format!("Tags: {}", tags.join(",")));
     }
     if change.delete_all_tags == Some(true) {

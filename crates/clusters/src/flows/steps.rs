@@ -70,7 +70,13 @@ pub(super) fn machines(
         crate::render::Rollout::Fresh => DEPLOY_DEADLINE,
         crate::render::Rollout::Careful => UPDATE_DEADLINE,
     };
-    let captured = (tools.clone(), lease.clone(), cluster.clone(), input.clone(), Arc::clone(&failed));
+    let captured = (
+        tools.clone(),
+        lease.clone(),
+        cluster.clone(),
+        input.clone(),
+        Arc::clone(&failed),
+    );
     let deploy = graph.add({
         let step = Step::new("Deploy machines", move |ctx| {
             let (tools, from, cluster, input, failed) = captured.clone();
@@ -91,7 +97,13 @@ pub(super) fn machines(
     });
 
     // Beside the deploy, not after it: nodes join through the virtual address.
-    let captured = (tools.clone(), lease.clone(), deployment_name(cluster.id), input.cluster, failed);
+    let captured = (
+        tools.clone(),
+        lease.clone(),
+        deployment_name(cluster.id),
+        input.cluster,
+        failed,
+    );
     let publish = graph.add(
         Step::new("Publish API address", move |ctx| {
             let (tools, from, deployment, cluster, failed) = captured.clone();

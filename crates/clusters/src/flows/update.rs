@@ -19,7 +19,13 @@ impl Kind for Update {
         let mut graph = Graph::new();
         let lease = steps::lease(&mut graph, &self.0, &input);
         // Before any node is drained, so that it is drained as the person wants it now.
-        let told = graph.add(steps::settings("Tell drain settings", true, &self.0, &cluster, &lease));
+        let told = graph.add(steps::settings(
+            "Tell drain settings",
+            true,
+            &self.0,
+            &cluster,
+            &lease,
+        ));
         let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, Some(&told));
         graph.add(
             steps::settings("Apply cluster settings", false, &self.0, &cluster, &lease)

@@ -74,7 +74,13 @@ pub(crate) fn three_members_keep_their_data(installation: &Installation) {
     fs_err::write(&cloud, cloud_config(network["range"].as_str().expect("a range"))).expect("a cloud config");
     let write = |heartbeat| fs_err::write(&file, manifest(heartbeat)).expect("a manifest");
     let deploy = || {
-        let output = installation.run(&["deploy", file.as_str(), "--cloud-config", cloud.as_str(), "--non-interactive"]);
+        let output = installation.run(&[
+            "deploy",
+            file.as_str(),
+            "--cloud-config",
+            cloud.as_str(),
+            "--non-interactive",
+        ]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         text
@@ -87,14 +93,29 @@ pub(crate) fn three_members_keep_their_data(installation: &Installation) {
     assert_eq!(list.matches("started").count(), 3, "{list}");
 
     let again = deploy();
-    assert!(!again.contains("Updating instance"), "an unchanged deploy does nothing: {again}");
+    assert!(
+        !again.contains("Updating instance"),
+        "an unchanged deploy does nothing: {again}"
+    );
     let pids = |machines: &[Value]| -> Vec<Value> { machines.iter().map(|one| one["pid"].clone()).collect() };
     let before = pids(&members(installation));
     write(120);
     let changed = deploy();
-    assert_eq!(changed.matches("Updating instance").count(), 3, "one after the other: {changed}");
-    assert_eq!(pids(&members(installation)), before, "an update of a property needs no new machine");
-    assert!(etcdctl(installation, 2, &["get", "kept"]).expect("read").contains("yes"));
+    assert_eq!(
+        changed.matches("Updating instance").count(),
+        3,
+        "one after the other: {changed}"
+    );
+    assert_eq!(
+        pids(&members(installation)),
+        before,
+        "an update of a property needs no new machine"
+    );
+    assert!(
+        etcdctl(installation, 2, &["get", "kept"])
+            .expect("read")
+            .contains("yes")
+    );
 
     for machine in members(installation) {
         process_of(&machine).signal(Signal::KILL).expect("killed");
@@ -126,14 +147,22 @@ fn etcdctl(installation: &Installation, member: usize, arguments: &[&str]) -> Re
         .get(member)
         .and_then(|machine| machine["pid"].as_i64())
         .ok_or("the machine does not run")?;
-    said(installation
-        .command("nsenter".into())
-        .args(["-t", &pid.to_string(), "-m", "-n", "/var/vcap/packages/etcd/bin/etcdctl"])
-        .args(["--endpoints=https://127.0.0.1:2379", "--command-timeout=5s"])
-        .args([
-            "--cacert=/var/vcap/jobs/etcd/config/ca.pem",
-            "--cert=/var/vcap/jobs/etcd/config/member.pem",
-            "--key=/var/vcap/jobs/etcd/config/member.key",
-        ])
-        .args(arguments))
+    said(
+        installation
+            .command("nsenter".into())
+            .args([
+                "-t",
+                &pid.to_string(),
+                "-m",
+                "-n",
+                "/var/vcap/packages/etcd/bin/etcdctl",
+            ])
+            .args(["--endpoints=https://127.0.0.1:2379", "--command-timeout=5s"])
+            .args([
+                "--cacert=/var/vcap/jobs/etcd/config/ca.pem",
+                "--cert=/var/vcap/jobs/etcd/config/member.pem",
+                "--key=/var/vcap/jobs/etcd/config/member.key",
+            ])
+            .args(arguments),
+    )
 }

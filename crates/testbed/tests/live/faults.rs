@@ -19,7 +19,10 @@ pub(crate) fn processes_are_killed(installation: &Installation) {
     kill_recorded(installation, "run/stolosd.pid");
     answers("stolosd");
     installation.stolos(&["up"]);
-    assert_eq!(installation.json(&["cluster", "live", "--json"])["last_action_state"], "succeeded");
+    assert_eq!(
+        installation.json(&["cluster", "live", "--json"])["last_action_state"],
+        "succeeded"
+    );
     kill_recorded(installation, "run/hostd.pid");
     answers("stolos-hostd");
     installation.stolos(&["up"]);
@@ -37,7 +40,10 @@ pub(crate) fn processes_are_killed(installation: &Installation) {
     }
     answers("bus and agents");
     eventually("bus and agents to be there again", || {
-        let (bus, now) = (installation.processes("nats-server"), installation.processes("stolos-agent"));
+        let (bus, now) = (
+            installation.processes("nats-server"),
+            installation.processes("stolos-agent"),
+        );
         if bus.len() == 1 && now.len() == 2 && now.iter().all(|one| !agents.contains(one)) {
             Ok(())
         } else {
@@ -46,7 +52,10 @@ pub(crate) fn processes_are_killed(installation: &Installation) {
     });
     assert_eq!((servers(), kubelets()), jobs, "jobs outlive their agent");
     let deployments = installation.json(&["deployments", "--json"]);
-    let deployment = deployments[0]["name"].as_str().expect("the cluster's deployment").to_owned();
+    let deployment = deployments[0]["name"]
+        .as_str()
+        .expect("the cluster's deployment")
+        .to_owned();
     eventually("both instances to answer", || {
         let output = installation.run(&["instances", &deployment, "--json"]);
         let states: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -56,12 +65,19 @@ pub(crate) fn processes_are_killed(installation: &Installation) {
             .flatten()
             .filter(|one| one["job_state"] == "running")
             .count();
-        if running == 2 { Ok(()) } else { Err(states.to_string()) }
+        if running == 2 {
+            Ok(())
+        } else {
+            Err(states.to_string())
+        }
     });
 }
 
 fn kill_recorded(installation: &Installation, record: &str) {
-    installation.recorded(record).signal(Signal::KILL).expect("killed");
+    installation
+        .recorded(record)
+        .signal(Signal::KILL)
+        .expect("killed");
 }
 
 /// What dies in the middle of creating a cluster.
@@ -97,10 +113,14 @@ pub(crate) fn operations_survive(installation: &Installation) {
                 eventually("the operation to go on", || {
                     let shown = installation.json(&["operations", "--cluster", &name, "--json"]);
                     let steps = shown[0]["steps"].as_array().cloned().unwrap_or_default();
-                    let goes_on = shown[0]["state"] == "succeeded" || steps.iter().any(|step| step["state"] == "running");
+                    let goes_on = shown[0]["state"] == "succeeded"
+                        || steps.iter().any(|step| step["state"] == "running");
                     if goes_on { Ok(()) } else { Err(shown.to_string()) }
                 });
-                note(format!("killed after {after} ms: goes on {} ms after the start of `up`", start.elapsed().as_millis()));
+                note(format!(
+                    "killed after {after} ms: goes on {} ms after the start of `up`",
+                    start.elapsed().as_millis()
+                ));
             }
             Victim::Bus => {
                 for bus in installation.processes("nats-server") {
@@ -115,10 +135,21 @@ pub(crate) fn operations_survive(installation: &Installation) {
         }
         installation.stolos(&["operations", "--cluster", &name, "--follow"]);
         let cluster = installation.json(&["cluster", &name, "--json"]);
-        assert_eq!(cluster["last_action_state"], "succeeded", "{victim:?} after {after} ms: {cluster}");
-        assert_eq!(installation.machines().len(), machines + 2, "{victim:?} after {after} ms: nothing twice");
+        assert_eq!(
+            cluster["last_action_state"], "succeeded",
+            "{victim:?} after {after} ms: {cluster}"
+        );
+        assert_eq!(
+            installation.machines().len(),
+            machines + 2,
+            "{victim:?} after {after} ms: nothing twice"
+        );
         installation.stolos(&["delete-cluster", &name, "--non-interactive", "--wait"]);
-        assert_eq!(installation.machines().len(), machines, "{victim:?} after {after} ms: nothing stays");
+        assert_eq!(
+            installation.machines().len(),
+            machines,
+            "{victim:?} after {after} ms: nothing stays"
+        );
     }
 }
 
@@ -131,10 +162,17 @@ pub(crate) fn every_machine_is_killed(installation: &Installation) {
     }
     let kept = ["get", "configmap", "memory", "-o", "jsonpath={.data.kept}"];
     installation.eventually("the data", &kept, |text| text == "yes");
-    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| ready_nodes(text) == 2);
+    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| {
+        ready_nodes(text) == 2
+    });
     workload::stateful_set_is_ready(installation);
     let after = installation.machines();
-    let pids = |machines: &[Value]| machines.iter().map(|machine| machine["pid"].clone()).collect::<Vec<_>>();
+    let pids = |machines: &[Value]| {
+        machines
+            .iter()
+            .map(|machine| machine["pid"].clone())
+            .collect::<Vec<_>>()
+    };
     assert!(
         pids(&after).iter().all(|pid| !pids(&before).contains(pid)),
         "the machines were started anew"

@@ -74,7 +74,17 @@ impl Installation {
     #[track_caller]
     pub(crate) fn create_cluster(&self, name: &str, wait: bool) {
         let host = format!("{name}.test");
-        let mut arguments = vec!["create-cluster", name, "-e", &host, "-p", "small", "-n", "1", "--non-interactive"];
+        let mut arguments = vec![
+            "create-cluster",
+            name,
+            "-e",
+            &host,
+            "-p",
+            "small",
+            "-n",
+            "1",
+            "--non-interactive",
+        ];
         if wait {
             arguments.push("--wait");
         }
@@ -95,7 +105,11 @@ impl Installation {
 
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let kubectl = self.upstream("kubernetes-1.37", "kubectl");
-        said(self.command(&kubectl).args(["--request-timeout=10s"]).args(arguments))
+        said(
+            self.command(&kubectl)
+                .args(["--request-timeout=10s"])
+                .args(arguments),
+        )
     }
 
     /// Repeats until kubectl prints what is wanted.
@@ -136,7 +150,10 @@ impl Installation {
             };
             let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
             let arguments = read("cmdline");
-            let own = arguments.split('\0').next().and_then(|first| first.rsplit('/').next());
+            let own = arguments
+                .split('\0')
+                .next()
+                .and_then(|first| first.rsplit('/').next());
             let is_ours = read("cgroup").contains(&in_machine) || arguments.contains(self.root.as_str());
             if own == Some(program) && is_ours {
                 found.extend(Process::of(pid));

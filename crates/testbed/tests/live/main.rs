@@ -36,7 +36,10 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     installation.create_cluster("live", true);
     refusals::of_requests(&installation);
     installation.stolos(&["get-credentials", "live"]);
-    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| ready_nodes(text) == 2);
+    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| {
+        ready_nodes(text) == 2
+    });
+    etcd::three_members_keep_their_data(&installation);
     workload::kubectl(&installation);
     workload::helm(&installation);
     workload::load_image(&installation);
@@ -44,10 +47,13 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     faults::processes_are_killed(&installation);
     faults::operations_survive(&installation);
     faults::every_machine_is_killed(&installation);
-    etcd::three_members_keep_their_data(&installation);
 
     installation.stolos(&["delete-cluster", "live", "--non-interactive", "--wait"]);
-    assert_eq!(installation.machines().len(), 0, "a deleted cluster has no machines");
+    assert_eq!(
+        installation.machines().len(),
+        0,
+        "a deleted cluster has no machines"
+    );
     installation.refused(&["cluster", "live"], "Cluster live not found");
     installation.stolos(&["down", "--purge"]);
     let left = Picture::take(not_ours).difference(&beside);

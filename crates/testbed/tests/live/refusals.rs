@@ -31,11 +31,19 @@ pub(crate) fn of_hosts(installation: &Installation) {
     let open = camino_tempfile::tempdir().expect("a directory");
     let copy = open.path().join("stolos");
     fs_err::copy(&stolos, &copy).expect("a copy");
-    let reach = Command::new("chmod").args(["-R", "a+rx", open.path().as_str()]).status();
+    let reach = Command::new("chmod")
+        .args(["-R", "a+rx", open.path().as_str()])
+        .status();
     assert!(reach.expect("chmod").success());
     let mut nobody = installation.command(Utf8Path::new("setpriv"));
     nobody
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", copy.as_str(), "up"])
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            copy.as_str(),
+            "up",
+        ])
         .current_dir(open.path());
     refused(&mut nobody, "root");
 
@@ -61,7 +69,17 @@ pub(crate) fn of_hosts(installation: &Installation) {
 /// With a cluster named `live`.
 pub(crate) fn of_requests(installation: &Installation) {
     let create = |name, host, plan, nodes| {
-        ["create-cluster", name, "-e", host, "-p", plan, "-n", nodes, "--non-interactive"]
+        [
+            "create-cluster",
+            name,
+            "-e",
+            host,
+            "-p",
+            plan,
+            "-n",
+            nodes,
+            "--non-interactive",
+        ]
     };
     installation.refused(&create("x", "x.test", "huge", "1"), "Plan Not Found");
     installation.refused(&create("live", "y.test", "small", "1"), "already in use");
@@ -80,10 +98,17 @@ pub(crate) fn of_requests(installation: &Installation) {
     );
 
     let bad = installation.home.path().join("bad.yml");
-    fs_err::write(&bad, "name: bad\nreleases:\n- {name: kubernetes, version: latest}\ninstance_groups: {a: b}\n").expect("a manifest");
+    fs_err::write(
+        &bad,
+        "name: bad\nreleases:\n- {name: kubernetes, version: latest}\ninstance_groups: {a: b}\n",
+    )
+    .expect("a manifest");
     installation.refused(&["deploy", bad.as_str(), "--non-interactive"], "line 4, column");
     assert_eq!(
-        installation.json(&["deployments", "--json"]).as_array().map(Vec::len),
+        installation
+            .json(&["deployments", "--json"])
+            .as_array()
+            .map(Vec::len),
         Some(1),
         "a refused manifest leaves no deployment"
     );

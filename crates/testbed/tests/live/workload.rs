@@ -20,7 +20,13 @@ spec:
         command: [sh, -c, "trap 'exit 0' TERM; while true; do sleep 1; done"]
 "#;
 
-const READY: [&str; 5] = ["get", "statefulset", "web", "-o", "jsonpath={.status.readyReplicas}"];
+const READY: [&str; 5] = [
+    "get",
+    "statefulset",
+    "web",
+    "-o",
+    "jsonpath={.status.readyReplicas}",
+];
 
 pub(crate) fn stateful_set_is_ready(installation: &Installation) {
     installation.eventually("the stateful set", &READY, |text| text == "2");
@@ -29,10 +35,14 @@ pub(crate) fn stateful_set_is_ready(installation: &Installation) {
 pub(crate) fn kubectl(installation: &Installation) {
     let file = installation.home.path().join("web.yml");
     fs_err::write(&file, STATEFUL_SET).expect("a manifest");
-    installation.kubectl(&["apply", "-f", file.as_str()]).expect("applied");
+    installation
+        .kubectl(&["apply", "-f", file.as_str()])
+        .expect("applied");
     stateful_set_is_ready(installation);
     assert_eq!(
-        installation.kubectl(&["exec", "web-0", "--", "echo", "hello"]).expect("exec"),
+        installation
+            .kubectl(&["exec", "web-0", "--", "echo", "hello"])
+            .expect("exec"),
         "hello\n"
     );
     installation
@@ -44,7 +54,11 @@ pub(crate) fn kubectl(installation: &Installation) {
 pub(crate) fn helm(installation: &Installation) {
     let chart = installation.home.path().join("chart");
     fs_err::create_dir_all(chart.join("templates")).expect("a chart");
-    fs_err::write(chart.join("Chart.yaml"), "apiVersion: v2\nname: app\nversion: 0.1.0\n").expect("a chart");
+    fs_err::write(
+        chart.join("Chart.yaml"),
+        "apiVersion: v2\nname: app\nversion: 0.1.0\n",
+    )
+    .expect("a chart");
     fs_err::write(chart.join("values.yaml"), "replicas: 1\n").expect("values");
     let deployment = r#"apiVersion: apps/v1
 kind: Deployment
@@ -64,7 +78,13 @@ spec:
     let replicas = |wanted: &'static str| {
         installation.eventually(
             "the release's deployment",
-            &["get", "deployment", "app", "-o", "jsonpath={.status.readyReplicas}"],
+            &[
+                "get",
+                "deployment",
+                "app",
+                "-o",
+                "jsonpath={.status.readyReplicas}",
+            ],
             move |text| text == wanted,
         );
     };
@@ -97,22 +117,57 @@ pub(crate) fn load_image(installation: &Installation) {
     // The same image under another name: only the index says what it is called.
     let directory = installation.home.path().join("image");
     fs_err::create_dir_all(&directory).expect("a directory");
-    said(installation.command("tar".into()).args(["-xf", archive, "-C", directory.as_str()])).expect("unpacked");
+    said(
+        installation
+            .command("tar".into())
+            .args(["-xf", archive, "-C", directory.as_str()]),
+    )
+    .expect("unpacked");
     let index = directory.join("index.json");
-    let text = fs_err::read_to_string(&index).expect("the index").replace("stolos.local/busybox:1", NAME);
+    let text = fs_err::read_to_string(&index)
+        .expect("the index")
+        .replace("stolos.local/busybox:1", NAME);
     fs_err::write(&index, text).expect("the index");
     let file = installation.home.path().join("app.tar");
-    said(installation.command("tar".into()).args(["-cf", file.as_str(), "-C", directory.as_str(), "."])).expect("packed");
+    said(
+        installation
+            .command("tar".into())
+            .args(["-cf", file.as_str(), "-C", directory.as_str(), "."]),
+    )
+    .expect("packed");
 
     let loaded = installation.json(&["load-image", "live", file.as_str(), "--json"]);
     assert_eq!(loaded["images"][0], NAME);
     assert_eq!(loaded["nodes"].as_array().map(Vec::len), Some(2));
-    let pod = ["run", "loaded", "--image", NAME, "--image-pull-policy=Never", "--restart=Never", "--", "echo", "it runs"];
+    let pod = [
+        "run",
+        "loaded",
+        "--image",
+        NAME,
+        "--image-pull-policy=Never",
+        "--restart=Never",
+        "--",
+        "echo",
+        "it runs",
+    ];
     installation.kubectl(&pod).expect("a pod");
-    installation.eventually("the pod with the loaded image", &["logs", "loaded"], |text| text == "it runs\n");
-    installation.kubectl(&["delete", "pod", "loaded", "--now"]).expect("deleted");
+    installation.eventually("the pod with the loaded image", &["logs", "loaded"], |text| {
+        text == "it runs\n"
+    });
+    installation
+        .kubectl(&["delete", "pod", "loaded", "--now"])
+        .expect("deleted");
     let left = installation
-        .kubectl(&["get", "pods", "-n", "kube-system", "-l", "app.kubernetes.io/managed-by=stolos", "-o", "name"])
+        .kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "kube-system",
+            "-l",
+            "app.kubernetes.io/managed-by=stolos",
+            "-o",
+            "name",
+        ])
         .expect("pods");
     assert_eq!(left, "", "no pod of the loader is left");
 }

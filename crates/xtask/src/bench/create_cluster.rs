@@ -109,7 +109,12 @@ impl Arguments {
                 "rounds": self.rounds, "stolos": ours.json(), "by_hand": theirs.json(), "ratio_of_medians": ratio, "idle": memory,
             }))?);
         } else {
-            let heading = format!("{:<34}{:>10}{:>10}\n", format!("n = {}", self.rounds), "median", "worst");
+            let heading = format!(
+                "{:<34}{:>10}{:>10}\n",
+                format!("n = {}", self.rounds),
+                "median",
+                "worst"
+            );
             print(&format!(
                 "{heading}{}{}ratio of the medians: {ratio:.2}\nidle: stolosd {} MiB, cluster {} MiB",
                 ours.lines("stolos create-cluster --wait"),
@@ -140,7 +145,9 @@ fn create(installation: &Installation, name: &str, side: &mut Side) -> anyhow::R
     ])?;
     side.whole.push(millis(start.elapsed()));
     let operations = installation.json(&["operations", "--cluster", name, "--json"])?;
-    let steps = operations[0]["steps"].as_array().context("the operation has no steps")?;
+    let steps = operations[0]["steps"]
+        .as_array()
+        .context("the operation has no steps")?;
     for step in steps {
         side.phase(
             step["name"].as_str().unwrap_or_default(),
@@ -188,7 +195,11 @@ impl ByHand {
                 .env("SEED", &self.seed),
         )?;
         let times: Value = serde_json::from_str(&said).context("the script printed no JSON")?;
-        let take = |key: &str| times[key].as_u64().with_context(|| format!("the script printed no {key}"));
+        let take = |key: &str| {
+            times[key]
+                .as_u64()
+                .with_context(|| format!("the script printed no {key}"))
+        };
         side.whole.push(take("dns_answers_ms")?);
         for (key, name) in [
             ("machines_ms", "machines"),
@@ -215,15 +226,19 @@ fn only_entry(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
 
 /// Resident memory of `stolosd`, and the anonymous memory of all machines of the one cluster there is.
 fn idle_memory(installation: &Installation) -> anyhow::Result<Value> {
-    let record: Value =
-        serde_json::from_str(&std::fs::read_to_string(installation.root().join("run/stolosd.pid"))?)?;
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(
+        installation.root().join("run/stolosd.pid"),
+    )?)?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", record["pid"]))?;
     let resident = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .context("stolosd has no VmRSS")?;
-    let parents = ["/sys/fs/cgroup/memory/stolos-bench", "/sys/fs/cgroup/stolos-bench"];
+    let parents = [
+        "/sys/fs/cgroup/memory/stolos-bench",
+        "/sys/fs/cgroup/stolos-bench",
+    ];
     let parent = parents
         .iter()
         .map(Path::new)
@@ -235,7 +250,10 @@ fn idle_memory(installation: &Installation) -> anyhow::Result<Value> {
         if let Ok(stat) = std::fs::read_to_string(machine?.path().join("memory.stat")) {
             bytes += stat
                 .lines()
-                .find_map(|line| line.strip_prefix("total_rss ").or_else(|| line.strip_prefix("anon ")))
+                .find_map(|line| {
+                    line.strip_prefix("total_rss ")
+                        .or_else(|| line.strip_prefix("anon "))
+                })
                 .and_then(|value| value.parse::<u64>().ok())
                 .unwrap_or(0);
         }

@@ -27,14 +27,24 @@ impl Installation {
             .parent()
             .context("this program lies nowhere")?
             .to_owned();
-        let cache = match (std::env::var_os("STOLOS_CACHE"), std::env::var_os("XDG_CACHE_HOME")) {
+        let cache = match (
+            std::env::var_os("STOLOS_CACHE"),
+            std::env::var_os("XDG_CACHE_HOME"),
+        ) {
             (Some(cache), _) => cache.into(),
             (None, Some(cache)) => Path::new(&cache).join("stolos"),
-            (None, None) => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache/stolos"),
+            (None, None) => {
+                Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache/stolos")
+            }
         };
         let home = std::env::temp_dir().join(format!("stolos-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&home)?;
-        let installation = Self { name, home, bin, cache };
+        let installation = Self {
+            name,
+            home,
+            bin,
+            cache,
+        };
         say("bringing up an installation of its own");
         installation.stolos(&["up"])?;
         Ok(installation)
@@ -64,12 +74,16 @@ impl Installation {
     /// The same, of something that prints JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let text = self.stolos(arguments)?;
-        serde_json::from_str(&text).with_context(|| format!("`stolos {}` printed no JSON", arguments.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("`stolos {}` printed no JSON", arguments.join(" ")))
     }
 
     /// The directory with the built programs of an upstream component.
     pub(crate) fn upstream(&self, component: &str) -> anyhow::Result<String> {
-        let text = output(self.program("stolos-build").args(["--json", "upstream", component]))?;
+        let text = output(
+            self.program("stolos-build")
+                .args(["--json", "upstream", component]),
+        )?;
         let built: Value = serde_json::from_str(&text)?;
         Ok(built["bin"].as_str().context("no directory")?.to_owned())
     }
