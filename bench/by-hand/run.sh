@@ -156,12 +156,14 @@ C=/etc/by-hand
 L=/var/log
 mount --make-rshared /
 mkdir -p /var/lib/kubelet /var/log/pods /var/tmp /run/cni /etc/cni/net.d /etc/containerd/certs.d
+[ -e /etc/resolv.conf ] || : >/etc/resolv.conf
+[ -e /etc/hosts ] || echo "127.0.0.1 localhost" >/etc/hosts
 [ -s /etc/machine-id ] || tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
 echo 1 >/proc/sys/net/ipv4/ip_forward
 for m in 2 3; do [ $m = $LAST ] || ip route replace 10.200.$m.0/24 via ${IP%.*}.$m; done
 nft -f - <<X
 table ip pods { chain postrouting { type nat hook postrouting priority srcnat;
-  ip saddr 10.200.$LAST.0/24 ip daddr != { 10.200.0.0/16, ${IP%.*}.0/24 } masquerade } }
+  ip saddr 10.200.$LAST.0/24 ip daddr != { 10.200.0.0/16, ${IP%.*}.0/24 } masquerade; }; }
 X
 cat >/etc/cni/net.d/10-pods.conflist <<X
 {"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":false,"hairpinMode":true,
