@@ -99,7 +99,7 @@ async fn cluster_create(
     body: Result<Json<pks::ClusterRequest>, JsonRejection>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
-    let Json(request) = body.map_err(|rejection| Error::Request(rejection.body_text()))?;
+    let Json(request) = body.map_err(unreadable)?;
     let (cluster, operation) = app.desk().create(&caller, &request).await?;
     let id = operation_header(&operation.id.to_string());
     Ok((StatusCode::ACCEPTED, id, Json(show::cluster(&cluster))).into_response())
@@ -122,7 +122,7 @@ async fn cluster_update(
     body: Result<Json<pks::UpdateParameters>, JsonRejection>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
-    let Json(change) = body.map_err(|rejection| Error::Request(rejection.body_text()))?;
+    let Json(change) = body.map_err(unreadable)?;
     let operation = app.desk().update(&caller, &name, &change).await?;
     Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
 }
@@ -251,6 +251,15 @@ async fn operation_cancel(
     let row = db::operation(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
     app.cancel(&row).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// A body that cannot be read: too large, of another type, or not what is expected.
+fn unreadable(rejection: JsonRejection) -> Failure {
+    let status = match rejection.status() {
+        status @ (StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE) => status,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Failure(Error::Request(rejection.body_text()), status)
 }
 
 /// PKS's bodies have no place for the operation; a header takes nothing away from its clients.

@@ -120,7 +120,7 @@ impl Director for RemoteDirector {
                 Ok(instances) => Ok(instances
                     .into_iter()
                     .map(|one| Instance {
-                        index: one.index.try_into().unwrap_or_default(),
+                        index: one.index,
                         group: one.job,
                         address: one.ips.first().and_then(|text| text.parse().ok()),
                     })

@@ -31,18 +31,36 @@ const ENDPOINTS: [(Method, &str, bool); 12] = [
 
 #[tokio::test]
 async fn nobody_and_the_wrong_roles_are_refused_everywhere() {
-    let world = World::new(&Place::sqlite()).await;
+    let place = Place::sqlite();
+    let world = World::new(&place).await;
     let expired = world.token("root", &[ADMIN], -61);
-    let foreign = World::new(&Place::sqlite()).await.token("root", &[ADMIN], 600);
+    let elsewhere = Place::sqlite();
+    let foreign = World::new(&elsewhere).await.token("root", &[ADMIN], 600);
     for (method, path, changes) in &ENDPOINTS {
-        for token in [None, Some("nonsense"), Some(expired.as_str()), Some(foreign.as_str())] {
+        for token in [
+            None,
+            Some("nonsense"),
+            Some(expired.as_str()),
+            Some(foreign.as_str()),
+        ] {
             let answer = world.ask_with(token, method, path, "{}").await;
-            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path} with {token:?}");
-            assert!(answer.error().contains("not currently authenticated"), "{answer:?}");
+            assert_eq!(
+                answer.status,
+                StatusCode::UNAUTHORIZED,
+                "{method} {path} with {token:?}"
+            );
+            assert!(
+                answer.error().contains("not currently authenticated"),
+                "{answer:?}"
+            );
         }
         let other = world.token("eve", &["openid", "bosh.admin"], 600);
         let answer = world.ask_with(Some(&other), method, path, "{}").await;
-        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{method} {path} with another service's scopes");
+        assert_eq!(
+            answer.status,
+            StatusCode::FORBIDDEN,
+            "{method} {path} with another service's scopes"
+        );
         let reader = world.token("watcher", &[READ], 600);
         let answer = world.ask_with(Some(&reader), method, path, "{}").await;
         assert_eq!(
@@ -70,27 +88,49 @@ async fn owners_see_their_own_clusters_only() {
             answer.body.as_array().map_or(0, Vec::len)
         };
         assert_eq!(
-            [listed(ALICE).await, listed(BOB).await, listed(ROOT).await, listed(WATCHER).await],
+            [
+                listed(ALICE).await,
+                listed(BOB).await,
+                listed(ROOT).await,
+                listed(WATCHER).await
+            ],
             [1, 0, 1, 1]
         );
         for (method, path, body) in [
             (Method::GET, "/v1/clusters/blue", Value::Null),
             (Method::GET, "/v1/clusterdetails/blue", Value::Null),
-            (Method::PATCH, "/v1/clusters/blue", json!({"kubernetes_worker_instances": 3})),
+            (
+                Method::PATCH,
+                "/v1/clusters/blue",
+                json!({"kubernetes_worker_instances": 3}),
+            ),
             (Method::DELETE, "/v1/clusters/blue", Value::Null),
             (Method::POST, "/v1/clusters/blue/binds", Value::Null),
         ] {
             let answer = world.ask(BOB, method.clone(), path, &body).await;
-            assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path} of somebody else");
+            assert_eq!(
+                answer.status,
+                StatusCode::NOT_FOUND,
+                "{method} {path} of somebody else"
+            );
             assert_eq!(answer.error(), "Cluster blue not found");
         }
-        let shown = world.ask(ROOT, Method::GET, "/v1/clusters/blue", &Value::Null).await;
+        let shown = world
+            .ask(ROOT, Method::GET, "/v1/clusters/blue", &Value::Null)
+            .await;
         assert_eq!(shown.body["parameters"]["kubernetes_worker_instances"], 2);
         assert_eq!(shown.body["kubernetes_master_ips"][0], "10.117.0.10");
-        let bound = world.ask(ALICE, Method::POST, "/v1/clusters/blue/binds", &Value::Null).await;
-        assert_eq!((bound.status, &bound.body["user"]), (StatusCode::CREATED, &json!("alice")));
+        let bound = world
+            .ask(ALICE, Method::POST, "/v1/clusters/blue/binds", &Value::Null)
+            .await;
+        assert_eq!(
+            (bound.status, &bound.body["user"]),
+            (StatusCode::CREATED, &json!("alice"))
+        );
 
-        let deleted = world.ask(ALICE, Method::DELETE, "/v1/clusters/blue", &Value::Null).await;
+        let deleted = world
+            .ask(ALICE, Method::DELETE, "/v1/clusters/blue", &Value::Null)
+            .await;
         assert_eq!(deleted.status, StatusCode::NO_CONTENT);
         assert_eq!(world.ended(&deleted).await, "succeeded");
         assert_eq!(listed(ROOT).await, 0);
@@ -102,7 +142,8 @@ async fn owners_see_their_own_clusters_only() {
 
 #[tokio::test]
 async fn bad_requests_change_nothing() {
-    let world = World::new(&Place::sqlite()).await;
+    let place = Place::sqlite();
+    let world = World::new(&place).await;
     let create = |change: fn(&mut Value)| {
         let mut body = json!({"name": "new", "plan_name": "small", "parameters": {"kubernetes_master_host": "new.test"}});
         change(&mut body);
@@ -115,33 +156,113 @@ async fn bad_requests_change_nothing() {
         (Value::Null, StatusCode::BAD_REQUEST, "EOF"),
         (json!([]), StatusCode::BAD_REQUEST, "invalid type"),
         (json!({"name": "new"}), StatusCode::BAD_REQUEST, "missing field"),
-        (create(|b| b["name"] = json!(7)), StatusCode::BAD_REQUEST, "invalid type"),
-        (create(|b| b["name"] = json!("")), StatusCode::BAD_REQUEST, "not valid"),
-        (create(|b| b["name"] = json!("a/../b")), StatusCode::BAD_REQUEST, "not valid"),
-        (create(|b| b["name"] = json!("x".repeat(64))), StatusCode::BAD_REQUEST, "not valid"),
-        (create(|b| b["name"] = json!("blue")), StatusCode::CONFLICT, "already in use"),
-        (create(|b| b["plan_name"] = json!("huge")), StatusCode::BAD_REQUEST, "Plan Not Found"),
-        (create(|b| b["parameters"]["kubernetes_master_host"] = json!("blue.test")), StatusCode::CONFLICT, "already in use"),
-        (create(|b| b["parameters"]["kubernetes_master_host"] = json!("a b")), StatusCode::BAD_REQUEST, "not valid"),
-        (create(|b| b["parameters"]["kubernetes_master_host"] = Value::Null), StatusCode::BAD_REQUEST, "required"),
-        (create(|b| b["parameters"]["kubernetes_master_port"] = json!(443)), StatusCode::BAD_REQUEST, "8443"),
-        (create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(0)), StatusCode::BAD_REQUEST, "not between 1 and 5"),
-        (create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(-1)), StatusCode::BAD_REQUEST, "not between 1 and 5"),
-        (create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(6)), StatusCode::BAD_REQUEST, "not between 1 and 5"),
-        (create(|b| b["parameters"]["kubernetes_worker_instances"] = json!("3")), StatusCode::BAD_REQUEST, "invalid type"),
-        (create(|b| b["network_profile_name"] = json!("p")), StatusCode::BAD_REQUEST, "network_profile_name"),
-        (create(|b| b["parameters"]["tpyo"] = json!(1)), StatusCode::BAD_REQUEST, "tpyo"),
-        (create(|b| b["parameters"]["cluster_tags"] = json!([{"name": "a:b", "value": ""}])), StatusCode::BAD_REQUEST, "colon"),
-        (create(|b| b["parameters"]["cluster_tags"] = json!([{"name": "a"}, {"name": "a"}])), StatusCode::BAD_REQUEST, "twice"),
+        (
+            create(|b| b["name"] = json!(7)),
+            StatusCode::BAD_REQUEST,
+            "invalid type",
+        ),
+        (
+            create(|b| b["name"] = json!("")),
+            StatusCode::BAD_REQUEST,
+            "not valid",
+        ),
+        (
+            create(|b| b["name"] = json!("a/../b")),
+            StatusCode::BAD_REQUEST,
+            "not valid",
+        ),
+        (
+            create(|b| b["name"] = json!("x".repeat(64))),
+            StatusCode::BAD_REQUEST,
+            "not valid",
+        ),
+        (
+            create(|b| b["name"] = json!("blue")),
+            StatusCode::CONFLICT,
+            "already in use",
+        ),
+        (
+            create(|b| b["plan_name"] = json!("huge")),
+            StatusCode::BAD_REQUEST,
+            "Plan Not Found",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_master_host"] = json!("blue.test")),
+            StatusCode::CONFLICT,
+            "already in use",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_master_host"] = json!("a b")),
+            StatusCode::BAD_REQUEST,
+            "not valid",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_master_host"] = Value::Null),
+            StatusCode::BAD_REQUEST,
+            "required",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_master_port"] = json!(443)),
+            StatusCode::BAD_REQUEST,
+            "8443",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(0)),
+            StatusCode::BAD_REQUEST,
+            "not between 1 and 5",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(-1)),
+            StatusCode::BAD_REQUEST,
+            "not between 1 and 5",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_worker_instances"] = json!(6)),
+            StatusCode::BAD_REQUEST,
+            "not between 1 and 5",
+        ),
+        (
+            create(|b| b["parameters"]["kubernetes_worker_instances"] = json!("3")),
+            StatusCode::BAD_REQUEST,
+            "invalid type",
+        ),
+        (
+            create(|b| b["network_profile_name"] = json!("p")),
+            StatusCode::BAD_REQUEST,
+            "network_profile_name",
+        ),
+        (
+            create(|b| b["parameters"]["tpyo"] = json!(1)),
+            StatusCode::BAD_REQUEST,
+            "tpyo",
+        ),
+        (
+            create(|b| b["parameters"]["cluster_tags"] = json!([{"name": "a:b", "value": ""}])),
+            StatusCode::BAD_REQUEST,
+            "colon",
+        ),
+        (
+            create(|b| b["parameters"]["cluster_tags"] = json!([{"name": "a"}, {"name": "a"}])),
+            StatusCode::BAD_REQUEST,
+            "twice",
+        ),
     ];
     for (body, status, words) in &cases {
         let answer = world.ask(ALICE, Method::POST, "/v1/clusters", body).await;
         assert_eq!(answer.status, *status, "{body}: {answer:?}");
-        assert!(answer.error().contains(words), "{body} should say `{words}`: {}", answer.error());
+        assert!(
+            answer.error().contains(words),
+            "{body} should say `{words}`: {}",
+            answer.error()
+        );
     }
-    let huge = create(|_| {}).to_string().replace("new.test", &"x".repeat(400_000));
+    let huge = create(|_| {})
+        .to_string()
+        .replace("new.test", &"x".repeat(400_000));
     let token = world.token("alice", &[MANAGE], 600);
-    let answer = world.ask_with(Some(&token), &Method::POST, "/v1/clusters", &huge).await;
+    let answer = world
+        .ask_with(Some(&token), &Method::POST, "/v1/clusters", &huge)
+        .await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{answer:?}");
     for (body, words) in [
         (json!({}), "nothing to change"),
@@ -150,21 +271,42 @@ async fn bad_requests_change_nothing() {
         (json!({"kubernetes_worker_instances": 1.5}), "invalid type"),
         (json!({"kubelet_drain_timeout": "soon"}), "kubelet_drain_timeout"),
         (json!({"kubelet_drain_timeout": "-1"}), "kubelet_drain_timeout"),
-        (json!({"kubelet_drain_grace_period": "-2"}), "kubelet_drain_grace_period"),
+        (
+            json!({"kubelet_drain_grace_period": "-2"}),
+            "kubelet_drain_grace_period",
+        ),
         (json!({"kubelet_drain_force": "maybe"}), "kubelet_drain_force"),
-        (json!({"cluster_tags": [{"name": "deployment", "value": "x"}]}), "director itself"),
-        (json!({"cluster_tags": [{"name": "a"}], "delete_all_tags": true}), "exclude each other"),
+        (
+            json!({"cluster_tags": [{"name": "deployment", "value": "x"}]}),
+            "director itself",
+        ),
+        (
+            json!({"cluster_tags": [{"name": "a"}], "delete_all_tags": true}),
+            "exclude each other",
+        ),
         (json!({"kubernetes_profile_name": "p"}), "kubernetes_profile_name"),
-        (json!({"kubernetes_profile_name": long}), "kubernetes_profile_name"),
+        (
+            json!({"kubernetes_profile_name": long}),
+            "kubernetes_profile_name",
+        ),
     ] {
         let answer = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &body).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
-        assert!(answer.error().contains(words), "should say `{words}`: {}", answer.error());
+        assert!(
+            answer.error().contains(words),
+            "should say `{words}`: {}",
+            answer.error()
+        );
     }
     let all = world.ask(ROOT, Method::GET, "/v1/clusters", &Value::Null).await;
     assert_eq!(all.body.as_array().map(Vec::len), Some(1));
-    assert_eq!(all.body[0]["last_action"], "CREATE", "a refused change changes nothing");
-    let operations = world.ask(ROOT, Method::GET, "/stolos/v1/operations", &Value::Null).await;
+    assert_eq!(
+        all.body[0]["last_action"], "CREATE",
+        "a refused change changes nothing"
+    );
+    let operations = world
+        .ask(ROOT, Method::GET, "/stolos/v1/operations", &Value::Null)
+        .await;
     assert_eq!(operations.body.as_array().map(Vec::len), Some(1));
     world.stop().await;
 }
@@ -211,38 +353,79 @@ async fn a_cluster_grows_shrinks_and_keeps_its_settings() {
 #[tokio::test]
 async fn one_request_at_a_time_and_every_failure_can_be_gone_on_from() {
     use std::sync::atomic::Ordering::Relaxed;
-    let world = World::new(&Place::sqlite()).await;
+    let place = Place::sqlite();
+    let world = World::new(&place).await;
     world.below.hold.store(true, Relaxed);
     let created = world.create(ALICE, "blue", 1).await;
     assert_eq!(created.status, StatusCode::ACCEPTED);
     let resize = json!({"kubernetes_worker_instances": 2});
-    let busy = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize).await;
+    let busy = world
+        .ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize)
+        .await;
     assert_eq!(busy.status, StatusCode::CONFLICT);
-    assert_eq!(busy.error(), "An operation is in progress for your service instance. Please try again later.");
-    let early = world.ask(ALICE, Method::POST, "/v1/clusters/blue/binds", &Value::Null).await;
-    assert_eq!(early.status, StatusCode::CONFLICT, "no credentials before there is an API");
+    assert_eq!(
+        busy.error(),
+        "An operation is in progress for your service instance. Please try again later."
+    );
+    let early = world
+        .ask(ALICE, Method::POST, "/v1/clusters/blue/binds", &Value::Null)
+        .await;
+    assert_eq!(
+        early.status,
+        StatusCode::CONFLICT,
+        "no credentials before there is an API: {early:?}"
+    );
     world.below.hold.store(false, Relaxed);
     assert_eq!(world.ended(&created).await, "succeeded");
 
     world.below.fail.store(true, Relaxed);
-    let failed = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize).await;
+    let failed = world
+        .ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize)
+        .await;
     assert_eq!(world.ended(&failed).await, "failed");
-    let shown = world.ask(ALICE, Method::GET, "/v1/clusters/blue", &Value::Null).await;
+    let shown = world
+        .ask(ALICE, Method::GET, "/v1/clusters/blue", &Value::Null)
+        .await;
     assert_eq!(shown.body["last_action_state"], "failed");
-    let why = shown.body["last_action_description"].as_str().unwrap_or_default().to_owned();
-    assert!(why.contains("Deploy machines") && why.contains("no more machines"), "{why}");
+    let why = shown.body["last_action_description"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(
+        why.contains("Deploy machines") && why.contains("no more machines"),
+        "{why}"
+    );
     world.below.fail.store(false, Relaxed);
-    let again = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize).await;
+    let again = world
+        .ask(ALICE, Method::PATCH, "/v1/clusters/blue", &resize)
+        .await;
     assert_eq!(world.ended(&again).await, "succeeded");
-    let manifest = lock(&world.below.deployed).values().next().cloned().expect("a deployment");
-    assert_eq!(manifest["update"]["canaries"], 1, "after a failure nobody knows what runs: carefully");
+    let manifest = lock(&world.below.deployed)
+        .values()
+        .next()
+        .cloned()
+        .expect("a deployment");
+    assert_eq!(
+        manifest["update"]["canaries"], 1,
+        "after a failure nobody knows what runs: carefully"
+    );
 
     // A deletion takes over from what runs.
     world.below.hold.store(true, Relaxed);
-    let running = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &json!({"kubernetes_worker_instances": 3})).await;
+    let running = world
+        .ask(
+            ALICE,
+            Method::PATCH,
+            "/v1/clusters/blue",
+            &json!({"kubernetes_worker_instances": 3}),
+        )
+        .await;
     assert_eq!(running.status, StatusCode::ACCEPTED);
-    let deleted = world.ask(ALICE, Method::DELETE, "/v1/clusters/blue", &Value::Null).await;
+    let deleted = world
+        .ask(ALICE, Method::DELETE, "/v1/clusters/blue", &Value::Null)
+        .await;
     assert_eq!(deleted.status, StatusCode::NO_CONTENT, "{deleted:?}");
+    world.below.hold.store(false, Relaxed);
     assert_eq!(world.ended(&running).await, "cancelled");
     assert_eq!(world.ended(&deleted).await, "succeeded");
     world.stop().await;

@@ -326,7 +326,13 @@ impl World {
     }
 
     /// Asks with a token, or without one.
-    pub(crate) async fn ask_with(&self, token: Option<&str>, method: &Method, path: &str, body: &str) -> Answer {
+    pub(crate) async fn ask_with(
+        &self,
+        token: Option<&str>,
+        method: &Method,
+        path: &str,
+        body: &str,
+    ) -> Answer {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -337,7 +343,9 @@ impl World {
         let request = request.body(Body::from(body.to_owned())).expect("a request");
         let response = self.service.router().oneshot(request).await.expect("an answer");
         let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20)
+            .await
+            .expect("a body");
         Answer {
             status,
             operation: headers
@@ -348,9 +356,19 @@ impl World {
         }
     }
 
-    pub(crate) async fn ask(&self, (user, scope): (&str, &str), method: Method, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        (user, scope): (&str, &str),
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Answer {
         let token = self.token(user, &[scope], 600);
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         self.ask_with(Some(&token), &method, path, &body).await
     }
 
@@ -358,14 +376,16 @@ impl World {
     pub(crate) async fn ended(&self, answer: &Answer) -> String {
         let id = answer.operation.as_deref().expect("an operation");
         let path = format!("/stolos/v1/operations/{id}?wait_ms=1000");
-        for _ in 0..100 {
+        let mut last = Value::Null;
+        for _ in 0..20 {
             let shown = self.ask(("root", ADMIN), Method::GET, &path, &Value::Null).await;
             let state = shown.body["state"].as_str().unwrap_or_default().to_owned();
+            last = shown.body;
             if matches!(state.as_str(), "succeeded" | "failed" | "cancelled") {
                 return state;
             }
         }
-        panic!("the operation does not end")
+        panic!("the operation does not end: {last}")
     }
 
     pub(crate) async fn create(&self, who: (&str, &str), name: &str, workers: u32) -> Answer {
