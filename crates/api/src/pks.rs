@@ -228,6 +228,90 @@ pub struct Cluster {
     pub kubernetes_profile_name: Option<String>,
 }
 
+/// What an owner may have, and what an owner has: allotted sizes of machines, not what pods use of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Amounts {
+    /// Processors.
+    #[serde(default)]
+    pub cpu: i64,
+    /// Memory in GB (1024 MiB).
+    #[serde(default)]
+    pub memory: f64,
+    /// Clusters.
+    #[serde(default)]
+    pub cluster: i64,
+}
+
+/// A quota.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// User or client.
+    pub owner: String,
+    /// The most that the owner may have; 0 processors or memory means nothing at all.
+    pub limit: Limits,
+}
+
+/// The limits of a quota, all of which have to be named.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Processors.
+    pub cpu: i64,
+    /// Memory in GB (1024 MiB).
+    pub memory: f64,
+    /// Clusters, at least 1.
+    pub cluster: i64,
+}
+
+/// What `PATCH /v1/quotas/{owner}` takes; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsChange {
+    /// See [`Limits::cpu`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<i64>,
+    /// See [`Limits::memory`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<f64>,
+    /// See [`Limits::cluster`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<i64>,
+}
+
+/// Body of `PATCH /v1/quotas/{owner}`. PKS's client sends the owner too.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaChange {
+    /// Has to be the owner in the path, where it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// New limits.
+    pub limit: LimitsChange,
+}
+
+/// What an owner has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// User or client.
+    pub owner: String,
+    /// All clusters together.
+    pub totals: Amounts,
+    /// Each cluster.
+    pub clusters: Vec<ClusterUsage>,
+}
+
+/// What one cluster takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterUsage {
+    /// Its name.
+    pub name: String,
+    /// Processors.
+    pub cpu: i64,
+    /// Memory in GB (1024 MiB).
+    pub memory: f64,
+}
+
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

@@ -22,8 +22,10 @@ pub(crate) enum Command {
     /// Forget the session. The kubeconfig stays as it is.
     Logout,
     /// List the plans on offer.
+    #[command(alias = "list-plans")]
     Plans(Json),
     /// List clusters.
+    #[command(alias = "list-clusters")]
     Clusters(Json),
     /// Show one cluster.
     #[command(after_help = "Examples:\n  stolos cluster demo\n  stolos cluster demo --details")]

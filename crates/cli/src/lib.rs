@@ -14,11 +14,11 @@ mod session;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 /// Runs one command. Exit codes: 0 done, 1 the caller's side, 2 ours.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match args::Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -43,6 +43,25 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Parses as the program was called: as `pks` or `tkgi` it says so, and names its version as they did.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<args::Cli, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let name = args
+        .first()
+        .and_then(|path| path.to_str()?.rsplit('/').next().map(str::to_owned))
+        .unwrap_or_else(|| "stolos".to_owned());
+    let mut command = args::Cli::command();
+    if let "pks" | "tkgi" = name.as_str() {
+        // Scripts cut the version out at a fixed column: `PKS CLI version: 1.7.0-build.483`.
+        command = command
+            .display_name(format!("{} CLI version:", name.to_ascii_uppercase()))
+            .version(concat!(env!("CARGO_PKG_VERSION"), "-build.0"))
+            .bin_name(name);
+    }
+    let matches = command.try_get_matches_from(args)?;
+    args::Cli::from_arg_matches(&matches)
+}
+
 /// The name under which the program was called, for hints.
 pub(crate) fn program_name() -> String {
     std::env::args()
@@ -51,4 +70,47 @@ pub(crate) fn program_name() -> String {
         .and_then(|path| path.rsplit('/').next())
         .unwrap_or("stolos")
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(args: &[&str]) -> String {
+        match parse(args.iter().map(OsString::from)) {
+            Ok(_) => "parsed".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn it_answers_with_the_name_it_was_called_by() {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            said(&["/usr/bin/pks", "--version"]),
+            format!("PKS CLI version: {version}-build.0\n")
+        );
+        assert_eq!(
+            said(&["tkgi", "--version"]),
+            format!("TKGI CLI version: {version}-build.0\n")
+        );
+        assert_eq!(said(&["stolos", "--version"]), format!("stolos {version}\n"));
+        assert!(
+            said(&["pks", "cluster"]).contains("Usage: pks cluster"),
+            "{}",
+            said(&["pks", "cluster"])
+        );
+    }
+
+    #[test]
+    fn typing_errors_get_a_suggestion_and_old_names_work() {
+        assert!(
+            said(&["stolos", "clsters"]).contains("clusters"),
+            "{}",
+            said(&["stolos", "clsters"])
+        );
+        for old in ["list-clusters", "list-plans"] {
+            assert_eq!(said(&["pks", old]), "parsed");
+        }
+    }
 }

@@ -4,7 +4,8 @@
 //! does not wait for anything and does not retry.
 
 use stolos_api::pks::{
-    ClusterRequest, ClusterTag, LastAction, LastActionState, OperationState, UpdateParameters,
+    ClusterRequest, ClusterTag, LastAction, LastActionState, OperationState, Quota, QuotaChange,
+    UpdateParameters,
 };
 use stolos_base::ids::{ClusterId, OperationId};
 use stolos_base::{Clock, IdSource};
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::flows::flow_of;
 use crate::model::{ClusterName, Hostname};
 use crate::plans::{Plan, Plans};
+use crate::quotas;
 use crate::render::{API_PORT, Artifacts, Rollout};
 use crate::settings::{Settings, Tag};
 
@@ -59,6 +61,9 @@ impl Desk {
             .map_err(Error::database("begin accepting a cluster"))?;
         if let Some(capacity) = self.capacity {
             fits(&mut tx, capacity, &cluster, needed_mib).await?;
+        }
+        if !caller.has(Right::ManageAll) {
+            quotas::refuse_excess(&mut tx, &cluster).await?;
         }
         db::insert_cluster(&mut tx, &cluster, needed_mib).await?;
         self.begin(&mut tx, &operation, Rollout::Fresh).await?;
@@ -104,6 +109,10 @@ impl Desk {
             && needed_mib > memory_mib(&before.plan, before.workers)
         {
             fits(&mut tx, capacity, &after, needed_mib).await?;
+        }
+        // Who becomes smaller may, also above a limit that was lowered meanwhile.
+        if !caller.has(Right::ManageAll) && after.workers > before.workers {
+            quotas::refuse_excess(&mut tx, &after).await?;
         }
         db::set_intent(&mut tx, &after, needed_mib).await?;
         let (state, words) = (LastActionState::InProgress, "Instance update in progress");
@@ -385,4 +394,57 @@ fn checked_tags(tags: &[ClusterTag]) -> Result<Vec<Tag>> {
 
 fn memory_mib(plan: &Plan, workers: u32) -> u64 {
     u64::from(plan.master.ram) + u64::from(plan.worker.ram) * u64::from(workers)
+}
+
+impl Desk {
+    /// Makes a quota.
+    pub(crate) async fn create_quota(&self, caller: &Caller, quota: &Quota) -> Result<Quota> {
+        caller.may(Right::Quotas)?;
+        let limits = quotas::check(&quota.owner, &quota.limit)?;
+        let mut tx = self
+            .db
+            .begin("make a quota")
+            .await
+            .map_err(Error::database("begin a quota"))?;
+        quotas::insert(&mut tx, &quota.owner, limits).await?;
+        tx.commit().await.map_err(Error::database("make the quota"))?;
+        quotas::one(&self.db, &quota.owner).await
+    }
+
+    /// Changes a quota.
+    pub(crate) async fn update_quota(
+        &self,
+        caller: &Caller,
+        owner: &str,
+        change: &QuotaChange,
+    ) -> Result<Quota> {
+        caller.may(Right::Quotas)?;
+        if change.owner.as_deref().is_some_and(|named| named != owner) {
+            return Err(Error::Request(
+                "the owner of a quota cannot be changed".to_owned(),
+            ));
+        }
+        let before = quotas::one(&self.db, owner).await?;
+        let limits = quotas::check(owner, &quotas::changed(before.limit, change.limit))?;
+        let mut tx = self
+            .db
+            .begin("change a quota")
+            .await
+            .map_err(Error::database("begin a quota"))?;
+        quotas::update(&mut tx, owner, limits).await?;
+        tx.commit().await.map_err(Error::database("change the quota"))?;
+        quotas::one(&self.db, owner).await
+    }
+
+    /// Deletes a quota: its owner is not limited any more.
+    pub(crate) async fn delete_quota(&self, caller: &Caller, owner: &str) -> Result<()> {
+        caller.may(Right::Quotas)?;
+        let mut tx = self
+            .db
+            .begin("delete a quota")
+            .await
+            .map_err(Error::database("begin a quota"))?;
+        quotas::delete(&mut tx, owner).await?;
+        tx.commit().await.map_err(Error::database("delete the quota"))
+    }
 }

@@ -25,6 +25,8 @@ pub(crate) enum Right {
     ReadAll,
     /// Change everybody's clusters.
     ManageAll,
+    /// See and change quotas.
+    Quotas,
 }
 
 /// Somebody with a verified token.
@@ -66,7 +68,8 @@ impl Caller {
         }
     }
 
-    fn has(&self, right: Right) -> bool {
+    /// Whether the caller has the right.
+    pub(crate) fn has(&self, right: Right) -> bool {
         let any = |scopes: &[&str]| {
             scopes
                 .iter()
@@ -76,7 +79,7 @@ impl Caller {
             Right::Plans | Right::Read => any(&[ADMIN, MANAGE, ADMIN_READ]),
             Right::Manage => any(&[ADMIN, MANAGE]),
             Right::ReadAll => any(&[ADMIN, ADMIN_READ]),
-            Right::ManageAll => any(&[ADMIN]),
+            Right::ManageAll | Right::Quotas => any(&[ADMIN]),
         }
     }
 }

@@ -64,6 +64,7 @@ pub static TABLES: Part = Part {
             // Intent: drain settings, tags, what the machines are made of; JSON.
             statements: &["ALTER TABLE clusters ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'"],
         },
+        crate::quotas::TABLE,
     ],
 };
 
@@ -372,6 +373,22 @@ pub async fn clusters(db: &Db, whose: Whose<'_>) -> Result<Vec<ClusterRow>> {
         .collect()
 }
 
+/// The clusters of an owner as a transaction sees them.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn clusters_in(tx: &mut Tx, owner: &str) -> Result<Vec<ClusterRow>> {
+    let sql = format!("{CLUSTER} WHERE owner = $1");
+    query(stolos_store::AssertSqlSafe(sql))
+        .bind(owner)
+        .fetch_all(tx.conn())
+        .await
+        .map_err(|e| Error::database("list the clusters of an owner")(e.into()))?
+        .iter()
+        .map(to_cluster)
+        .collect()
+}
+
 /// One operation, if the caller may see it.
 ///
 /// # Errors
@@ -473,7 +490,7 @@ fn to_operation(row: &AnyRow) -> Result<OperationRow> {
     })
 }
 
-fn get<'r, T>(row: &'r AnyRow, column: &str) -> Result<T>
+pub(crate) fn get<'r, T>(row: &'r AnyRow, column: &str) -> Result<T>
 where
     T: stolos_store::sqlx::Decode<'r, stolos_store::sqlx::Any>
         + stolos_store::sqlx::Type<stolos_store::sqlx::Any>,

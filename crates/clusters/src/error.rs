@@ -84,6 +84,28 @@ pub enum Error {
         /// The cluster.
         cluster: String,
     },
+    /// The owner of a quota is not known.
+    #[error("there is no quota for `{0}`")]
+    NoQuota(String),
+    /// The owner has a quota already.
+    #[error("there is a quota for `{0}` already")]
+    QuotaTaken(String),
+    /// The request would bring the owner above a limit.
+    #[error(
+        "the quota of `{owner}` allows {what} {limit}{unit}, but with this request it would be {wanted}{unit}"
+    )]
+    OverQuota {
+        /// Whose quota.
+        owner: String,
+        /// Which limit.
+        what: &'static str,
+        /// The unit of the numbers.
+        unit: &'static str,
+        /// What it would be.
+        wanted: String,
+        /// The limit.
+        limit: String,
+    },
     /// The cluster has no API yet, or none any more.
     #[error("cluster `{cluster}` cannot give credentials while its last action {action} is {state}")]
     NotReady {
@@ -158,9 +180,11 @@ impl Classify for Error {
             | Self::NoPlan { .. }
             | Self::WorkerCount { .. }
             | Self::DoesNotFit { .. }
+            | Self::OverQuota { .. }
             | Self::TooManyProcessors { .. } => Class::User,
-            Self::NoCluster(_) | Self::NoOperation(_) => Class::NotFound,
-            Self::NameTaken(_)
+            Self::NoCluster(_) | Self::NoOperation(_) | Self::NoQuota(_) => Class::NotFound,
+            Self::QuotaTaken(_)
+            | Self::NameTaken(_)
             | Self::HostnameTaken(_)
             | Self::Busy { .. }
             | Self::NotReady { .. }
@@ -183,6 +207,10 @@ impl Classify for Error {
                         .to_owned(),
                 ]
             }
+            Self::OverQuota { .. } => vec![
+                "Take fewer or smaller nodes, delete a cluster that is not needed any more, or ask an administrator for a larger quota."
+                    .to_owned(),
+            ],
             Self::Busy { cluster } => {
                 vec![format!(
                     "See what it does with `stolos operations --cluster {cluster} --follow`."

@@ -22,7 +22,7 @@ use crate::accept::Deletion;
 use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::error::{Error, Result};
-use crate::show;
+use crate::{quotas, show};
 
 /// The largest request body: requests are small, whatever somebody sends.
 const BODY_LIMIT: usize = 256 * 1024;
@@ -41,6 +41,13 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/v1/clusters/{name}/binds", post(bind_create))
         .route("/v1/clusters/{name}/binds/{user}", get(bind_view))
         .route("/v1/plans", get(plan_list))
+        .route("/v1/quotas", get(quota_list).post(quota_create))
+        .route(
+            "/v1/quotas/{owner}",
+            get(quota_view).patch(quota_update).delete(quota_delete),
+        )
+        .route("/v1/usages", get(usage_list))
+        .route("/v1/usages/{owner}", get(usage_view))
         .route("/stolos/v1/info", get(info))
         .route("/stolos/v1/operations", get(operation_list))
         .route("/stolos/v1/operations/{id}", get(operation_view))
@@ -187,6 +194,72 @@ async fn bind_view(
         Json(kubeconfig),
     )
         .into_response())
+}
+
+async fn quota_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Quota>>, Failure> {
+    caller.may(Right::Quotas)?;
+    Ok(Json(quotas::all(&app.desk().db).await?))
+}
+
+async fn quota_view(
+    State(app): State<App>,
+    caller: Caller,
+    Path(owner): Path<String>,
+) -> Result<Json<pks::Quota>, Failure> {
+    caller.may(Right::Quotas)?;
+    Ok(Json(quotas::one(&app.desk().db, &owner).await?))
+}
+
+async fn quota_create(
+    State(app): State<App>,
+    caller: Caller,
+    body: Result<Json<pks::Quota>, JsonRejection>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Quotas)?;
+    let Json(quota) = body.map_err(unreadable)?;
+    let made = app.desk().create_quota(&caller, &quota).await?;
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+async fn quota_update(
+    State(app): State<App>,
+    caller: Caller,
+    Path(owner): Path<String>,
+    body: Result<Json<pks::QuotaChange>, JsonRejection>,
+) -> Result<Json<pks::Quota>, Failure> {
+    caller.may(Right::Quotas)?;
+    let Json(change) = body.map_err(unreadable)?;
+    Ok(Json(app.desk().update_quota(&caller, &owner, &change).await?))
+}
+
+async fn quota_delete(
+    State(app): State<App>,
+    caller: Caller,
+    Path(owner): Path<String>,
+) -> Result<StatusCode, Failure> {
+    app.desk().delete_quota(&caller, &owner).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn usage_list(State(app): State<App>, caller: Caller) -> Result<Json<Vec<pks::Usage>>, Failure> {
+    caller.may(Right::Read)?;
+    Ok(Json(
+        quotas::usages(&app.desk().db, caller.own(Right::ReadAll)).await?,
+    ))
+}
+
+async fn usage_view(
+    State(app): State<App>,
+    caller: Caller,
+    Path(owner): Path<String>,
+) -> Result<Json<pks::Usage>, Failure> {
+    caller.may(Right::Read)?;
+    // Of somebody else one learns nothing, not even whether there is such an owner.
+    if owner != caller.name() {
+        caller.may(Right::ReadAll)?;
+    }
+    let clusters = db::clusters(&app.desk().db, db::Whose::Of(&owner)).await?;
+    Ok(Json(quotas::usage(owner, &clusters)))
 }
 
 async fn info(State(app): State<App>) -> Json<pks::Info> {

@@ -17,6 +17,7 @@ mod flows;
 mod http;
 pub mod model;
 pub mod plans;
+mod quotas;
 pub mod render;
 mod service;
 pub mod settings;

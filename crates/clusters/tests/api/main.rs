@@ -14,7 +14,14 @@ const ROOT: (&str, &str) = ("root", ADMIN);
 const WATCHER: (&str, &str) = ("watcher", READ);
 
 /// Everything that needs a token: method, path, whether it changes something.
-const ENDPOINTS: [(Method, &str, bool); 12] = [
+const ENDPOINTS: [(Method, &str, bool); 19] = [
+    (Method::GET, "/v1/quotas", true),
+    (Method::POST, "/v1/quotas", true),
+    (Method::GET, "/v1/quotas/alice", true),
+    (Method::PATCH, "/v1/quotas/alice", true),
+    (Method::DELETE, "/v1/quotas/alice", true),
+    (Method::GET, "/v1/usages", false),
+    (Method::GET, "/v1/usages/alice", false),
     (Method::GET, "/v1/clusters", false),
     (Method::POST, "/v1/clusters", true),
     (Method::GET, "/v1/clusters/blue", false),
@@ -429,4 +436,98 @@ async fn one_request_at_a_time_and_every_failure_can_be_gone_on_from() {
     assert_eq!(world.ended(&running).await, "cancelled");
     assert_eq!(world.ended(&deleted).await, "succeeded");
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_quota_counts_what_is_allotted() {
+    each(async |place| {
+        let world = World::new(place).await;
+        let quota = json!({"owner": "alice", "limit": {"cpu": 12, "memory": 10.0, "cluster": 2}});
+        for who in [ALICE, WATCHER] {
+            let answer = world.ask(who, Method::POST, "/v1/quotas", &quota).await;
+            assert_eq!(
+                answer.status,
+                StatusCode::FORBIDDEN,
+                "quotas are an administrator's"
+            );
+        }
+        let made = world.ask(ROOT, Method::POST, "/v1/quotas", &quota).await;
+        assert_eq!((made.status, &made.body), (StatusCode::CREATED, &quota));
+        let twice = world.ask(ROOT, Method::POST, "/v1/quotas", &quota).await;
+        assert_eq!(twice.status, StatusCode::CONFLICT);
+        for bad in [
+            json!({"owner": "bob", "limit": {"cpu": -1, "memory": 1, "cluster": 1}}),
+            json!({"owner": "bob", "limit": {"cpu": 1, "memory": 1, "cluster": 0}}),
+            json!({"owner": "bob", "limit": {"cpu": 1, "memory": 1}}),
+            json!({"owner": "bob", "limit": {"cpu": 1, "memory": 1, "cluster": 1, "disk": 1}}),
+            json!({"owner": "", "limit": {"cpu": 1, "memory": 1, "cluster": 1}}),
+        ] {
+            let answer = world.ask(ROOT, Method::POST, "/v1/quotas", &bad).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad}: {answer:?}");
+        }
+
+        // A master and two workers of 2 processors and 2 GB each.
+        let created = world.create(ALICE, "blue", 2).await;
+        assert_eq!(world.ended(&created).await, "succeeded");
+        let usage = world
+            .ask(ALICE, Method::GET, "/v1/usages/alice", &Value::Null)
+            .await;
+        let blue = json!({"name": "blue", "cpu": 6, "memory": 6.0});
+        assert_eq!(
+            usage.body,
+            json!({"owner": "alice", "totals": {"cpu": 6, "memory": 6.0, "cluster": 1}, "clusters": [blue]})
+        );
+        let others = world
+            .ask(BOB, Method::GET, "/v1/usages/alice", &Value::Null)
+            .await;
+        assert_eq!(others.status, StatusCode::FORBIDDEN);
+        let all = world.ask(WATCHER, Method::GET, "/v1/usages", &Value::Null).await;
+        assert_eq!(all.body.as_array().map(Vec::len), Some(1));
+
+        let over = world.create(ALICE, "green", 2).await;
+        assert_eq!(over.status, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            over.error(),
+            "the quota of `alice` allows memory 10 GB, but with this request it would be 12 GB"
+        );
+        let grow = json!({"kubernetes_worker_instances": 5});
+        let over = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &grow).await;
+        assert!(over.error().contains("would be 12 GB"), "{over:?}");
+        let green = world.create(ALICE, "green", 1).await;
+        assert_eq!(world.ended(&green).await, "succeeded", "10 of 10 GB is allowed");
+        let third = world.create(ALICE, "red", 1).await;
+        assert!(third.error().contains("allows clusters 2"), "{third:?}");
+        let administrators = world.create(ROOT, "red", 1).await;
+        assert_eq!(
+            world.ended(&administrators).await,
+            "succeeded",
+            "administrators are not limited"
+        );
+
+        // What is there stays when a limit is lowered; it may shrink and not grow.
+        let lower = json!({"limit": {"memory": 1}});
+        let changed = world.ask(ROOT, Method::PATCH, "/v1/quotas/alice", &lower).await;
+        assert_eq!(
+            changed.body["limit"],
+            json!({"cpu": 12, "memory": 1.0, "cluster": 2})
+        );
+        let shrink = json!({"kubernetes_worker_instances": 1});
+        let smaller = world
+            .ask(ALICE, Method::PATCH, "/v1/clusters/blue", &shrink)
+            .await;
+        assert_eq!(world.ended(&smaller).await, "succeeded");
+        let deleted = world
+            .ask(ROOT, Method::DELETE, "/v1/quotas/alice", &Value::Null)
+            .await;
+        assert_eq!(deleted.status, StatusCode::NO_CONTENT);
+        let gone = world
+            .ask(ROOT, Method::GET, "/v1/quotas/alice", &Value::Null)
+            .await;
+        assert_eq!(
+            (gone.status, gone.error()),
+            (StatusCode::NOT_FOUND, "there is no quota for `alice`")
+        );
+        world.stop().await;
+    })
+    .await;
 }

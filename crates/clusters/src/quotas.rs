@@ -1,0 +1,314 @@
+//! Quotas: what an owner may have, against what an owner has.
+//!
+//! Counted is the allotted size of all machines, masters included, from the moment a request is accepted: PKS counted so, and it is what a
+//! host or a cloud bill knows. Administrators are not limited. The check and the write of the request are one transaction.
+
+use stolos_api::pks::{Amounts, ClusterUsage, Limits, LimitsChange, Quota, Usage};
+use stolos_store::{Db, Migration, Tx, query};
+
+use crate::db::{self, ClusterRow, Whose};
+use crate::error::{Error, Result};
+use crate::plans::Plan;
+
+/// The table of quotas. Memory is kept in MiB, so that no sum is inexact.
+pub(crate) const TABLE: Migration = Migration {
+    number: 3,
+    name: "quotas",
+    statements: &["CREATE TABLE quotas (
+        owner      TEXT   PRIMARY KEY,
+        cpu        BIGINT NOT NULL,
+        memory_mib BIGINT NOT NULL,
+        clusters   BIGINT NOT NULL
+    )"],
+};
+
+/// The largest sensible value: a thousand large hosts.
+const LARGEST: i64 = 1_000_000;
+/// Longest name of an owner, in bytes; user names of directories are shorter.
+const LONGEST_OWNER: usize = 255;
+
+/// Checked limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checked {
+    cpu: i64,
+    memory_mib: i64,
+    clusters: i64,
+}
+
+impl Checked {
+    fn limits(self) -> Limits {
+        Limits {
+            cpu: self.cpu,
+            memory: gigabytes(self.memory_mib),
+            cluster: self.clusters,
+        }
+    }
+}
+
+/// Checks an owner and limits.
+///
+/// # Errors
+/// [`Error::Request`] with the field and its range.
+pub(crate) fn check(owner: &str, limits: &Limits) -> Result<Checked> {
+    if owner.is_empty() || owner.len() > LONGEST_OWNER || owner.chars().any(char::is_control) {
+        return Err(Error::Request(
+            "`owner` has to be a user or client name of 1 to 255 bytes".to_owned(),
+        ));
+    }
+    let range = |name: &str, least: i64, value: i64| {
+        if (least..=LARGEST).contains(&value) {
+            Ok(value)
+        } else {
+            Err(Error::Request(format!(
+                "`limit.{name}` is {value}, which is not between {least} and {LARGEST}"
+            )))
+        }
+    };
+    if !limits.memory.is_finite() || !(0.0..=LARGEST as f64).contains(&limits.memory) {
+        return Err(Error::Request(format!(
+            "`limit.memory` is {}, which is not between 0 and {LARGEST} GB",
+            limits.memory
+        )));
+    }
+    Ok(Checked {
+        cpu: range("cpu", 0, limits.cpu)?,
+        memory_mib: (limits.memory * 1024.0).round() as i64,
+        clusters: range("cluster", 1, limits.cluster)?,
+    })
+}
+
+/// All quotas, by owner.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn all(db: &Db) -> Result<Vec<Quota>> {
+    query("SELECT owner, cpu, memory_mib, clusters FROM quotas ORDER BY owner")
+        .fetch_all(db.read())
+        .await
+        .map_err(|e| Error::database("list quotas")(e.into()))?
+        .iter()
+        .map(|row| {
+            Ok(Quota {
+                owner: db::get(row, "owner")?,
+                limit: checked(row)?.limits(),
+            })
+        })
+        .collect()
+}
+
+/// The quota of an owner.
+///
+/// # Errors
+/// [`Error::NoQuota`] and those of the database.
+pub(crate) async fn one(db: &Db, owner: &str) -> Result<Quota> {
+    let row = query("SELECT cpu, memory_mib, clusters FROM quotas WHERE owner = $1")
+        .bind(owner)
+        .fetch_optional(db.read())
+        .await
+        .map_err(|e| Error::database("read the quota")(e.into()))?;
+    match row {
+        Some(row) => Ok(Quota {
+            owner: owner.to_owned(),
+            limit: checked(&row)?.limits(),
+        }),
+        None => Err(Error::NoQuota(owner.chars().take(80).collect())),
+    }
+}
+
+/// Writes a new quota.
+///
+/// # Errors
+/// [`Error::QuotaTaken`] and those of the database.
+pub(crate) async fn insert(tx: &mut Tx, owner: &str, limits: Checked) -> Result<()> {
+    query("INSERT INTO quotas (owner, cpu, memory_mib, clusters) VALUES ($1, $2, $3, $4)")
+        .bind(owner)
+        .bind(limits.cpu)
+        .bind(limits.memory_mib)
+        .bind(limits.clusters)
+        .execute(tx.conn())
+        .await
+        .map_err(|e| match stolos_store::Error::from(e) {
+            stolos_store::Error::Unique { .. } => Error::QuotaTaken(owner.to_owned()),
+            other => Error::database("write the quota")(other),
+        })?;
+    Ok(())
+}
+
+/// The limits of a quota after a change.
+pub(crate) fn changed(before: Limits, change: LimitsChange) -> Limits {
+    Limits {
+        cpu: change.cpu.unwrap_or(before.cpu),
+        memory: change.memory.unwrap_or(before.memory),
+        cluster: change.cluster.unwrap_or(before.cluster),
+    }
+}
+
+/// Changes a quota. What an owner has already stays, also where it is more.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn update(tx: &mut Tx, owner: &str, limits: Checked) -> Result<()> {
+    query("UPDATE quotas SET cpu = $2, memory_mib = $3, clusters = $4 WHERE owner = $1")
+        .bind(owner)
+        .bind(limits.cpu)
+        .bind(limits.memory_mib)
+        .bind(limits.clusters)
+        .execute(tx.conn())
+        .await
+        .map_err(|e| Error::database("change the quota")(e.into()))?;
+    Ok(())
+}
+
+/// Deletes a quota.
+///
+/// # Errors
+/// [`Error::NoQuota`] and those of the database.
+pub(crate) async fn delete(tx: &mut Tx, owner: &str) -> Result<()> {
+    let done = query("DELETE FROM quotas WHERE owner = $1")
+        .bind(owner)
+        .execute(tx.conn())
+        .await
+        .map_err(|e| Error::database("delete the quota")(e.into()))?;
+    if done.rows_affected() == 0 {
+        return Err(Error::NoQuota(owner.chars().take(80).collect()));
+    }
+    Ok(())
+}
+
+/// Refuses a cluster that would bring its owner above a limit. `cluster` is as it is to be; as it was, it does not count.
+///
+/// # Errors
+/// [`Error::OverQuota`] with the numbers, and those of the database.
+pub(crate) async fn refuse_excess(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
+    let row = query("SELECT cpu, memory_mib, clusters FROM quotas WHERE owner = $1")
+        .bind(&cluster.owner)
+        .fetch_optional(tx.conn())
+        .await
+        .map_err(|e| Error::database("read the quota")(e.into()))?;
+    let Some(row) = row else { return Ok(()) };
+    let limits = checked(&row)?;
+    let others = db::clusters_in(tx, &cluster.owner).await?;
+    let (mut cpu, mut memory_mib) = size(&cluster.plan, cluster.workers);
+    let mut clusters = 1;
+    for other in others.iter().filter(|other| other.id != cluster.id) {
+        let (its_cpu, its_memory) = size(&other.plan, other.workers);
+        cpu += its_cpu;
+        memory_mib += its_memory;
+        clusters += 1;
+    }
+    let over = |what: &'static str, unit: &'static str, wanted: f64, limit: f64| Error::OverQuota {
+        owner: cluster.owner.clone(),
+        what,
+        unit,
+        wanted: wanted.to_string(),
+        limit: limit.to_string(),
+    };
+    if clusters > limits.clusters {
+        return Err(over("clusters", "", clusters as f64, limits.clusters as f64));
+    }
+    if cpu > limits.cpu {
+        return Err(over("cpu", "", cpu as f64, limits.cpu as f64));
+    }
+    if memory_mib > limits.memory_mib {
+        return Err(over(
+            "memory",
+            " GB",
+            gigabytes(memory_mib),
+            gigabytes(limits.memory_mib),
+        ));
+    }
+    Ok(())
+}
+
+/// What everybody has, by owner.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn usages(db: &Db, whose: Whose<'_>) -> Result<Vec<Usage>> {
+    let mut found: std::collections::BTreeMap<String, Vec<ClusterRow>> = std::collections::BTreeMap::new();
+    for cluster in db::clusters(db, whose).await? {
+        found.entry(cluster.owner.clone()).or_default().push(cluster);
+    }
+    Ok(found
+        .into_iter()
+        .map(|(owner, clusters)| usage(owner, &clusters))
+        .collect())
+}
+
+/// What an owner has who has these clusters.
+pub(crate) fn usage(owner: String, clusters: &[ClusterRow]) -> Usage {
+    let (mut cpu, mut memory_mib) = (0, 0);
+    let clusters: Vec<ClusterUsage> = clusters
+        .iter()
+        .map(|cluster| {
+            let (its_cpu, its_memory) = size(&cluster.plan, cluster.workers);
+            cpu += its_cpu;
+            memory_mib += its_memory;
+            ClusterUsage {
+                name: cluster.name.to_string(),
+                cpu: its_cpu,
+                memory: gigabytes(its_memory),
+            }
+        })
+        .collect();
+    Usage {
+        owner,
+        totals: Amounts {
+            cpu,
+            memory: gigabytes(memory_mib),
+            cluster: i64::try_from(clusters.len()).unwrap_or(i64::MAX),
+        },
+        clusters,
+    }
+}
+
+/// Processors and memory (MiB) of all machines of a cluster.
+fn size(plan: &Plan, workers: u32) -> (i64, i64) {
+    let workers = i64::from(workers);
+    (
+        i64::from(plan.master.cpu) + workers * i64::from(plan.worker.cpu),
+        i64::from(plan.master.ram) + workers * i64::from(plan.worker.ram),
+    )
+}
+
+fn gigabytes(mib: i64) -> f64 {
+    mib as f64 / 1024.0
+}
+
+fn checked(row: &stolos_store::AnyRow) -> Result<Checked> {
+    Ok(Checked {
+        cpu: db::get(row, "cpu")?,
+        memory_mib: db::get(row, "memory_mib")?,
+        clusters: db::get(row, "clusters")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_checked() {
+        let limits = |cpu, memory, cluster| Limits { cpu, memory, cluster };
+        let good = check("alice", &limits(4, 8.5, 1)).expect("good");
+        assert_eq!((good.cpu, good.memory_mib, good.clusters), (4, 8704, 1));
+        assert_eq!(good.limits(), limits(4, 8.5, 1));
+        assert!(
+            check("alice", &limits(0, 0.0, 1)).is_ok(),
+            "nothing at all is a limit too"
+        );
+        for (owner, bad, words) in [
+            ("", limits(1, 1.0, 1), "owner"),
+            (&*"x".repeat(256), limits(1, 1.0, 1), "owner"),
+            ("a", limits(-1, 1.0, 1), "limit.cpu"),
+            ("a", limits(1, -0.1, 1), "limit.memory"),
+            ("a", limits(1, f64::NAN, 1), "limit.memory"),
+            ("a", limits(1, 1e300, 1), "limit.memory"),
+            ("a", limits(1, 1.0, 0), "limit.cluster"),
+            ("a", limits(1, 1.0, i64::MAX), "limit.cluster"),
+        ] {
+            let error = check(owner, &bad).expect_err(words);
+            assert!(error.to_string().contains(words), "{words}: {error}");
+        }
+    }
+}
