@@ -1,7 +1,6 @@
 //! Benchmarks: each measures one thing several times, beside something else in the same run, and prints median and worst.
 
 mod create_cluster;
-mod installation;
 
 use clap::Subcommand;
 

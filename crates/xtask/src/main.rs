@@ -2,7 +2,9 @@
 
 mod bench;
 mod ci;
+mod crash;
 mod deps;
+mod installation;
 
 use std::process::ExitCode;
 
@@ -15,6 +17,8 @@ enum Task {
     Deps,
     /// Everything but the tests: formatting, lints, documentation, dependency directions.
     Ci,
+    /// SIGKILL of the manager at every moment of real operations.
+    Crash(crash::Arguments),
     /// Measurements, each beside something else in the same run.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Deps => deps::check_workspace(),
         Task::Ci => ci::run(),
+        Task::Crash(crash) => crash.run(),
         Task::Bench(bench) => bench.run(),
     };
     match result {

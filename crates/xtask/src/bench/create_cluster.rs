@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Times;
-use super::installation::{Installation, output};
+use crate::installation::{Installation, output};
 use crate::say;
 
 #[derive(Args)]

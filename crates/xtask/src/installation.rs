@@ -1,4 +1,4 @@
-//! An installation of its own for a benchmark: own name, own root, own session; gone afterwards.
+//! An installation of its own for a benchmark or a trial: own name, own root, own session; gone afterwards.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
