@@ -55,6 +55,11 @@ impl Host {
             return Ok(cid);
         }
         let disks = self.instance().disks();
+        // What an attempt that was killed left goes first, so that a refusal leaves nothing.
+        let part = disks.join(format!(".{cid}.part"));
+        for left in [&part, &self.disk_record(&cid)] {
+            files::remove_if_there(left).doing(|| format!("remove `{left}`"))?;
+        }
         self.check_space(size)?;
         let disk = Disk {
             size,
@@ -65,7 +70,6 @@ impl Host {
         fs_err::create_dir_all(&disks).doing(what)?;
         files::write_json(&self.disk_record(&cid), &disk, 0o600).doing(what)?;
         // The image comes last and whole: it is the disk.
-        let part = disks.join(format!(".{cid}.part"));
         let file = fs_err::File::create(&part).doing(what)?;
         file.set_len(size << 20)
             .and_then(|()| file.sync_all())

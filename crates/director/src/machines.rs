@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use stolos_base::ids::AgentId;
-use stolos_cpi::{Cpi, CreateVm, DiskCid, StemcellCid, VmCid};
+use stolos_cpi::{Cpi, CreateVm, DiskCid, Kind, StemcellCid, VmCid};
 use stolos_manifest::PersistentDisk;
 use stolos_mbus::settings::DiskHint;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -43,6 +43,29 @@ impl Machines {
 
     /// Makes a machine; the same agent gives the same machine.
     pub(crate) async fn create_vm(&self, call: &str, new: &NewMachine<'_>) -> Result<String> {
+        self.ask_for_vm(call, new)
+            .await?
+            .map_err(|error| Error::cpi("create_vm", error))
+    }
+
+    /// Asks for a machine in order to delete it. `None` when the CPI says that it cannot be made, because the host is full for instance: such an
+    /// answer is given after what an earlier attempt left was taken down, so there is nothing to delete.
+    pub(crate) async fn find_vm(&self, call: &str, new: &NewMachine<'_>) -> Result<Option<String>> {
+        match self.ask_for_vm(call, new).await? {
+            Ok(cid) => Ok(Some(cid)),
+            Err(stolos_cpi::Error::Cloud {
+                kind: Kind::VmCreationFailed | Kind::NoDiskSpace,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(Error::cpi("create_vm", error)),
+        }
+    }
+
+    async fn ask_for_vm(
+        &self,
+        call: &str,
+        new: &NewMachine<'_>,
+    ) -> Result<std::result::Result<String, stolos_cpi::Error>> {
         let request = CreateVm {
             agent_id: new.agent,
             stemcell: StemcellCid::from(new.stemcell),
@@ -53,9 +76,7 @@ impl Machines {
             env: new.env.clone(),
         };
         let (cpi, _place) = self.journalled(call).await?;
-        let made = cpi.create_vm(&request).await;
-        made.map(|(cid, _)| cid.0)
-            .map_err(|error| Error::cpi("create_vm", error))
+        Ok(cpi.create_vm(&request).await.map(|(cid, _)| cid.0))
     }
 
     /// Deletes a machine; fine when there is none.
@@ -83,11 +104,32 @@ impl Machines {
 
     /// Makes a disk; the same call gives the same disk.
     pub(crate) async fn create_disk(&self, call: &str, disk: &PersistentDisk) -> Result<String> {
+        self.ask_for_disk(call, disk)
+            .await?
+            .map_err(|error| Error::cpi("create_disk", error))
+    }
+
+    /// Asks for a disk in order to delete it, as [`Self::find_vm`].
+    pub(crate) async fn find_disk(&self, call: &str, disk: &PersistentDisk) -> Result<Option<String>> {
+        match self.ask_for_disk(call, disk).await? {
+            Ok(cid) => Ok(Some(cid)),
+            Err(stolos_cpi::Error::Cloud {
+                kind: Kind::NoDiskSpace,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(Error::cpi("create_disk", error)),
+        }
+    }
+
+    async fn ask_for_disk(
+        &self,
+        call: &str,
+        disk: &PersistentDisk,
+    ) -> Result<std::result::Result<String, stolos_cpi::Error>> {
         let (cpi, _place) = self.journalled(call).await?;
         let properties = object(disk.cloud_properties.clone());
         let made = cpi.create_disk(disk.size_mib, &properties, None).await;
-        made.map(|cid| cid.0)
-            .map_err(|error| Error::cpi("create_disk", error))
+        Ok(made.map(|cid| cid.0))
     }
 
     /// Deletes a disk; fine when there is none.

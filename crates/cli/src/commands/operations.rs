@@ -84,7 +84,7 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
                 OperationState::Succeeded => {
                     output::note(&format!(
                         "Operation succeeded in {:.1} s",
-                        steps.elapsed().as_secs_f64()
+                        took(&operation).unwrap_or_else(|| steps.elapsed().as_secs_f64())
                     ));
                     return Ok(());
                 }
@@ -105,6 +105,14 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
         _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the operation goes on")
             .hint(format!("Follow it again with `{} operations {id} --follow`.", program_name()))),
     }
+}
+
+/// Seconds from the request to the end, as the server has them.
+fn took(operation: &Operation) -> Option<f64> {
+    let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
+    let start = time(&operation.created_at)?;
+    let end = time(operation.ended_at.as_deref()?)?;
+    Some(end.duration_since(start).as_secs_f64())
 }
 
 fn show_steps(steps: &mut Steps, operation: &Operation) {

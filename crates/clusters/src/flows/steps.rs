@@ -21,6 +21,8 @@ const DEPLOY_DEADLINE: Duration = Duration::from_secs(30 * 60);
 const UPDATE_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The cluster's API answers or is restarting.
 const SETTINGS_DEADLINE: Duration = Duration::from_secs(5 * 60);
+/// An API that is there answers in milliseconds; a cluster without one must not hold up its own repair.
+const BEST_EFFORT: Duration = Duration::from_secs(3);
 /// How often the director is asked where the masters are; placement takes well under a second.
 const PLACEMENT_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -189,16 +191,16 @@ pub(super) fn settings(
                     .apply_settings(lease.virtual_address, &admin, drain, replicas)
                     .await
             };
-            match told.await {
-                Err(error) if best_effort => {
-                    ctx.progress(format!(
-                        "the cluster cannot be told yet: {}",
-                        stolos_base::chain(&error)
-                    ));
-                    Ok(())
-                }
-                other => Ok(other?),
+            if !best_effort {
+                return Ok(told.await?);
             }
+            let why = match tokio::time::timeout(BEST_EFFORT, told).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => stolos_base::chain(&error),
+                Err(_) => format!("its API did not answer within {} s", BEST_EFFORT.as_secs()),
+            };
+            ctx.progress(format!("the cluster cannot be told yet: {why}"));
+            Ok(())
         }
     })
     .after(lease)

@@ -150,7 +150,10 @@ pub(crate) async fn delete_unknown<T>(attempt: &Attempt<T>, unknown: &Unknown<'_
                 disks: &[],
                 env: json!({"bosh": {}}),
             };
-            app.machines.create_vm(unknown.call_id, &machine).await?
+            match app.machines.find_vm(unknown.call_id, &machine).await? {
+                Some(cid) => cid,
+                None => return inventory::vm_gone(&app.db, attempt.ctx.fence(), unknown.agent).await,
+            }
         }
     };
     delete(attempt, unknown.agent, &cid).await

@@ -380,9 +380,10 @@ pub(crate) async fn remove_left_disk(attempt: &Attempt<Kept>, left: &LeftDisk) -
 /// Deletes a disk of which it is not known whether it was made: the same call gives the one that is there or makes it.
 pub(crate) async fn remove_unknown_disk<T>(attempt: &Attempt<T>, left: &LeftDisk) -> Result<()> {
     let machines = &attempt.app.machines;
-    let cid = machines.create_disk(&left.call_id, &left.made_as).await?;
-    machines
-        .delete_disk(&attempt.call_id(&format!("delete_disk {cid}")), &cid)
-        .await?;
+    if let Some(cid) = machines.find_disk(&left.call_id, &left.made_as).await? {
+        machines
+            .delete_disk(&attempt.call_id(&format!("delete_disk {cid}")), &cid)
+            .await?;
+    }
     inventory::disk_gone(&attempt.app.db, attempt.ctx.fence(), &left.call_id).await
 }

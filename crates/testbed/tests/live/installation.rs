@@ -31,6 +31,13 @@ impl Installation {
         }
     }
 
+    /// One whose state lies elsewhere.
+    pub(crate) fn below(directory: &Utf8Path) -> Self {
+        let mut installation = Self::new();
+        installation.root = directory.join(&installation.name);
+        installation
+    }
+
     pub(crate) fn command(&self, program: &Utf8Path) -> Command {
         let mut command = Command::new(program);
         command

@@ -28,6 +28,7 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     let not_ours = |line: &str| !names.iter().any(|name| line.contains(name)) && !line.starts_with("sysctl ");
     let empty = Picture::take(not_ours);
     refusals::of_hosts(&installation);
+    refusals::of_full_disks();
     // A second installation runs beside the first all the while: what is changed of the host is needed until both are gone.
     other.stolos(&["up"]);
     let beside = Picture::take(not_ours);

@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use rustix::process::Signal;
 use stolos_testbed::programs;
 
-use crate::installation::Installation;
+use crate::installation::{Installation, said};
 
 impl Installation {
     /// A command that has to be refused with exit code 1 and these words.
@@ -147,4 +147,52 @@ pub(crate) fn of_ports(installation: &Installation) {
     assert!(!output.status.success() && text.contains("9021"), "{text}");
     drop(taken);
     installation.stolos(&["up"]);
+}
+
+/// A disk that has room for the manager and not for a cluster, and then for nothing: creating fails with the numbers, deleting works all the same.
+pub(crate) fn of_full_disks() {
+    let place = camino_tempfile::tempdir_in("/var/tmp").expect("a directory");
+    let (image, mounted) = (place.path().join("disk"), place.path().join("mounted"));
+    fs_err::create_dir(&mounted).expect("a directory");
+    let run = |program: &str, arguments: &[&str]| {
+        said(Command::new(program).args(arguments)).unwrap_or_else(|error| panic!("{program}: {error}"))
+    };
+    run("truncate", &["-s", "2600M", image.as_str()]);
+    run("mkfs.ext4", &["-q", "-F", image.as_str()]);
+    run("mount", &["-o", "loop", image.as_str(), mounted.as_str()]);
+    let check = std::panic::catch_unwind(|| {
+        let installation = Installation::below(&mounted);
+        installation.stolos(&["up"]);
+        let fails_and_goes = |name: &str| {
+            let host = format!("{name}.test");
+            let create = [
+                "create-cluster",
+                name,
+                "-e",
+                &host,
+                "-p",
+                "small",
+                "--non-interactive",
+                "--wait",
+            ];
+            installation.refused(&create, "MiB free");
+            assert_eq!(
+                installation.json(&["cluster", name, "--json"])["last_action_state"],
+                "failed"
+            );
+            installation.stolos(&["delete-cluster", name, "--non-interactive", "--wait"]);
+            assert_eq!(installation.machines().len(), 0);
+        };
+        fails_and_goes("large");
+        let fill = mounted.join("fill");
+        let stat = rustix::fs::statvfs(mounted.as_std_path()).expect("the file system");
+        let bytes = (stat.f_bavail * stat.f_frsize).saturating_sub(4 << 20);
+        run("fallocate", &["-l", &bytes.to_string(), fill.as_str()]);
+        fails_and_goes("full");
+        fs_err::remove_file(&fill).expect("removed");
+    });
+    run("umount", &[mounted.as_str()]);
+    if let Err(panic) = check {
+        std::panic::resume_unwind(panic);
+    }
 }
