@@ -192,21 +192,27 @@ impl Log {
         lines
     }
 
-    /// Only what upstream shows becomes a line; other progress is for views of the flow.
+    /// Only what upstream shows becomes a line, and what an agent says while it is at it (`STATUS: LINE`); other progress is for views of the
+    /// flow.
     pub(crate) fn progress(&mut self, step: &str, status: &str, time: i64) -> Vec<Event> {
         let Some(line) = self.steps.get(step).cloned() else {
             return Vec::new();
         };
-        let Some((_, weight)) = WEIGHTS.iter().find(|(known, _)| *known == status) else {
+        let (known, detail) = status
+            .split_once(": ")
+            .map_or((status, None), |(known, detail)| (known, Some(detail)));
+        let Some((_, weight)) = WEIGHTS.iter().find(|(name, _)| *name == known) else {
             return Vec::new();
         };
+        // The status itself has been counted when it began.
+        let weight = if detail.is_none() { *weight } else { 0 };
         if !self.statuses.insert((line.key(), status.to_owned())) {
             return Vec::new();
         }
         let mut lines = self.start_line(&line, time);
         let percent = self.percent.entry(line.key()).or_default();
         let mut event = line.event(EventState::InProgress, *percent, time);
-        *percent = percent.saturating_add(*weight).min(100);
+        *percent = percent.saturating_add(weight).min(100);
         event.data = Some(EventData {
             status: Some(status.to_owned()),
             error: None,
