@@ -2,6 +2,9 @@
 //!
 //! Only RS256 with a key of the key set is accepted, whatever a token's header says. Time is the [`Clock`]'s.
 
+#[cfg(feature = "testing")]
+pub mod testing;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

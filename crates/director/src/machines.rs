@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use stolos_base::ids::AgentId;
-use stolos_cpi::{Cpi, CreateVm, DiskCid, Kind, StemcellCid, VmCid};
+use stolos_cpi::{Cpi, CreateVm, DiskCid, StemcellCid, VmCid};
 use stolos_manifest::PersistentDisk;
 use stolos_mbus::settings::DiskHint;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -51,14 +51,7 @@ impl Machines {
     /// Asks for a machine in order to delete it. `None` when the CPI says that it cannot be made, because the host is full for instance: such an
     /// answer is given after what an earlier attempt left was taken down, so there is nothing to delete.
     pub(crate) async fn find_vm(&self, call: &str, new: &NewMachine<'_>) -> Result<Option<String>> {
-        match self.ask_for_vm(call, new).await? {
-            Ok(cid) => Ok(Some(cid)),
-            Err(stolos_cpi::Error::Cloud {
-                kind: Kind::VmCreationFailed | Kind::NoDiskSpace,
-                ..
-            }) => Ok(None),
-            Err(error) => Err(Error::cpi("create_vm", error)),
-        }
+        found(self.ask_for_vm(call, new).await?, "create_vm")
     }
 
     async fn ask_for_vm(
@@ -111,14 +104,7 @@ impl Machines {
 
     /// Asks for a disk in order to delete it, as [`Self::find_vm`].
     pub(crate) async fn find_disk(&self, call: &str, disk: &PersistentDisk) -> Result<Option<String>> {
-        match self.ask_for_disk(call, disk).await? {
-            Ok(cid) => Ok(Some(cid)),
-            Err(stolos_cpi::Error::Cloud {
-                kind: Kind::NoDiskSpace,
-                ..
-            }) => Ok(None),
-            Err(error) => Err(Error::cpi("create_disk", error)),
-        }
+        found(self.ask_for_disk(call, disk).await?, "create_disk")
     }
 
     async fn ask_for_disk(
@@ -209,6 +195,15 @@ fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
+    }
+}
+
+/// What cannot be made is not there either.
+fn found(result: stolos_cpi::Result<String>, method: &'static str) -> Result<Option<String>> {
+    use stolos_cpi::Kind::{NoDiskSpace, VmCreationFailed};
+    match result {
+        Err(error) if matches!(error.kind(), Some(VmCreationFailed | NoDiskSpace)) => Ok(None),
+        other => other.map(Some).map_err(|error| Error::cpi(method, error)),
     }
 }
 

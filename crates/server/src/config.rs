@@ -1,7 +1,7 @@
 //! The operator's configuration of `stolosd`, `config.yml`.
 //!
-//! Written by `stolos up` on the first start and never overwritten afterwards; unknown keys are errors, because a typing error
-//! must not silently become a default.
+//! Written by `stolos up` on the first start; afterwards it only keeps `programs` up to date, which move with every build. Unknown keys are
+//! errors, because a typing error must not silently become a default.
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};

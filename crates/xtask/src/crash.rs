@@ -66,10 +66,10 @@ impl Arguments {
 /// Milliseconds that the operation takes when nobody dies.
 fn undisturbed(installation: &Installation, during: During) -> anyhow::Result<u64> {
     let start = Instant::now();
-    create(installation, "calm", true)?;
+    installation.create_cluster("calm", true)?;
     let created = start.elapsed();
     let start = Instant::now();
-    delete(installation, "calm", true)?;
+    installation.delete_cluster("calm", true)?;
     let taken = if during == During::Create {
         created
     } else {
@@ -81,9 +81,9 @@ fn undisturbed(installation: &Installation, during: During) -> anyhow::Result<u6
 /// One death. Gives how many milliseconds after the manager's start the operation went on, or had ended.
 fn round(installation: &Installation, during: During, moment: u64, number: usize) -> anyhow::Result<u64> {
     let name = format!("dies{number}");
-    create(installation, &name, during == During::Delete)?;
+    installation.create_cluster(&name, during == During::Delete)?;
     if during == During::Delete {
-        delete(installation, &name, false)?;
+        installation.delete_cluster(&name, false)?;
     }
     std::thread::sleep(Duration::from_millis(moment));
     kill(installation)?;
@@ -94,7 +94,7 @@ fn round(installation: &Installation, during: During, moment: u64, number: usize
     installation.stolos(&["operations", "--cluster", &name, "--follow"])?;
     if during == During::Create {
         expect_machines(installation, MACHINES)?;
-        delete(installation, &name, true)?;
+        installation.delete_cluster(&name, true)?;
     }
     expect_machines(installation, 0)?;
     let left = installation.json(&["clusters", "--json"])?;
@@ -102,29 +102,6 @@ fn round(installation: &Installation, during: During, moment: u64, number: usize
         bail!("a deleted cluster is still listed: {left}");
     }
     Ok(took)
-}
-
-fn create(installation: &Installation, name: &str, wait: bool) -> anyhow::Result<()> {
-    let host = format!("{name}.test");
-    let mut arguments = vec![
-        "create-cluster",
-        name,
-        "-e",
-        &host,
-        "-p",
-        "small",
-        "-n",
-        "1",
-        "--non-interactive",
-    ];
-    arguments.extend(wait.then_some("--wait"));
-    installation.stolos(&arguments).map(drop)
-}
-
-fn delete(installation: &Installation, name: &str, wait: bool) -> anyhow::Result<()> {
-    let mut arguments = vec!["delete-cluster", name, "--non-interactive"];
-    arguments.extend(wait.then_some("--wait"));
-    installation.stolos(&arguments).map(drop)
 }
 
 fn kill(installation: &Installation) -> anyhow::Result<()> {

@@ -71,6 +71,31 @@ impl Installation {
         output(self.program("stolos").args(arguments))
     }
 
+    /// Makes a cluster of one master and one worker.
+    pub(crate) fn create_cluster(&self, name: &str, wait: bool) -> anyhow::Result<()> {
+        let host = format!("{name}.test");
+        let mut arguments = vec![
+            "create-cluster",
+            name,
+            "-e",
+            &host,
+            "-p",
+            "small",
+            "-n",
+            "1",
+            "--non-interactive",
+        ];
+        arguments.extend(wait.then_some("--wait"));
+        self.stolos(&arguments).map(drop)
+    }
+
+    /// Deletes a cluster.
+    pub(crate) fn delete_cluster(&self, name: &str, wait: bool) -> anyhow::Result<()> {
+        let mut arguments = vec!["delete-cluster", name, "--non-interactive"];
+        arguments.extend(wait.then_some("--wait"));
+        self.stolos(&arguments).map(drop)
+    }
+
     /// The same, of something that prints JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let text = self.stolos(arguments)?;

@@ -9,13 +9,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use futures::future::{BoxFuture, ready};
-use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use stolos_api::pks;
-use stolos_api::token::{Key, KeySet, Verifier};
+use stolos_api::token::testing::Mint;
 use stolos_base::ids::ClusterId;
-use stolos_base::pki::{Authority, KeyKind, Leaf, Usage};
 use stolos_base::{Clock, IdSource};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{AdminCredential, Director, Instance, Kubernetes, Network, TaskState, Vault};
@@ -25,7 +22,6 @@ use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
 use stolos_store::testing::Place;
 use tower::ServiceExt as _;
 
-const ISSUER: &str = "https://identity.test/oauth/token";
 pub(crate) const ADMIN: &str = "pks.clusters.admin";
 pub(crate) const MANAGE: &str = "pks.clusters.manage";
 pub(crate) const READ: &str = "pks.clusters.admin.read";
@@ -212,7 +208,7 @@ impl Kubernetes for Below {
 pub(crate) struct World {
     pub(crate) below: Arc<Below>,
     service: Service,
-    signing: EncodingKey,
+    mint: Mint,
 }
 
 /// An answer.
@@ -254,27 +250,7 @@ pub(crate) fn plans() -> Plans {
 
 impl World {
     pub(crate) async fn new(place: &Place) -> Self {
-        stolos_base::tls::install_provider();
-        let now = Clock::system().now();
-        let authority = Authority::root("test", Duration::from_secs(3600), now).expect("a CA");
-        let mut leaf = Leaf::new("tokens", Usage::Server);
-        leaf.key = KeyKind::Rsa;
-        let key = authority.issue(&leaf, now).expect("an RSA key").key;
-        let signing = EncodingKey::from_rsa_pem(key.expose().as_bytes()).expect("a signing key");
-        let jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256).expect("a JWK");
-        let AlgorithmParameters::RSA(numbers) = &jwk.algorithm else {
-            panic!("it is RSA")
-        };
-        let key = Key {
-            kty: "RSA".into(),
-            kid: "k".into(),
-            alg: "RS256".into(),
-            n: numbers.n.clone(),
-            e: numbers.e.clone(),
-            ..Key::default()
-        };
-        let verifier =
-            Verifier::fixed(ISSUER, &KeySet { keys: vec![key] }, Clock::system()).expect("a verifier");
+        let mint = Mint::new();
         let below: Arc<Below> = Arc::default();
         let config = Config {
             plans: plans(),
@@ -299,7 +275,7 @@ impl World {
         };
         let deps = Deps {
             db: place.open(&SCHEMA).await,
-            verifier,
+            verifier: mint.verifier(),
             network: below.clone(),
             vault: below.clone(),
             director: below.clone(),
@@ -310,19 +286,12 @@ impl World {
         Self {
             below,
             service: Service::start(config, deps),
-            signing,
+            mint,
         }
     }
 
     pub(crate) fn token(&self, user: &str, scopes: &[&str], lives_for: i64) -> String {
-        let now = Clock::system().now().as_second();
-        let claims = json!({"iss": ISSUER, "exp": now + lives_for, "iat": now - 700, "client_id": "pks_cli", "user_name": user,
-                            "scope": scopes, "jti": "j"});
-        let header = Header {
-            kid: Some("k".into()),
-            ..Header::new(Algorithm::RS256)
-        };
-        jsonwebtoken::encode(&header, &claims, &self.signing).expect("a token")
+        self.mint.token(user, scopes, lives_for)
     }
 
     /// Asks with a token, or without one.

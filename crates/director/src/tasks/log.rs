@@ -270,3 +270,29 @@ pub(crate) fn debug_text(what: &EventKind) -> Option<String> {
         EventKind::FlowEnded { .. } => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_says_is_shown_beside_the_status_and_counted_once() {
+        let mut log = Log::after("");
+        log.register(vec![("s".to_owned(), Line::new("Updating instance", "worker/0"))]);
+        let said = |events: Vec<Event>| -> Vec<(Option<u8>, String)> {
+            let status = |event: Event| Some((event.progress, event.data?.status?));
+            events.into_iter().filter_map(status).collect()
+        };
+        let first = said(log.progress("s", "executing drain", 1));
+        let held = said(log.progress("s", "executing drain: pod a/b is held by a disruption budget", 2));
+        assert_eq!(first.len(), 1);
+        assert_eq!(held.len(), 1);
+        assert_eq!(
+            held[0].1,
+            "executing drain: pod a/b is held by a disruption budget"
+        );
+        let next = said(log.progress("s", "executing drain: evicting pod a/b", 3));
+        assert_eq!(held[0].0, next[0].0, "words do not move the percentage");
+        assert!(said(log.progress("s", "something that upstream does not show", 4)).is_empty());
+    }
+}

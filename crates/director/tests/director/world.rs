@@ -7,13 +7,11 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use camino_tempfile::Utf8TempDir;
 use futures::future::{BoxFuture, ready};
-use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use stolos_api::director::{Client, ConfigUpdate, DeployOptions, Error, Event, OutputKind, Task, Upload};
-use stolos_api::token::{Key, KeySet, Verifier};
+use stolos_api::token::testing::Mint;
 use stolos_base::ids::{AgentId, CredentialId};
-use stolos_base::pki::{Authority, KeyKind, Leaf, Usage};
+use stolos_base::pki::{Authority, Leaf, Usage};
 use stolos_base::{Clock, IdSource, Instance, Secret, task};
 use stolos_blobs::{Blobs, SealKey, Signer};
 use stolos_cpi::null::NullCpi;
@@ -31,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Outside;
 
-const ISSUER: &str = "https://identity.test/oauth/token";
 /// In the private key of every agent's certificate.
 pub(crate) const AGENT_KEY: &str = "agentkeyagentkeyagentkey";
 /// In the value of every generated password.
@@ -43,8 +40,7 @@ pub(crate) struct World {
     pub(crate) vault: Arc<Vault>,
     pub(crate) dir: Utf8TempDir,
     pub(crate) ids: IdSource,
-    signing: EncodingKey,
-    verifier: Verifier,
+    mint: Mint,
     authority: Authority,
 }
 
@@ -64,45 +60,19 @@ impl World {
         let dir = camino_tempfile::tempdir().expect("a directory");
         let now = Clock::system().now();
         let authority = Authority::root("test", Duration::from_secs(3600), now).expect("a CA");
-        let mut leaf = Leaf::new("tokens", Usage::Server);
-        leaf.key = KeyKind::Rsa;
-        let key = authority.issue(&leaf, now).expect("an RSA key").key;
-        let signing = EncodingKey::from_rsa_pem(key.expose().as_bytes()).expect("a signing key");
-        let jwk = Jwk::from_encoding_key(&signing, Algorithm::RS256).expect("a JWK");
-        let AlgorithmParameters::RSA(numbers) = &jwk.algorithm else {
-            panic!("it is RSA")
-        };
-        let key = Key {
-            kty: "RSA".into(),
-            kid: "k".into(),
-            alg: "RS256".into(),
-            n: numbers.n.clone(),
-            e: numbers.e.clone(),
-            ..Key::default()
-        };
-        let verifier =
-            Verifier::fixed(ISSUER, &KeySet { keys: vec![key] }, Clock::system()).expect("a verifier");
         let ids = IdSource::random();
         Self {
             outside: Outside::new(NullCpi::new(ids.clone())),
             vault: Arc::default(),
             dir,
             ids,
-            signing,
-            verifier,
+            mint: Mint::new(),
             authority,
         }
     }
 
     pub(crate) fn token(&self, scopes: &[&str]) -> String {
-        let now = Clock::system().now().as_second();
-        let claims = json!({"iss": ISSUER, "exp": now + 600, "iat": now, "client_id": "test", "user_name": "tester",
-                            "scope": scopes, "jti": "j"});
-        let header = Header {
-            kid: Some("k".into()),
-            ..Header::new(Algorithm::RS256)
-        };
-        jsonwebtoken::encode(&header, &claims, &self.signing).expect("a token")
+        self.mint.token("tester", scopes, 600)
     }
 
     pub(crate) fn instance(&self) -> Instance {
@@ -128,7 +98,7 @@ impl World {
             monitor: Arc::new(self.outside.bus().connect(Peer::HealthMonitor)),
             trust: Arc::new(Trust),
             variables: self.vault.clone(),
-            verifier: self.verifier.clone(),
+            verifier: self.mint.verifier(),
             ids: self.ids.clone(),
             faults,
         };

@@ -79,7 +79,7 @@ impl Arguments {
         let mut memory = Value::Null;
         // One of each is for the page cache, which the first one fills for both.
         create(&installation, "warm", &mut Side::default())?;
-        delete(&installation, "warm")?;
+        installation.delete_cluster("warm", true)?;
         by_hand.run(&mut Side::default())?;
         for round in 1..=self.rounds {
             // They take turns, and who begins changes, so that neither gets the quieter minutes.
@@ -92,7 +92,7 @@ impl Arguments {
                 std::thread::sleep(SETTLE);
                 memory = idle_memory(&installation)?;
             }
-            delete(&installation, &name)?;
+            installation.delete_cluster(&name, true)?;
             if round % 2 == 1 {
                 by_hand.run(&mut theirs)?;
             }
@@ -129,20 +129,8 @@ impl Arguments {
 
 /// What a person types, from the key to the prompt; phases are those of the operation.
 fn create(installation: &Installation, name: &str, side: &mut Side) -> anyhow::Result<()> {
-    let host = format!("{name}.test");
     let start = Instant::now();
-    installation.stolos(&[
-        "create-cluster",
-        name,
-        "-e",
-        &host,
-        "-p",
-        "small",
-        "-n",
-        "1",
-        "--non-interactive",
-        "--wait",
-    ])?;
+    installation.create_cluster(name, true)?;
     side.whole.push(millis(start.elapsed()));
     let operations = installation.json(&["operations", "--cluster", name, "--json"])?;
     let steps = operations[0]["steps"]
@@ -155,12 +143,6 @@ fn create(installation: &Installation, name: &str, side: &mut Side) -> anyhow::R
         );
     }
     Ok(())
-}
-
-fn delete(installation: &Installation, name: &str) -> anyhow::Result<()> {
-    installation
-        .stolos(&["delete-cluster", name, "--non-interactive", "--wait"])
-        .map(drop)
 }
 
 /// The script and what it needs.
