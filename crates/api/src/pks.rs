@@ -5,11 +5,19 @@
 //! foreign API is bent.
 
 mod client;
+mod config_file;
+mod profiles;
+mod tasks;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-pub use client::Client;
+pub use client::{Client, ProfileKind};
+pub use config_file::{
+    ConfigFile, CustomCa, InstanceGroup, PrivateRegistries, Proxy, RegistryHost, RegistryServer,
+};
+pub use profiles::{Customization, KubernetesProfile, KubernetesProfileRequest, Profile, ProfileRequest};
+pub use tasks::{AvailableUpgrade, TaskCluster, TaskInfo, TaskStatus, UpgradeClusters};
 
 /// The port of the PKS API.
 pub const PORT: u16 = 9021;
@@ -89,9 +97,21 @@ pub struct ClusterParameters {
     /// Number of workers; the plan's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_worker_instances: Option<i64>,
+    /// Workers of each pool of its compute profile; those of the profile when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_pool_instances: Option<Vec<PoolInstances>>,
     /// Tags of its machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_tags: Option<Vec<ClusterTag>>,
+    /// Registries of its nodes' container runtime. The answer shows them without certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_registries: Option<PrivateRegistries>,
+    /// What `--config-file` says. Never in an answer: it holds keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<ConfigFile>,
+    /// Authorities that its nodes trust for registries; PKS's older way for [`ClusterParameters::private_registries`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_ca_certs: Option<Vec<CustomCaCert>>,
     /// The plan's drain settings; in answers of `clusterdetails` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_setting_plan_details: Option<KubernetesSettings>,
@@ -112,9 +132,38 @@ pub struct ClusterRequest {
     pub plan_name: String,
     /// Where and how large.
     pub parameters: ClusterParameters,
+    /// Name of a network profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_profile_name: Option<String>,
+    /// Name of a compute profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_profile_name: Option<String>,
+    /// Name of a Kubernetes profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_profile_name: Option<String>,
     /// What this version does not know; kept to be refused by name rather than ignored.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// Workers of one pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolInstances {
+    /// Name of the pool.
+    pub name: String,
+    /// How many workers it has.
+    pub instances: i64,
+}
+
+/// An authority for a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustomCaCert {
+    /// Host of the registry, with its port where that is not 443.
+    pub domain_name: String,
+    /// The certificate (PEM).
+    pub ca_cert: String,
 }
 
 /// A tag of a cluster's machines.
@@ -136,6 +185,33 @@ pub struct UpdateParameters {
     /// Number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_worker_instances: Option<i64>,
+    /// Workers of pools of its compute profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_pool_instances: Option<Vec<PoolInstances>>,
+    /// Name of a network profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_profile_name: Option<String>,
+    /// Name of a compute profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_profile_name: Option<String>,
+    /// Whether a compute profile may replace pools and move machines between zones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforce_compute_profile_update: Option<bool>,
+    /// Name of a Kubernetes profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_profile_name: Option<String>,
+    /// All registries that the nodes' container runtime is to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_registries: Option<PrivateRegistries>,
+    /// See [`ClusterParameters::config_file`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<ConfigFile>,
+    /// See [`ClusterParameters::custom_ca_certs`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_ca_certs: Option<Vec<CustomCaCert>>,
+    /// Hosts of registries that are not verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub insecure_registries: Option<Vec<String>>,
     /// Drain settings.
     #[serde(flatten)]
     pub drain: KubernetesSettings,
@@ -220,12 +296,15 @@ pub struct Cluster {
     pub pks_version: String,
     /// Parameters.
     pub parameters: ClusterParameters,
-    /// Profiles arrive later; null, as PKS shows an unset one.
+    /// Its network profile; null when it has none, as PKS shows it.
     pub network_profile_name: Option<String>,
-    /// See [`Cluster::network_profile_name`].
+    /// Its compute profile.
     pub compute_profile_name: Option<String>,
-    /// See [`Cluster::network_profile_name`].
+    /// Its Kubernetes profile.
     pub kubernetes_profile_name: Option<String>,
+    /// What it can be upgraded to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub available_upgrades: Vec<AvailableUpgrade>,
 }
 
 /// What an owner may have, and what an owner has: allotted sizes of machines, not what pods use of them.

@@ -63,6 +63,10 @@ id_kinds! {
     InstanceId,
     /// What a person asked of a cluster.
     OperationId,
+    /// A network, compute or Kubernetes profile.
+    ProfileId,
+    /// An upgrade of several clusters; PKS calls it a task.
+    UpgradeId,
     /// A person who can log in.
     UserId,
     // new kinds go above this line, in alphabetical order

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rcgen::PublicKeyData as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize, SanType,
@@ -212,6 +213,67 @@ fn params(common_name: &str, validity: Duration, now: Timestamp) -> Result<Certi
     params.not_before = at(now.checked_sub(BACKDATE).map_err(|_| outside())?);
     params.not_after = at(now.checked_add(validity).map_err(|_| outside())?);
     Ok(params)
+}
+
+/// A certificate and key cannot serve as a root.
+#[derive(Debug, thiserror::Error)]
+pub enum RootProblem {
+    /// The certificate is not PEM of X.509.
+    #[error("holds no readable certificate")]
+    Certificate,
+    /// Somebody else signed it, its signature is wrong, or it is no authority.
+    #[error("is not a self-signed certificate of an authority")]
+    NotARoot,
+    /// It is not valid yet, or not for long enough.
+    #[error("is not valid from now on for at least {days} days")]
+    Validity {
+        /// How long it has to be valid still.
+        days: u64,
+    },
+    /// The key cannot be read. What is wrong with it is not said: it is a secret.
+    #[error("holds no readable private key")]
+    Key,
+    /// The key is another certificate's.
+    #[error("has a private key that does not belong to the certificate")]
+    OtherKey,
+}
+
+/// Checks that a certificate is a self-signed root, valid from `now` for at least `least`, and that the key is its own.
+///
+/// # Errors
+/// [`RootProblem`].
+pub fn check_root(identity: &Identity, least: Duration, now: Timestamp) -> Result<(), RootProblem> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(identity.certificate.as_bytes())
+        .map_err(|_| RootProblem::Certificate)?;
+    let certificate = pem.parse_x509().map_err(|_| RootProblem::Certificate)?;
+    // Readable for the library that signs with it, too.
+    let key = KeyPair::from_pem(identity.key.expose()).map_err(|_| RootProblem::Key)?;
+    if key.subject_public_key_info() != certificate.public_key().raw {
+        return Err(RootProblem::OtherKey);
+    }
+    if !certificate.is_ca()
+        || certificate.issuer() != certificate.subject()
+        || certificate.verify_signature(None).is_err()
+    {
+        return Err(RootProblem::NotARoot);
+    }
+    let validity = certificate.validity();
+    let seconds = i64::try_from(least.as_secs()).unwrap_or(i64::MAX);
+    let late_enough = validity.not_after.timestamp().saturating_sub(now.as_second()) >= seconds;
+    if validity.not_before.timestamp() > now.as_second() || !late_enough {
+        return Err(RootProblem::Validity {
+            days: least.as_secs() / 86_400,
+        });
+    }
+    Ok(())
+}
+
+/// When a certificate (PEM) ends; `None` when it cannot be read.
+#[must_use]
+pub fn valid_until(certificate: &str) -> Option<Timestamp> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok()?;
+    let end = pem.parse_x509().ok()?.validity().not_after.timestamp();
+    Timestamp::from_second(end).ok()
 }
 
 /// The same instant in the type that rcgen takes, cut to whole seconds as X.509 has it.

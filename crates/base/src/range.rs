@@ -48,6 +48,16 @@ pub enum Error {
     Record(#[source] io::Error),
 }
 
+fn candidates() -> impl Iterator<Item = Ipv4Net> {
+    (0..CANDIDATES).filter_map(|n| Ipv4Net::new(Ipv4Addr::new(10, FIRST + n, 0, 0), 16).ok())
+}
+
+/// Whether a network shares addresses with one of the candidates.
+#[must_use]
+pub fn may_be_ours(network: Ipv4Net) -> bool {
+    candidates().any(|candidate| candidate.contains(&network) || network.contains(&candidate))
+}
+
 /// The recorded range, else a new one, which is recorded in `file` and among the host's claims.
 ///
 /// # Errors
@@ -100,8 +110,7 @@ fn claim_at(
     // A claim of ours without a record is that of an instance whose directory was removed, or of a start that was cut off.
     taken.retain(|claim| claim.owner != owner);
     let overlaps = |range: &Ipv4Net, other: &Ipv4Net| range.contains(other) || other.contains(range);
-    let range = (0..CANDIDATES)
-        .filter_map(|n| Ipv4Net::new(Ipv4Addr::new(10, FIRST + n, 0, 0), 16).ok())
+    let range = candidates()
         .find(|range| {
             !routed.iter().any(|route| overlaps(range, route))
                 && !taken.iter().any(|claim| overlaps(range, &claim.range))

@@ -27,6 +27,8 @@ pub(crate) enum Right {
     ManageAll,
     /// See and change quotas.
     Quotas,
+    /// Make and delete network and compute profiles.
+    Profiles,
 }
 
 /// Somebody with a verified token.
@@ -79,7 +81,7 @@ impl Caller {
             Right::Plans | Right::Read => any(&[ADMIN, MANAGE, ADMIN_READ]),
             Right::Manage => any(&[ADMIN, MANAGE]),
             Right::ReadAll => any(&[ADMIN, ADMIN_READ]),
-            Right::ManageAll | Right::Quotas => any(&[ADMIN]),
+            Right::ManageAll | Right::Quotas | Right::Profiles => any(&[ADMIN]),
         }
     }
 }

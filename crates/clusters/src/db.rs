@@ -1,7 +1,7 @@
 //! Clusters and operations as they are kept.
 //!
 //! Intent columns are written by `accept` on behalf of users, state columns by the operations; the schema says
-//! which is which. All SQL of the crate is here.
+//! which is which. The SQL of quotas, profiles and upgrade tasks is with them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use stolos_store::{AnyRow, Db, Migration, Part, Row as _, Tx, query};
 use crate::error::{Error, Result};
 use crate::model::{ClusterName, Hostname};
 use crate::plans::Plan;
+use crate::profiles::Kind;
 use crate::settings::Settings;
 
 /// The tables of this service.
@@ -65,6 +66,8 @@ pub static TABLES: Part = Part {
             statements: &["ALTER TABLE clusters ADD COLUMN settings TEXT NOT NULL DEFAULT '{}'"],
         },
         crate::quotas::TABLE,
+        crate::profiles::TABLE,
+        crate::upgrades::TABLES,
     ],
 };
 
@@ -131,6 +134,16 @@ pub enum Whose<'a> {
     Of(&'a str),
 }
 
+impl<'a> Whose<'a> {
+    /// The owner, empty for everybody: as queries bind it.
+    pub(crate) fn owner(self) -> &'a str {
+        match self {
+            Self::All => "",
+            Self::Of(owner) => owner,
+        }
+    }
+}
+
 const CLUSTER: &str = "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
 const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
                          FROM operations";
@@ -139,7 +152,7 @@ const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, c
 ///
 /// # Errors
 /// [`Error::NameTaken`] and [`Error::HostnameTaken`], and those of the database.
-pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) -> Result<()> {
+pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     let now = tx.now_millis();
     // Asked first, because a violated index does not say its name on every engine; the index decides between two at once.
     let taken = query("SELECT name FROM clusters WHERE name = $1 OR hostname = $2")
@@ -157,8 +170,9 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
         });
     }
     query(
-        "INSERT INTO clusters (id, name, hostname, owner, plan, workers, created_at, action, state, description, memory_mib, settings) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "INSERT INTO clusters (id, name, hostname, owner, plan, workers, created_at, action, state, description, memory_mib, settings, \
+         network_profile, compute_profile, kubernetes_profile) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
     )
     .bind(cluster.id.to_string())
     .bind(cluster.name.as_str())
@@ -170,8 +184,11 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
     .bind(word(&cluster.action)?)
     .bind(word(&cluster.state)?)
     .bind(&cluster.description)
-    .bind(i64::try_from(memory_mib).unwrap_or(i64::MAX))
+    .bind(memory(cluster))
     .bind(to_json(&cluster.settings)?)
+    .bind(profile(cluster, Kind::Network))
+    .bind(profile(cluster, Kind::Compute))
+    .bind(profile(cluster, Kind::Kubernetes))
     .execute(tx.conn())
     .await
     .map_err(|e| Error::database("write the cluster")(e.into()))?;
@@ -182,17 +199,33 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) 
 ///
 /// # Errors
 /// Those of the database.
-pub async fn set_intent(tx: &mut Tx, cluster: &ClusterRow, memory_mib: u64) -> Result<()> {
-    query("UPDATE clusters SET plan = $2, workers = $3, settings = $4, memory_mib = $5 WHERE id = $1")
+pub async fn set_intent(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
+    let sql = "UPDATE clusters SET plan = $2, workers = $3, settings = $4, memory_mib = $5, network_profile = $6, compute_profile = $7, \
+               kubernetes_profile = $8 WHERE id = $1";
+    query(sql)
         .bind(cluster.id.to_string())
         .bind(to_json(&cluster.plan)?)
         .bind(i64::from(cluster.workers))
         .bind(to_json(&cluster.settings)?)
-        .bind(i64::try_from(memory_mib).unwrap_or(i64::MAX))
+        .bind(memory(cluster))
+        .bind(profile(cluster, Kind::Network))
+        .bind(profile(cluster, Kind::Compute))
+        .bind(profile(cluster, Kind::Kubernetes))
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("write what the cluster is to be")(e.into()))?;
     Ok(())
+}
+
+fn memory(cluster: &ClusterRow) -> i64 {
+    i64::try_from(cluster.shape().amount().memory_mib).unwrap_or(i64::MAX)
+}
+
+fn profile(cluster: &ClusterRow, wanted: Kind) -> Option<String> {
+    let mut profiles = cluster.profiles();
+    profiles
+        .find(|(kind, _)| *kind == wanted)
+        .map(|(_, name)| name.to_owned())
 }
 
 /// The memory that all clusters but one together are allotted, in MiB.
@@ -357,14 +390,9 @@ pub async fn cluster_by_id(db: &Db, id: ClusterId) -> Result<ClusterRow> {
 /// # Errors
 /// Those of the database.
 pub async fn clusters(db: &Db, whose: Whose<'_>) -> Result<Vec<ClusterRow>> {
-    let (condition, owner) = match whose {
-        Whose::All => ("", ""),
-        Whose::Of(owner) => (" AND owner = $1", owner),
-    };
-    // $1 is named in both forms, because an engine may refuse a bound value that nothing uses.
-    let sql = format!("{CLUSTER} WHERE $1 = $1{condition} ORDER BY name");
+    let sql = format!("{CLUSTER} WHERE ($1 = '' OR owner = $1) ORDER BY name");
     query(stolos_store::AssertSqlSafe(sql))
-        .bind(owner)
+        .bind(whose.owner())
         .fetch_all(db.read())
         .await
         .map_err(|e| Error::database("list clusters")(e.into()))?
@@ -416,15 +444,11 @@ pub async fn operations(
     cluster: Option<&str>,
     limit: u32,
 ) -> Result<Vec<OperationRow>> {
-    let owner = match whose {
-        Whose::All => None,
-        Whose::Of(owner) => Some(owner),
-    };
     let sql = format!(
         "{OPERATION} WHERE ($1 = '' OR owner = $1) AND ($2 = '' OR cluster = $2) ORDER BY created_at DESC, id DESC LIMIT $3"
     );
     query(stolos_store::AssertSqlSafe(sql))
-        .bind(owner.unwrap_or_default())
+        .bind(whose.owner())
         .bind(cluster.unwrap_or_default())
         .bind(i64::from(limit))
         .fetch_all(db.read())
@@ -498,14 +522,14 @@ where
     row.try_get(column).map_err(stored)
 }
 
-fn stored(source: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(crate) fn stored(source: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Stored {
         what: "clusters or operations",
         source: Box::new(source),
     }
 }
 
-fn parse<T>(text: &str) -> Result<T>
+pub(crate) fn parse<T>(text: &str) -> Result<T>
 where
     T: std::str::FromStr,
     T::Err: std::error::Error + Send + Sync + 'static,
@@ -517,18 +541,18 @@ fn to_json<T: Serialize>(value: &T) -> Result<String> {
     serde_json::to_string(value).map_err(stored)
 }
 
-fn from_json<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
+pub(crate) fn from_json<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(stored)
 }
 
 /// The word that a plain enum is written as.
-fn word<T: Serialize>(value: &T) -> Result<String> {
+pub(crate) fn word<T: Serialize>(value: &T) -> Result<String> {
     match serde_json::to_value(value).map_err(stored)? {
         serde_json::Value::String(word) => Ok(word),
         other => Err(stored(std::io::Error::other(format!("`{other}` is no word")))),
     }
 }
 
-fn from_word<T: for<'de> Deserialize<'de>>(word: String) -> Result<T> {
+pub(crate) fn from_word<T: for<'de> Deserialize<'de>>(word: String) -> Result<T> {
     serde_json::from_value(serde_json::Value::String(word)).map_err(stored)
 }

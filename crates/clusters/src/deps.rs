@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use futures::future::BoxFuture;
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
+use stolos_base::pki::Identity;
 
 use crate::error::Result;
 use crate::plans::Drain;
@@ -56,6 +57,17 @@ pub trait Vault: Send + Sync + 'static {
     fn admin(&self, deployment: &str) -> BoxFuture<'_, Result<AdminCredential>>;
     /// Deletes all that a deployment had; fine when there is nothing.
     fn forget(&self, deployment: &str) -> BoxFuture<'_, Result<()>>;
+    /// The whole name of a deployment's variable.
+    ///
+    /// # Errors
+    /// When it cannot be a name.
+    fn name(&self, deployment: &str, variable: &str) -> Result<String>;
+    /// Keeps a secret text under its whole name, from where manifests refer to it; it replaces an older one.
+    fn put(&self, name: &str, text: Secret<String>) -> BoxFuture<'_, Result<()>>;
+    /// Keeps a cluster's own root authority in the place of the one that would be generated.
+    fn put_authority(&self, deployment: &str, authority: Identity) -> BoxFuture<'_, Result<()>>;
+    /// Deletes everything below a whole name; fine when there is nothing.
+    fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>>;
 }
 
 /// A deployment's instance, as far as this service looks.

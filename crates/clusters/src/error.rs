@@ -25,6 +25,79 @@ pub enum Error {
         /// What there is.
         known: Vec<String>,
     },
+    /// Nothing is built for a plan's Kubernetes version.
+    #[error("plan `{plan}` has Kubernetes {version}, which is not built; built are {built}")]
+    NotBuilt {
+        /// The plan.
+        plan: String,
+        /// Its version.
+        version: String,
+        /// Those that are built, joined by commas.
+        built: String,
+    },
+    /// No such profile, or one that the caller may not see.
+    #[error("{kind} `{name}` not found")]
+    NoProfile {
+        /// Which kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// There is one of that name.
+    #[error("there is a {kind} `{name}` already")]
+    ProfileTaken {
+        /// Which kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Clusters have the profile.
+    #[error("{kind} `{name}` is in use by {}", clusters.join(", "))]
+    ProfileInUse {
+        /// Which kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The clusters that have it.
+        clusters: Vec<String>,
+    },
+    /// A registry is malformed.
+    #[error(transparent)]
+    Registry(#[from] crate::registries::Invalid),
+    /// A configuration makes no sense.
+    #[error(transparent)]
+    ConfigFile(#[from] crate::config_file::Invalid),
+    /// The cluster is made of older parts than those that know what is asked.
+    #[error(
+        "cluster `{cluster}` has to be upgraded first: it is made of an older release, on which only the number of workers can change"
+    )]
+    Behind {
+        /// The cluster.
+        cluster: String,
+    },
+    /// There is nothing newer.
+    #[error("cluster `{cluster}` is up to date (Kubernetes {version})")]
+    UpToDate {
+        /// The cluster.
+        cluster: String,
+        /// Its version.
+        version: String,
+    },
+    /// Kubernetes goes one minor version at a time, and never back.
+    #[error(
+        "cluster `{cluster}` has Kubernetes {from} and cannot go to {to} at once: one minor version at a time, and never back"
+    )]
+    Skew {
+        /// The cluster.
+        cluster: String,
+        /// Its version.
+        from: String,
+        /// That of its plan.
+        to: String,
+    },
+    /// No such task, or one that the caller may not see.
+    #[error("task `{0}` not found")]
+    NoTask(String),
     /// The number of workers is outside of the plan's range.
     #[error("number of worker nodes {asked} is not between 1 and {most}, the maximum of plan `{plan}`")]
     WorkerCount {
@@ -177,17 +250,29 @@ impl Classify for Error {
             Self::Invalid(_)
             | Self::Request(_)
             | Self::Tag(_)
+            | Self::Registry(_)
+            | Self::ConfigFile(_)
             | Self::NoPlan { .. }
             | Self::WorkerCount { .. }
             | Self::DoesNotFit { .. }
             | Self::OverQuota { .. }
             | Self::TooManyProcessors { .. } => Class::User,
-            Self::NoCluster(_) | Self::NoOperation(_) | Self::NoQuota(_) => Class::NotFound,
+            Self::NoCluster(_)
+            | Self::NoOperation(_)
+            | Self::NoQuota(_)
+            | Self::NoTask(_)
+            | Self::NoProfile { .. } => Class::NotFound,
             Self::QuotaTaken(_)
             | Self::NameTaken(_)
             | Self::HostnameTaken(_)
             | Self::Busy { .. }
             | Self::NotReady { .. }
+            | Self::NotBuilt { .. }
+            | Self::ProfileTaken { .. }
+            | Self::ProfileInUse { .. }
+            | Self::Behind { .. }
+            | Self::UpToDate { .. }
+            | Self::Skew { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
@@ -201,6 +286,13 @@ impl Classify for Error {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
+            Self::NotBuilt { .. } => vec!["`stolos up` builds the versions that the plans name.".to_owned()],
+            Self::Behind { cluster } => vec![format!("Upgrade it with `stolos upgrade-cluster {cluster}`.")],
+            Self::ProfileInUse { clusters, .. } => vec![format!(
+                "Give {} another profile with `update-cluster`, or delete {} first.",
+                clusters.join(", "),
+                if clusters.len() == 1 { "it" } else { "them" }
+            )],
             Self::DoesNotFit { .. } => {
                 vec![
                     "Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more."

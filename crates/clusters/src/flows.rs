@@ -6,26 +6,30 @@
 mod create;
 mod delete;
 mod steps;
+mod task;
 mod update;
+mod upgrade;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stolos_api::pks::{LastAction, LastActionState, OperationState};
-use stolos_base::ids::{ClusterId, FlowId, OperationId};
+use stolos_base::ids::{ClusterId, FlowId, OperationId, UpgradeId};
 use stolos_base::{Class, Classify, chain};
 use stolos_flow::{Change, FlowState, NewFlow, StepContext, StepError};
 use stolos_store::{Db, Tx};
 
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
+pub(crate) use task::{TaskInput, UpgradeClusters};
 pub(crate) use update::Update;
+pub(crate) use upgrade::Upgrade;
 
 use crate::db::{self, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
 use crate::error::Error;
-use crate::render::{Artifacts, Rollout};
+use crate::render::{Catalogue, Rollout};
 
 /// What the flows work with.
 #[derive(Clone)]
@@ -35,7 +39,7 @@ pub(crate) struct Tools {
     pub(crate) vault: Arc<dyn Vault>,
     pub(crate) director: Arc<dyn Director>,
     pub(crate) kubernetes: Arc<dyn Kubernetes>,
-    pub(crate) artifacts: Artifacts,
+    pub(crate) artifacts: Catalogue,
 }
 
 /// The input of all flows.
@@ -46,23 +50,37 @@ pub(crate) struct Input {
     /// How machines that are there are treated.
     #[serde(default)]
     pub(crate) rollout: Rollout,
+    /// Workers that are changed at the same time; the plan's number when absent.
+    #[serde(default)]
+    pub(crate) in_flight: Option<u32>,
+}
+
+impl Input {
+    pub(crate) fn new(operation: &OperationRow, rollout: Rollout) -> Self {
+        Self {
+            cluster: operation.cluster_id,
+            operation: operation.id,
+            rollout,
+            in_flight: None,
+        }
+    }
 }
 
 /// The flow of an operation: it has the operation's id, so that twice is once.
-pub(crate) fn flow_of(operation: &OperationRow, rollout: Rollout) -> Option<NewFlow> {
-    let input = Input {
-        cluster: operation.cluster_id,
-        operation: operation.id,
-        rollout,
-    };
+pub(crate) fn flow_of(operation: &OperationRow, input: &Input) -> NewFlow {
     let subject = operation.cluster_id.to_string();
     let flow = match operation.action {
-        LastAction::Create => NewFlow::new::<Create>(subject, &input),
-        LastAction::Delete => NewFlow::new::<Delete>(subject, &input),
-        LastAction::Update => NewFlow::new::<Update>(subject, &input),
-        LastAction::Upgrade => return None,
+        LastAction::Create => NewFlow::new::<Create>(subject, input),
+        LastAction::Delete => NewFlow::new::<Delete>(subject, input),
+        LastAction::Update => NewFlow::new::<Update>(subject, input),
+        LastAction::Upgrade => NewFlow::new::<Upgrade>(subject, input),
     };
-    Some(flow.id(FlowId::from(operation.id.as_uuid())))
+    flow.id(FlowId::from(operation.id.as_uuid()))
+}
+
+/// The flow of a task, which has its id too.
+pub(crate) fn task_of(id: UpgradeId, input: &TaskInput) -> NewFlow {
+    NewFlow::new::<UpgradeClusters>(id.to_string(), input).id(FlowId::from(id.as_uuid()))
 }
 
 /// A flow's id is its operation's, and its subject is the cluster's id.
@@ -75,6 +93,7 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
         cluster: cluster.ok()?,
         operation: OperationId::from(change.flow.id.as_uuid()),
         rollout: Rollout::default(),
+        in_flight: None,
     })
 }
 

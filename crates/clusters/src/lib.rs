@@ -10,6 +10,7 @@
 mod accept;
 mod api_server;
 mod authorize;
+pub mod config_file;
 pub mod db;
 pub mod deps;
 mod error;
@@ -17,11 +18,15 @@ mod flows;
 mod http;
 pub mod model;
 pub mod plans;
+pub mod profiles;
 mod quotas;
+pub mod registries;
 pub mod render;
 mod service;
 pub mod settings;
+pub mod shape;
 mod show;
+mod upgrades;
 
 pub use accept::Capacity;
 pub use api_server::ApiServers;

@@ -8,7 +8,7 @@ use stolos_store::{Db, Migration, Tx, query};
 
 use crate::db::{self, ClusterRow, Whose};
 use crate::error::{Error, Result};
-use crate::plans::Plan;
+use crate::shape::Amount;
 
 /// The table of quotas. Memory is kept in MiB, so that no sum is inexact.
 pub(crate) const TABLE: Migration = Migration {
@@ -188,14 +188,10 @@ pub(crate) async fn refuse_excess(tx: &mut Tx, cluster: &ClusterRow) -> Result<(
     let Some(row) = row else { return Ok(()) };
     let limits = checked(&row)?;
     let others = db::clusters_in(tx, &cluster.owner).await?;
-    let (mut cpu, mut memory_mib) = size(&cluster.plan, cluster.workers);
-    let mut clusters = 1;
-    for other in others.iter().filter(|other| other.id != cluster.id) {
-        let (its_cpu, its_memory) = size(&other.plan, other.workers);
-        cpu += its_cpu;
-        memory_mib += its_memory;
-        clusters += 1;
-    }
+    let others = others.iter().filter(|other| other.id != cluster.id);
+    let all: Vec<&ClusterRow> = others.chain([cluster]).collect();
+    let (cpu, memory_mib) = signed(sum(all.iter().copied()));
+    let clusters = i64::try_from(all.len()).unwrap_or(i64::MAX);
     let over = |what: &'static str, unit: &'static str, wanted: f64, limit: f64| Error::OverQuota {
         owner: cluster.owner.clone(),
         what,
@@ -237,17 +233,15 @@ pub(crate) async fn usages(db: &Db, whose: Whose<'_>) -> Result<Vec<Usage>> {
 
 /// What an owner has who has these clusters.
 pub(crate) fn usage(owner: String, clusters: &[ClusterRow]) -> Usage {
-    let (mut cpu, mut memory_mib) = (0, 0);
+    let (cpu, memory_mib) = signed(sum(clusters));
     let clusters: Vec<ClusterUsage> = clusters
         .iter()
         .map(|cluster| {
-            let (its_cpu, its_memory) = size(&cluster.plan, cluster.workers);
-            cpu += its_cpu;
-            memory_mib += its_memory;
+            let (cpu, memory_mib) = signed(cluster.shape().amount());
             ClusterUsage {
                 name: cluster.name.to_string(),
-                cpu: its_cpu,
-                memory: gigabytes(its_memory),
+                cpu,
+                memory: gigabytes(memory_mib),
             }
         })
         .collect();
@@ -262,13 +256,18 @@ pub(crate) fn usage(owner: String, clusters: &[ClusterRow]) -> Usage {
     }
 }
 
-/// Processors and memory (MiB) of all machines of a cluster.
-fn size(plan: &Plan, workers: u32) -> (i64, i64) {
-    let workers = i64::from(workers);
-    (
-        i64::from(plan.master.cpu) + workers * i64::from(plan.worker.cpu),
-        i64::from(plan.master.ram) + workers * i64::from(plan.worker.ram),
-    )
+fn sum<'a>(clusters: impl IntoIterator<Item = &'a ClusterRow>) -> Amount {
+    let mut sum = Amount::default();
+    for cluster in clusters {
+        sum += cluster.shape().amount();
+    }
+    sum
+}
+
+/// As the wire and the table have it.
+fn signed(amount: Amount) -> (i64, i64) {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    (signed(amount.cpu), signed(amount.memory_mib))
 }
 
 fn gigabytes(mib: i64) -> f64 {

@@ -1,11 +1,13 @@
 //! A cluster's BOSH manifest, made from what the cluster is to be. Pure: no I/O, no clock, no choice that is not in the arguments.
 //!
-//! Owns the shape of a cluster: its instance groups `master` and `worker`, which jobs run where, which certificates there are
-//! and what they name. Never holds a secret: secrets are `((variables))` that the director resolves.
+//! Owns which jobs run on which of a cluster's groups of machines, which certificates there are and what they name. Never holds a secret:
+//! secrets are `((variables))` that the director resolves.
 //!
 //! Invariants: the same arguments give the same text, byte for byte; a job gets exactly the properties that its spec in
 //! `releases/kubernetes` declares; a machine is given only its own identity (`docs/design/0004-node-certificates.md`).
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -13,24 +15,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stolos_base::ids::ClusterId;
 
+use crate::config_file;
+use crate::error::{Error, Result};
 use crate::model::Hostname;
-use crate::plans::{MachineSize, Plan};
-use crate::settings::Tag;
+use crate::plans::Plan;
+use crate::settings::Settings;
+use crate::shape::{Group, MASTERS, Shape};
 
 /// The port of every cluster's API, on masters and on virtual addresses.
 pub const API_PORT: u16 = 8443;
-/// Addresses of services in every cluster.
-pub const SERVICE_RANGE: &str = "10.100.200.0/24";
-/// The first address of [`SERVICE_RANGE`]: the API as pods see it.
-pub const FIRST_SERVICE_ADDRESS: &str = "10.100.200.1";
-/// The address of the DNS service in every cluster.
-pub const DNS_ADDRESS: &str = "10.100.200.2";
 /// The domain of services in every cluster.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
-/// The first two bytes of the pod network; the third is the last of the machine's address.
-pub const POD_NETWORK: &str = "10.200";
-/// The one availability zone of a host; the installation's own cloud config defines it.
-pub const ZONE: &str = "z1";
+/// The least and the most prefix length of a service network: Kubernetes takes no larger one (kube-apiserver, `--service-cluster-ip-range`),
+/// and in a smaller one there is no room for anybody's services.
+pub const SERVICE_PREFIXES: (u8, u8) = (12, 27);
+/// The address of DNS in the service network, counted from its first.
+const DNS_OFFSET: u32 = 2;
 /// Manifest variable with the certificate of an administrator (group `system:masters`): what this installation itself uses to
 /// reach the cluster. Fields `ca`, `certificate`, `private_key`.
 pub const ADMIN_VARIABLE: &str = "kubernetes_admin";
@@ -42,18 +42,67 @@ const LEAF_DAYS: u32 = 1460;
 const CA_DAYS: u32 = 3650;
 
 /// What a person asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterSpec {
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterSpec<'a> {
     /// The cluster; in the name of its deployment.
     pub id: ClusterId,
     /// The host that users reach the API under; in the API server's certificate.
-    pub hostname: Hostname,
-    /// Number of workers.
+    pub hostname: &'a Hostname,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// Number of workers, where no compute profile says it.
     pub workers: u32,
-    /// Tags of its machines.
-    pub tags: Vec<Tag>,
+    /// What it has of its own.
+    pub settings: &'a Settings,
+    /// Its networks.
+    pub networks: Networks,
     /// How the director goes about it.
     pub rollout: Rollout,
+    /// Workers that are changed at the same time; the plan's number when absent.
+    pub in_flight: Option<u32>,
+}
+
+/// The networks inside of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Networks {
+    /// Addresses of pods, a /16: the third byte of a pod's address is the last of its machine's.
+    pub pods: Ipv4Net,
+    /// Addresses of services.
+    pub services: Ipv4Net,
+}
+
+impl Default for Networks {
+    /// PKS's networks.
+    fn default() -> Self {
+        Self {
+            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 200, 0, 0), 16),
+            services: Ipv4Net::new_assert(Ipv4Addr::new(10, 100, 200, 0), 24),
+        }
+    }
+}
+
+impl Networks {
+    /// The first address of services: the API as pods see it.
+    #[must_use]
+    pub fn api_address(&self) -> Ipv4Addr {
+        self.service(1)
+    }
+
+    /// The address of the DNS service.
+    #[must_use]
+    pub fn dns_address(&self) -> Ipv4Addr {
+        self.service(DNS_OFFSET)
+    }
+
+    fn service(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.services.network()) + offset)
+    }
+
+    /// The first two bytes of pods' addresses.
+    fn pod_prefix(&self) -> String {
+        let [a, b, ..] = self.pods.network().octets();
+        format!("{a}.{b}")
+    }
 }
 
 /// How a deploy goes about machines that are there.
@@ -93,6 +142,54 @@ pub struct Artifacts {
     pub image_seed: String,
 }
 
+/// What machines can be made of, for each Kubernetes version that is built (without `v`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Catalogue(BTreeMap<String, Artifacts>);
+
+impl Catalogue {
+    /// What machines with that Kubernetes version are made of.
+    #[must_use]
+    pub fn for_version(&self, version: &str) -> Option<&Artifacts> {
+        self.0.get(version)
+    }
+
+    /// What the machines of a plan's clusters are made of.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`].
+    pub fn for_plan(&self, plan: &Plan) -> Result<&Artifacts> {
+        self.for_version(&plan.kubernetes_version)
+            .ok_or_else(|| Error::NotBuilt {
+                plan: plan.name.clone(),
+                version: plan.kubernetes_version.clone(),
+                built: self.versions().join(", "),
+            })
+    }
+
+    /// The versions, newest first.
+    #[must_use]
+    pub fn versions(&self) -> Vec<&str> {
+        let mut versions: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        versions.sort_by_key(|version| Reverse(places(version)));
+        versions
+    }
+}
+
+impl FromIterator<(String, Artifacts)> for Catalogue {
+    fn from_iter<T: IntoIterator<Item = (String, Artifacts)>>(artifacts: T) -> Self {
+        Self(artifacts.into_iter().collect())
+    }
+}
+
+/// The numbers of a version, so that 1.100 is newer than 1.99.
+fn places(version: &str) -> Vec<u64> {
+    version
+        .split('.')
+        .map(|place| place.parse().unwrap_or(0))
+        .collect()
+}
+
 /// A rendered cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
@@ -113,11 +210,19 @@ pub fn deployment_name(id: ClusterId) -> String {
 
 /// Renders a cluster.
 #[must_use]
-pub fn render(spec: &ClusterSpec, plan: &Plan, lease: &NetworkLease, artifacts: &Artifacts) -> Rendered {
+pub fn render(spec: &ClusterSpec<'_>, lease: &NetworkLease, artifacts: &Artifacts) -> Rendered {
     let deployment = deployment_name(spec.id);
+    let shape = Shape::of(spec.plan, spec.workers, spec.settings);
+    let cluster = Cluster {
+        spec,
+        shape: &shape,
+        lease,
+        artifacts,
+        deployment: &deployment,
+    };
     Rendered {
-        cloud_config: yaml(&cloud_config(&deployment, plan, lease)),
-        manifest: yaml(&manifest(&deployment, spec, plan, lease, artifacts)),
+        cloud_config: yaml(&cluster.cloud_config()),
+        manifest: yaml(&cluster.manifest()),
         deployment,
     }
 }
@@ -133,79 +238,111 @@ fn yaml(value: &Value) -> String {
     serde_saphyr::to_string(value).expect("a JSON value is always YAML")
 }
 
-fn cloud_config(deployment: &str, plan: &Plan, lease: &NetworkLease) -> Value {
-    let gateway = Ipv4Addr::from(u32::from(lease.range.network()) + 1);
-    let vm_type = |group: &str, size: MachineSize| {
-        json!({
-            "name": format!("{deployment}-{group}"),
-            "cloud_properties": {
-                "cpu": size.cpu,
-                "ram": size.ram,
-                "ephemeral_disk_size": size.ephemeral_disk,
-            },
-        })
-    };
-    json!({
-        "networks": [{
-            "name": deployment,
-            "type": "manual",
-            "subnets": [{
-                "range": lease.range.to_string(),
-                "gateway": gateway.to_string(),
-                "azs": [ZONE],
-                "cloud_properties": {"segment": lease.segment},
-            }],
-        }],
-        "vm_types": [vm_type("master", plan.master), vm_type("worker", plan.worker)],
-    })
+/// Everything that a manifest is made of.
+struct Cluster<'a> {
+    spec: &'a ClusterSpec<'a>,
+    shape: &'a Shape,
+    lease: &'a NetworkLease,
+    artifacts: &'a Artifacts,
+    deployment: &'a str,
 }
 
-fn manifest(
-    deployment: &str,
-    spec: &ClusterSpec,
-    plan: &Plan,
-    lease: &NetworkLease,
-    artifacts: &Artifacts,
-) -> Value {
-    let group = |name: &str, instances: u32, disk: u32, jobs: Vec<Value>| {
-        let mut group = json!({
-            "name": name,
-            "instances": instances,
-            "azs": [ZONE],
-            "vm_type": format!("{deployment}-{name}"),
+impl Cluster<'_> {
+    fn vm_type(&self, group: &Group) -> String {
+        format!("{}-{}", self.deployment, group.name)
+    }
+
+    fn cloud_config(&self) -> Value {
+        let range = self.lease.range;
+        let gateway = Ipv4Addr::from(u32::from(range.network()) + 1);
+        let zones: BTreeSet<&str> = self
+            .shape
+            .groups()
+            .flat_map(|group| group.zones.iter().map(String::as_str))
+            .collect();
+        let vm_types: Vec<Value> = self
+            .shape
+            .groups()
+            .map(|group| {
+                json!({
+                    "name": self.vm_type(group),
+                    "cloud_properties": {
+                        "cpu": group.size.cpu,
+                        "ram": group.size.ram,
+                        "ephemeral_disk_size": group.size.ephemeral_disk,
+                    },
+                })
+            })
+            .collect();
+        json!({
+            "networks": [{
+                "name": self.deployment,
+                "type": "manual",
+                "subnets": [{
+                    "range": range.to_string(),
+                    "gateway": gateway.to_string(),
+                    "azs": zones,
+                    "cloud_properties": {"segment": self.lease.segment},
+                }],
+            }],
+            "vm_types": vm_types,
+        })
+    }
+
+    fn manifest(&self) -> Value {
+        let spec = self.spec;
+        let careful = spec.rollout == Rollout::Careful;
+        let in_flight = spec.in_flight.unwrap_or(spec.plan.worker_max_in_flight);
+        let mut groups = vec![self.group(&self.shape.masters, self.master_jobs())];
+        if careful {
+            // Never two members of a quorum at once.
+            groups[0]["update"] = json!({"max_in_flight": 1});
+        }
+        for pool in &self.shape.pools {
+            groups.push(self.group(pool, self.worker_jobs(pool)));
+        }
+        let mut manifest = json!({
+            "name": self.deployment,
+            "releases": [{"name": self.artifacts.release, "version": self.artifacts.release_version}],
+            "stemcells": [{
+                "alias": "default",
+                "os": self.artifacts.stemcell_os,
+                "version": self.artifacts.stemcell_version,
+            }],
+            "update": {
+                "canaries": u32::from(careful),
+                "max_in_flight": if careful { in_flight } else { 4 },
+                // At first workers do not wait for masters: their processes do, on the API server itself.
+                "serial": careful,
+                "canary_watch_time": "1-600000",
+                "update_watch_time": "1-600000",
+            },
+            "instance_groups": groups,
+            "variables": variables(spec, self.lease),
+        });
+        if !spec.settings.tags.is_empty() {
+            let tags = spec.settings.tags.iter();
+            let tags = tags.map(|tag| (tag.name.clone(), json!(tag.value)));
+            manifest["tags"] = Value::Object(tags.collect());
+        }
+        manifest
+    }
+
+    fn group(&self, group: &Group, jobs: Vec<Value>) -> Value {
+        let mut value = json!({
+            "name": group.name,
+            "instances": group.instances,
+            "azs": group.zones,
+            "vm_type": self.vm_type(group),
             "stemcell": "default",
-            "networks": [{"name": deployment}],
+            "networks": [{"name": self.deployment}],
             "jobs": jobs,
         });
-        if disk > 0 {
-            group["persistent_disk"] = json!(disk);
+        if group.size.persistent_disk > 0 {
+            value["persistent_disk"] = json!(group.size.persistent_disk);
         }
-        group
-    };
-    let careful = spec.rollout == Rollout::Careful;
-    let mut manifest = json!({
-        "name": deployment,
-        "releases": [{"name": artifacts.release, "version": artifacts.release_version}],
-        "stemcells": [{"alias": "default", "os": artifacts.stemcell_os, "version": artifacts.stemcell_version}],
-        "update": {
-            "canaries": u32::from(careful),
-            "max_in_flight": if careful { plan.worker_max_in_flight } else { 4 },
-            // At first workers do not wait for masters: their processes do, on the API server itself.
-            "serial": careful,
-            "canary_watch_time": "1-600000",
-            "update_watch_time": "1-600000",
-        },
-        "instance_groups": [
-            group("master", 1, plan.master.persistent_disk, master_jobs(plan, artifacts)),
-            group("worker", spec.workers, plan.worker.persistent_disk, worker_jobs(lease, artifacts)),
-        ],
-        "variables": variables(spec, lease),
-    });
-    if !spec.tags.is_empty() {
-        let tags = spec.tags.iter().map(|tag| (tag.name.clone(), json!(tag.value)));
-        manifest["tags"] = Value::Object(tags.collect());
+        value
     }
-    manifest
 }
 
 /// `{certificate, private_key}` of a certificate variable.
@@ -221,110 +358,172 @@ fn ca(variable: &str) -> String {
     format!("(({variable}.certificate))")
 }
 
-fn job(name: &str, artifacts: &Artifacts, properties: Value) -> Value {
-    json!({"name": name, "release": artifacts.release, "properties": properties})
-}
+impl Cluster<'_> {
+    fn job(&self, name: &str, properties: Value) -> Value {
+        json!({"name": name, "release": self.artifacts.release, "properties": properties})
+    }
 
-fn master_jobs(plan: &Plan, artifacts: &Artifacts) -> Vec<Value> {
-    let own_api = format!("https://127.0.0.1:{API_PORT}");
-    let client = |variable: &str| json!({"ca": ca(CA_VARIABLE), "client": key_pair(variable)});
-    let mut etcd_client = key_pair("etcd_client");
-    etcd_client["ca"] = json!(ca("etcd_ca"));
-    let mut front_proxy = key_pair("front_proxy_client");
-    front_proxy["ca"] = json!(ca("front_proxy_ca"));
-    let mut member = key_pair("etcd_{instance}");
-    member["ca"] = json!(ca("etcd_ca"));
-    let mut jobs = vec![
-        job("etcd", artifacts, json!({"tls": member})),
-        job(
-            "kube-apiserver",
-            artifacts,
-            json!({
-                "port": API_PORT,
-                "allow_privileged": plan.allow_privileged_containers,
-                "service_cluster_ip_range": SERVICE_RANGE,
-                "service_account": {
-                    "public_key": "((service_account_key.public_key))",
-                    "private_key": "((service_account_key.private_key))",
-                },
-                "tls": {
-                    "ca": ca(CA_VARIABLE),
-                    "server": key_pair("kube_apiserver_{instance}"),
-                    "kubelet_client": key_pair("kube_apiserver_kubelet_client"),
-                    "front_proxy": front_proxy,
-                    "etcd": etcd_client,
-                },
-            }),
-        ),
-        job(
-            "kube-controller-manager",
-            artifacts,
-            json!({
-                "api_server": own_api,
-                "service_cluster_ip_range": SERVICE_RANGE,
-                "service_account": {"private_key": "((service_account_key.private_key))"},
-                "tls": {
-                    "ca": ca(CA_VARIABLE),
-                    "client": key_pair("kube_controller_manager"),
-                    "signing": key_pair(CA_VARIABLE),
-                },
-            }),
-        ),
-        job(
-            "kube-scheduler",
-            artifacts,
-            json!({"api_server": own_api, "tls": client("kube_scheduler")}),
-        ),
-        job(
-            "cluster-services",
-            artifacts,
-            json!({
-                "api_server": own_api,
-                "tls": client(ADMIN_VARIABLE),
-                "dns": {
-                    "address": DNS_ADDRESS,
-                    "domain": CLUSTER_DOMAIN,
-                },
-            }),
-        ),
-    ];
-    jobs.extend(node_jobs(&own_api, true, artifacts));
-    jobs
-}
+    /// Flags that a Kubernetes profile gives a program.
+    fn flags(&self, component: &str) -> BTreeMap<String, String> {
+        let profile = self.spec.settings.kubernetes_profile.as_ref();
+        profile
+            .map(|profile| profile.flags_of(component))
+            .unwrap_or_default()
+    }
 
-fn worker_jobs(lease: &NetworkLease, artifacts: &Artifacts) -> Vec<Value> {
-    node_jobs(
-        &format!("https://{}:{API_PORT}", lease.virtual_address),
-        false,
-        artifacts,
-    )
-}
+    fn master_jobs(&self) -> Vec<Value> {
+        let (settings, networks) = (self.spec.settings, self.spec.networks);
+        let own_api = format!("https://127.0.0.1:{API_PORT}");
+        let client = |variable: &str| json!({"ca": ca(CA_VARIABLE), "client": key_pair(variable)});
+        let mut member = key_pair("etcd_{instance}");
+        member["ca"] = json!(ca("etcd_ca"));
+        let mut etcd = json!({"tls": member});
+        if let Some(quota) = settings
+            .kubernetes_profile
+            .as_ref()
+            .and_then(|profile| profile.etcd_quota)
+        {
+            etcd["quota_backend_bytes"] = json!(quota);
+        }
+        let mut dns = json!({"address": networks.dns_address().to_string(), "domain": CLUSTER_DOMAIN});
+        if let Some(profile) = &settings.network_profile
+            && !profile.nodes_dns.is_empty()
+        {
+            dns["upstreams"] = json!(profile.nodes_dns);
+        }
+        let mut jobs = vec![
+            self.job("etcd", etcd),
+            self.job("kube-apiserver", self.api_server()),
+            self.job(
+                "kube-controller-manager",
+                json!({
+                    "api_server": own_api,
+                    "service_cluster_ip_range": networks.services.to_string(),
+                    "service_account": {"private_key": "((service_account_key.private_key))"},
+                    "extra_args": self.flags("kube-controller-manager"),
+                    "tls": {
+                        "ca": ca(CA_VARIABLE),
+                        "client": key_pair("kube_controller_manager"),
+                        "signing": key_pair(CA_VARIABLE),
+                    },
+                }),
+            ),
+            self.job(
+                "kube-scheduler",
+                json!({
+                    "api_server": own_api,
+                    "tls": client("kube_scheduler"),
+                    "extra_args": self.flags("kube-scheduler"),
+                }),
+            ),
+            self.job(
+                "cluster-services",
+                json!({"api_server": own_api, "tls": client(ADMIN_VARIABLE), "dns": dns}),
+            ),
+        ];
+        jobs.extend(self.node_jobs(&self.shape.masters, &own_api));
+        jobs
+    }
 
-fn node_jobs(api_server: &str, control_plane: bool, artifacts: &Artifacts) -> Vec<Value> {
-    vec![
-        job("containerd", artifacts, json!({"seed": artifacts.image_seed})),
-        job("pod-network", artifacts, json!({"pod_network": POD_NETWORK})),
-        job(
-            "kubelet",
-            artifacts,
-            json!({
-                "api_server": api_server,
-                "control_plane": control_plane,
-                "cluster_dns": DNS_ADDRESS,
-                "cluster_domain": CLUSTER_DOMAIN,
-                "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kubelet_{instance}")},
-            }),
-        ),
-        job(
-            "kube-proxy",
-            artifacts,
-            json!({
-                "api_server": api_server,
-                "cluster_cidr": format!("{POD_NETWORK}.0.0/16"),
-                "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kube_proxy")},
-            }),
-        ),
-    ]
+    fn api_server(&self) -> Value {
+        let (spec, plan) = (self.spec, self.spec.plan);
+        let mut etcd_client = key_pair("etcd_client");
+        etcd_client["ca"] = json!(ca("etcd_ca"));
+        let mut front_proxy = key_pair("front_proxy_client");
+        front_proxy["ca"] = json!(ca("front_proxy_ca"));
+        let mut flags = self.flags("kube-apiserver");
+        // The profile's plug-ins come to the plan's; as a flag they would replace them.
+        let mut plugins = plan.admission_plugins.clone();
+        let of_profile = flags.remove("enable-admission-plugins").unwrap_or_default();
+        plugins.extend(
+            of_profile
+                .split(',')
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned),
+        );
+        let mut properties = json!({
+            "port": API_PORT,
+            "allow_privileged": plan.allow_privileged_containers,
+            "admission_plugins": plugins,
+            "pod_security": plan.pod_security,
+            "service_cluster_ip_range": spec.networks.services.to_string(),
+            "extra_args": flags,
+            "service_account": {
+                "public_key": "((service_account_key.public_key))",
+                "private_key": "((service_account_key.private_key))",
+            },
+            "tls": {
+                "ca": ca(CA_VARIABLE),
+                "server": key_pair("kube_apiserver_{instance}"),
+                "kubelet_client": key_pair("kube_apiserver_kubelet_client"),
+                "front_proxy": front_proxy,
+                "etcd": etcd_client,
+            },
+        });
+        if let Some(profile) = &spec.settings.kubernetes_profile {
+            for flag in &profile.files {
+                // `oidc-ca-file` is the property `oidc_ca_file`.
+                properties[flag.replace('-', "_")] = json!(format!("(({}))", profile.file_name(flag)));
+            }
+        }
+        properties
+    }
+
+    fn worker_jobs(&self, pool: &Group) -> Vec<Value> {
+        self.node_jobs(
+            pool,
+            &format!("https://{}:{API_PORT}", self.lease.virtual_address),
+        )
+    }
+
+    fn node_jobs(&self, group: &Group, api_server: &str) -> Vec<Value> {
+        let (settings, networks) = (self.spec.settings, self.spec.networks);
+        let kubelet = &self.spec.plan.kubelet;
+        let mut runtime = json!({
+            "seed": self.artifacts.image_seed,
+            "registries": settings.registries,
+        });
+        let proxies = &settings.proxies;
+        for (there, name) in [
+            (proxies.http, config_file::HTTP_PROXY),
+            (proxies.https, config_file::HTTPS_PROXY),
+        ] {
+            if there {
+                runtime[name] = json!(format!("(({name}))"));
+            }
+        }
+        if !proxies.none_for.is_empty() {
+            runtime["no_proxy"] = json!(proxies.none_for);
+        }
+        vec![
+            self.job("containerd", runtime),
+            self.job("pod-network", json!({"pod_network": networks.pod_prefix()})),
+            self.job(
+                "kubelet",
+                json!({
+                    "api_server": api_server,
+                    "control_plane": group.name == MASTERS,
+                    "cluster_dns": networks.dns_address().to_string(),
+                    "cluster_domain": CLUSTER_DOMAIN,
+                    "labels": group.labels,
+                    "taints": group.taints,
+                    "system_reserved": kubelet.system_reserved,
+                    "eviction_hard": kubelet.eviction_hard,
+                    "extra_args": self.flags("kubelet"),
+                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kubelet_{instance}")},
+                }),
+            ),
+            self.job(
+                "kube-proxy",
+                json!({
+                    "api_server": api_server,
+                    "cluster_cidr": networks.pods.to_string(),
+                    "extra_args": self.flags("kube-proxy"),
+                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kube_proxy")},
+                }),
+            ),
+        ]
+    }
 }
 
 /// Extended key usages by the names that CredHub has for them.
@@ -361,7 +560,7 @@ fn leaf(
     json!({"name": name, "type": "certificate", "update_mode": "converge", "options": options})
 }
 
-fn variables(spec: &ClusterSpec, lease: &NetworkLease) -> Vec<Value> {
+fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
     let local = [
         "127.0.0.1".to_owned(),
         "localhost".to_owned(),
@@ -372,7 +571,7 @@ fn variables(spec: &ClusterSpec, lease: &NetworkLease) -> Vec<Value> {
         "kubernetes.default".to_owned(),
         "kubernetes.default.svc".to_owned(),
         format!("kubernetes.default.svc.{CLUSTER_DOMAIN}"),
-        FIRST_SERVICE_ADDRESS.to_owned(),
+        spec.networks.api_address().to_string(),
         lease.virtual_address.to_string(),
     ];
     if !api_names.iter().any(|name| name == spec.hostname.as_str()) {

@@ -1,12 +1,12 @@
 //! The running service: accepted operations become flows, flows become news for those who wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use stolos_api::pks;
 use stolos_api::token::Verifier;
-use stolos_base::ids::{FlowId, OperationId};
+use stolos_base::ids::{FlowId, OperationId, UpgradeId};
 use stolos_base::{Clock, IdSource, chain};
 use stolos_flow::{Flows, StepState};
 use stolos_store::Db;
@@ -15,9 +15,9 @@ use crate::accept::{Capacity, Desk};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
-use crate::flows::{Create, Delete, Tools, Update};
+use crate::flows::{Create, Delete, Tools, Update, Upgrade, UpgradeClusters};
 use crate::plans::Plans;
-use crate::render::Artifacts;
+use crate::render::Catalogue;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct Config {
     /// What `GET /stolos/v1/info` answers.
     pub info: pks::Info,
     /// What machines are made of.
-    pub artifacts: Artifacts,
+    pub artifacts: Catalogue,
     /// This process among those that share the database.
     pub holder: String,
 }
@@ -59,7 +59,7 @@ pub struct Deps {
 pub struct Service(Arc<Inner>);
 
 struct Inner {
-    desk: Desk,
+    desk: Arc<Desk>,
     flows: Flows,
     tools: Tools,
     verifier: Verifier,
@@ -73,25 +73,34 @@ impl Service {
         let tools = Tools {
             db: deps.db.clone(),
             network: deps.network,
-            vault: deps.vault,
+            vault: deps.vault.clone(),
             director: deps.director,
             kubernetes: deps.kubernetes,
             artifacts: config.artifacts.clone(),
         };
-        let flows = Flows::builder(deps.db.clone(), config.holder)
+        let flows = Flows::builder(deps.db.clone(), config.holder.clone())
             .kind(Create(tools.clone()))
             .kind(Update(tools.clone()))
+            .kind(Upgrade(tools.clone()))
             .kind(Delete(tools.clone()))
             .start();
-        let desk = Desk {
+        let later = Arc::new(OnceLock::new());
+        let tasks = Flows::builder(deps.db.clone(), format!("{} tasks", config.holder))
+            .kind(UpgradeClusters(later.clone()))
+            .start();
+        let desk = Arc::new(Desk {
             db: deps.db,
             plans: config.plans,
             capacity: config.capacity,
             artifacts: config.artifacts,
+            vault: deps.vault,
             clock: deps.clock,
             ids: deps.ids,
             flows: flows.clone(),
-        };
+            tasks,
+        });
+        // Nobody else has it, so it cannot be set already.
+        let _ = later.set(desk.clone());
         Self(Arc::new(Inner {
             desk,
             flows,
@@ -108,6 +117,7 @@ impl Service {
 
     /// Stops taking up work; running steps are interrupted and go on in the next process.
     pub async fn stop(&self) {
+        self.0.desk.tasks.stop().await;
         self.0.flows.stop().await;
     }
 
@@ -151,17 +161,21 @@ impl Service {
 
     /// Waits until something happens in the operation, or for `limit`.
     pub(crate) async fn wait_news(&self, id: OperationId, limit: Duration) {
-        let id = FlowId::from(id.as_uuid());
-        let mut events = self.0.flows.subscribe();
-        let news = async {
-            // Too slow a listener, or the end of the executor, is news too: the caller looks for itself.
-            while let Ok(event) = events.recv().await {
-                if event.flow == id {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(limit, news).await;
+        wait_news(&self.0.flows, FlowId::from(id.as_uuid()), limit).await;
+    }
+
+    /// The same for a task.
+    pub(crate) async fn wait_task_news(&self, id: UpgradeId, limit: Duration) {
+        wait_news(&self.0.desk.tasks, FlowId::from(id.as_uuid()), limit).await;
+    }
+
+    /// Asks a task to leave alone those clusters whose turn has not come.
+    pub(crate) async fn cancel_task(&self, id: UpgradeId) -> Result<()> {
+        match self.0.desk.tasks.cancel(FlowId::from(id.as_uuid())).await {
+            // It ended while we were asking; there is nothing left to cancel.
+            Ok(()) | Err(stolos_flow::Error::State { .. }) => Ok(()),
+            Err(error) => Err(Error::service("cancel the task", error)),
+        }
     }
 
     /// An operation with its steps.
@@ -211,6 +225,20 @@ impl Service {
             .await?;
         self.0.tools.kubernetes.bind(cluster, address, &admin, user).await
     }
+}
+
+/// Waits until something happens in a flow, or for `limit`.
+async fn wait_news(flows: &Flows, id: FlowId, limit: Duration) {
+    let mut events = flows.subscribe();
+    let news = async {
+        // Too slow a listener, or the end of the executor, is news too: the caller looks for itself.
+        while let Ok(event) = events.recv().await {
+            if event.flow == id {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(limit, news).await;
 }
 
 fn show_step(step: &stolos_flow::StepView, now: i64) -> pks::OperationStep {

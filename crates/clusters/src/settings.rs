@@ -1,12 +1,19 @@
-//! What a cluster has of its own beside plan and size: drain settings, tags, and what its machines are made of.
+//! What a cluster has of its own beside plan and size: profiles, drain settings, tags, registries, proxies, and what its machines are made of.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config_file::Proxies;
 use crate::plans::Drain;
-use crate::render::Artifacts;
+use crate::profiles::Invalid;
+use crate::profiles::compute::ComputeProfile;
+use crate::profiles::kubernetes::KubernetesProfile;
+use crate::profiles::network::NetworkProfile;
+use crate::registries::Registry;
+use crate::render::{Artifacts, Networks};
 
 /// Settings of one cluster, as kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +26,46 @@ pub struct Settings {
     pub drain: DrainOverrides,
     /// Tags of its machines and disks, in the order in which they were given.
     pub tags: Vec<Tag>,
+    /// Its network profile, as it was when the cluster got it; profiles do not change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_profile: Option<NetworkProfile>,
+    /// Its compute profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute_profile: Option<ComputeProfile>,
+    /// Its Kubernetes profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes_profile: Option<KubernetesProfile>,
+    /// Workers by pool, where they differ from the compute profile.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pool_instances: BTreeMap<String, u32>,
+    /// Registries of its nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<Registry>,
+    /// Proxies of its nodes' container runtime.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proxies: Proxies,
+    /// Version of Stolos that made it or changed it last; empty for the first versions, which did not write it down.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Settings {
+    /// The networks that its profiles come to.
+    ///
+    /// # Errors
+    /// When those of pods and services overlap.
+    pub fn networks(&self) -> Result<Networks, Invalid> {
+        let usual = NetworkProfile::default();
+        let services = self
+            .kubernetes_profile
+            .as_ref()
+            .and_then(|profile| profile.services);
+        self.network_profile.as_ref().unwrap_or(&usual).networks(services)
+    }
 }
 
 /// Drain settings that a person gave; absent ones are the plan's.

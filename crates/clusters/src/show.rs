@@ -2,8 +2,12 @@
 
 use stolos_api::pks;
 
-use crate::db::ClusterRow;
+use crate::accept::{Desk, VERSION};
+use crate::db::{self, ClusterRow};
+use crate::error::Result;
 use crate::plans::{Drain, Plan};
+use crate::profiles::ProfileRow;
+use crate::registries;
 use crate::render::API_PORT;
 use crate::settings::{DrainOverrides, Tag};
 
@@ -17,51 +21,113 @@ pub(crate) fn plan(id: &str, plan: &Plan) -> pks::Plan {
         name: plan.name.clone(),
         description: plan.description.clone(),
         worker_instances: plan.worker_instances,
-        master_instances: 1,
+        master_instances: plan.master_instances,
         allow_privileged_containers: plan.allow_privileged_containers,
     }
 }
 
-/// A cluster on the wire.
-pub(crate) fn cluster(row: &ClusterRow) -> pks::Cluster {
-    pks::Cluster {
-        name: row.name.to_string(),
-        plan_name: row.plan.name.clone(),
-        last_action: row.action,
-        last_action_state: row.state,
-        last_action_description: row.description.clone(),
-        uuid: row.id.to_string(),
-        kubernetes_master_ips: vec![row.address.clone().unwrap_or_else(|| IN_PROGRESS.to_owned())],
-        k8s_version: row.plan.kubernetes_version.clone(),
-        pks_version: env!("CARGO_PKG_VERSION").to_owned(),
-        parameters: pks::ClusterParameters {
-            kubernetes_master_host: Some(row.hostname.to_string()),
-            kubernetes_master_port: Some(API_PORT),
-            kubernetes_worker_instances: Some(i64::from(row.workers)),
-            cluster_tags: (!row.settings.tags.is_empty()).then(|| {
-                let tag = |tag: &Tag| pks::ClusterTag {
-                    name: tag.name.clone(),
-                    value: tag.value.clone(),
-                    category: None,
-                };
-                row.settings.tags.iter().map(tag).collect()
-            }),
-            ..pks::ClusterParameters::default()
-        },
-        network_profile_name: None,
-        compute_profile_name: None,
-        kubernetes_profile_name: None,
+impl Desk {
+    /// A cluster on the wire.
+    pub(crate) fn show(&self, row: &ClusterRow) -> pks::Cluster {
+        let settings = &row.settings;
+        let upgrade = |component: &str, version: &str| pks::AvailableUpgrade {
+            component: component.to_owned(),
+            version: version.to_owned(),
+        };
+        let available_upgrades = match self.upgrade_of(row) {
+            Some(kubernetes) => vec![upgrade("PKS", VERSION), upgrade("Kubernetes", kubernetes)],
+            None => Vec::new(),
+        };
+        pks::Cluster {
+            name: row.name.to_string(),
+            plan_name: row.plan.name.clone(),
+            last_action: row.action,
+            last_action_state: row.state,
+            last_action_description: row.description.clone(),
+            uuid: row.id.to_string(),
+            kubernetes_master_ips: vec![row.address.clone().unwrap_or_else(|| IN_PROGRESS.to_owned())],
+            k8s_version: row.plan.kubernetes_version.clone(),
+            pks_version: if settings.version.is_empty() {
+                VERSION.to_owned()
+            } else {
+                settings.version.clone()
+            },
+            parameters: parameters(row),
+            network_profile_name: settings.network_profile.as_ref().map(|p| p.name.clone()),
+            compute_profile_name: settings.compute_profile.as_ref().map(|p| p.name.clone()),
+            kubernetes_profile_name: settings.kubernetes_profile.as_ref().map(|p| p.name.clone()),
+            available_upgrades,
+        }
+    }
+
+    /// A cluster on the wire, with its settings.
+    pub(crate) fn show_details(&self, row: &ClusterRow) -> pks::Cluster {
+        let mut shown = self.show(row);
+        shown.parameters.kubernetes_setting_plan_details = Some(settings(&all(row.plan.drain)));
+        if row.settings.drain != DrainOverrides::default() {
+            shown.parameters.kubernetes_setting_cluster_details = Some(settings(&row.settings.drain));
+        }
+        shown
+    }
+
+    /// A network or compute profile on the wire.
+    pub(crate) fn show_profile(&self, row: &ProfileRow) -> pks::Profile {
+        pks::Profile {
+            name: row.name.clone(),
+            uuid: row.id.clone(),
+            description: row.description.clone(),
+            parameters: row.body.to_string(),
+            not_applied: self.not_applied(row),
+        }
     }
 }
 
-/// A cluster on the wire, with its settings.
-pub(crate) fn cluster_details(row: &ClusterRow) -> pks::Cluster {
-    let mut shown = cluster(row);
-    shown.parameters.kubernetes_setting_plan_details = Some(settings(&all(row.plan.drain)));
-    if row.settings.drain != DrainOverrides::default() {
-        shown.parameters.kubernetes_setting_cluster_details = Some(settings(&row.settings.drain));
+fn parameters(row: &ClusterRow) -> pks::ClusterParameters {
+    let settings = &row.settings;
+    let tag = |tag: &Tag| pks::ClusterTag {
+        name: tag.name.clone(),
+        value: tag.value.clone(),
+        category: None,
+    };
+    let shape = row.shape();
+    let pools = settings
+        .compute_profile
+        .as_ref()
+        .filter(|profile| !profile.pools.is_empty());
+    pks::ClusterParameters {
+        kubernetes_master_host: Some(row.hostname.to_string()),
+        kubernetes_master_port: Some(API_PORT),
+        kubernetes_worker_instances: Some(i64::from(shape.workers())),
+        node_pool_instances: pools.map(|profile| {
+            let numbers = profile.pools.iter().zip(&shape.pools);
+            numbers
+                .map(|(pool, group)| pks::PoolInstances {
+                    name: pool.name.clone(),
+                    instances: i64::from(group.instances),
+                })
+                .collect()
+        }),
+        cluster_tags: (!settings.tags.is_empty()).then(|| settings.tags.iter().map(tag).collect()),
+        private_registries: (!settings.registries.is_empty()).then(|| registries::show(&settings.registries)),
+        ..pks::ClusterParameters::default()
     }
-    shown
+}
+
+/// A Kubernetes profile on the wire.
+///
+/// # Errors
+/// When what is kept cannot be read.
+pub(crate) fn kubernetes_profile(row: &ProfileRow) -> Result<pks::KubernetesProfile> {
+    let list = |key: &str| -> Result<Vec<pks::Customization>> { db::from_json(&row.body[key].to_string()) };
+    Ok(pks::KubernetesProfile {
+        name: row.name.clone(),
+        uuid: row.id.clone(),
+        owner: row.owner.clone(),
+        description: row.description.clone(),
+        created_at: row.created_at / 1000,
+        customizations: list("customizations")?,
+        experimental_customizations: list("experimental_customizations")?,
+    })
 }
 
 fn all(drain: Drain) -> DrainOverrides {

@@ -5,7 +5,9 @@
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
-use stolos_clusters::plans::{Drain, InvalidPlans, MachineSize, Plan, Plans};
+use stolos_clusters::plans::{
+    Drain, InvalidPlans, KubeletReservations, MachineSize, Plan, Plans, PodSecurity,
+};
 
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,9 @@ pub struct Config {
     /// Plans on offer, in order; the first four get PKS's fixed ids.
     #[serde(default = "default_plans")]
     pub plans: Vec<Plan>,
+    /// Availability zones, in order. On one host they are labels: machines of all zones share its power and its disk.
+    #[serde(default = "default_zones")]
+    pub zones: Vec<String>,
 }
 
 /// Paths of programs.
@@ -76,12 +81,17 @@ impl Config {
             path: path.to_owned(),
             problem: error.to_string(),
         })?;
-        let plans = Plans::new(config.plans.clone()).map_err(|source| Error::Plans {
-            path: path.to_owned(),
-            source,
-        })?;
+        let plans =
+            Plans::new(config.plans.clone(), config.zones.clone()).map_err(|source| Error::Plans {
+                path: path.to_owned(),
+                source,
+            })?;
         Ok((config, plans))
     }
+}
+
+fn default_zones() -> Vec<String> {
+    ["z1", "z2", "z3"].map(str::to_owned).to_vec()
 }
 
 fn sqlite() -> String {
@@ -100,8 +110,11 @@ pub fn default_plans() -> Vec<Plan> {
     let plan = |name: &str, description: &str, worker_instances, worker_ram| Plan {
         name: name.to_owned(),
         description: description.to_owned(),
+        active: true,
         kubernetes_version: "1.37.1".to_owned(),
+        master_instances: 1,
         master,
+        master_zones: Vec::new(),
         worker_instances,
         max_worker_instances: 50,
         worker: MachineSize {
@@ -110,9 +123,23 @@ pub fn default_plans() -> Vec<Plan> {
             ephemeral_disk: 16_384,
             persistent_disk: 0,
         },
+        worker_zones: Vec::new(),
         allow_privileged_containers: true,
+        admission_plugins: Vec::new(),
+        pod_security: PodSecurity::default(),
         drain: Drain::default(),
         worker_max_in_flight: 1,
+        kubelet: KubeletReservations::default(),
+        addons: String::new(),
+    };
+    let large = Plan {
+        master_instances: 3,
+        ..plan(
+            "large",
+            "3 masters, 3 workers with 4 GiB: for what has to go on when a machine dies",
+            3,
+            4096,
+        )
     };
     vec![
         plan(
@@ -122,6 +149,7 @@ pub fn default_plans() -> Vec<Plan> {
             2048,
         ),
         plan("medium", "1 master, 3 workers with 4 GiB: for a team", 3, 4096),
+        large,
     ]
 }
 

@@ -6,7 +6,7 @@ use stolos_base::ids::{AgentId, CredentialId};
 use stolos_base::pki::{Authority, Identity, Leaf, Usage};
 use stolos_base::{Clock, Secret};
 use stolos_clusters::deps::{AdminCredential, Vault};
-use stolos_clusters::render::ADMIN_VARIABLE;
+use stolos_clusters::render::{ADMIN_VARIABLE, CA_VARIABLE};
 use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope};
 use stolos_director::{AgentTrust, Failure, GenerateVariable, Variables};
 use stolos_mbus::settings::MbusCert;
@@ -88,6 +88,54 @@ impl Vault for Store {
             let scope = Scope::deployment(DIRECTOR_NAME, &deployment).map_err(failed)?;
             self.0
                 .delete_below(&scope.prefix())
+                .await
+                .map(drop)
+                .map_err(failed)
+        })
+    }
+
+    fn name(&self, deployment: &str, variable: &str) -> stolos_clusters::Result<String> {
+        Scope::deployment(DIRECTOR_NAME, deployment)
+            .and_then(|scope| scope.name(variable))
+            .map(|name| name.as_str().to_owned())
+            .map_err(|error| stolos_clusters::Error::service("name a credential", error))
+    }
+
+    fn put(&self, name: &str, text: Secret<String>) -> BoxFuture<'_, stolos_clusters::Result<()>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("store a credential", error);
+            let name = Name::absolute(&name).map_err(failed)?;
+            let value = stolos_credentials::Value::Value(text);
+            self.0.set(&name, value).await.map(drop).map_err(failed)
+        })
+    }
+
+    fn put_authority(
+        &self,
+        deployment: &str,
+        authority: Identity,
+    ) -> BoxFuture<'_, stolos_clusters::Result<()>> {
+        let deployment = deployment.to_owned();
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("store the cluster's own authority", error);
+            let scope = Scope::deployment(DIRECTOR_NAME, &deployment).map_err(failed)?;
+            let name = scope.name(CA_VARIABLE).map_err(failed)?;
+            let value = stolos_credentials::Value::Certificate(stolos_credentials::Certificate {
+                ca: authority.certificate.clone(),
+                certificate: authority.certificate,
+                private_key: authority.key,
+            });
+            self.0.set(&name, value).await.map(drop).map_err(failed)
+        })
+    }
+
+    fn forget_below(&self, name: &str) -> BoxFuture<'_, stolos_clusters::Result<()>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("delete credentials", error);
+            self.0
+                .delete_below(&format!("{name}/"))
                 .await
                 .map(drop)
                 .map_err(failed)

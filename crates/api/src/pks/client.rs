@@ -6,8 +6,33 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use stolos_base::Secret;
 
-use super::{Cluster, ClusterRequest, Info, Operation, Plan, UpdateParameters};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cluster, ClusterRequest, Info, Operation, Plan, TaskInfo, UpdateParameters, UpgradeClusters};
 use crate::http::{self, Error};
+
+/// Which profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProfileKind {
+    /// [`super::Profile`], made by [`super::ProfileRequest`].
+    Network,
+    /// The same types.
+    Compute,
+    /// [`super::KubernetesProfile`], made by [`super::KubernetesProfileRequest`].
+    Kubernetes,
+}
+
+impl ProfileKind {
+    /// The last part of the path of all of them.
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Network => "network-profiles",
+            Self::Compute => "compute-profiles",
+            Self::Kubernetes => "kubernetes-profiles",
+        }
+    }
+}
 
 /// Header of answers to create and delete requests: the operation's id.
 const OPERATION_HEADER: &str = "x-stolos-operation";
@@ -125,6 +150,88 @@ impl Client {
     /// See [`Error`].
     pub async fn bind(&self, cluster: &str) -> Result<Value, Error> {
         http::json(self.request(Method::POST, &["v1", "clusters", cluster, "binds"])).await
+    }
+
+    /// All profiles of a kind that the caller may see.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn profiles<T: DeserializeOwned>(&self, kind: ProfileKind) -> Result<Vec<T>, Error> {
+        http::json(self.request(Method::GET, &["v1", kind.segment()])).await
+    }
+
+    /// One profile.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn profile<T: DeserializeOwned>(&self, kind: ProfileKind, name: &str) -> Result<T, Error> {
+        http::json(self.request(Method::GET, &["v1", kind.segment(), name])).await
+    }
+
+    /// Makes a profile.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create_profile<T: DeserializeOwned>(
+        &self,
+        kind: ProfileKind,
+        request: &(impl Serialize + Sync),
+    ) -> Result<T, Error> {
+        http::json(self.request(Method::POST, &["v1", kind.segment()]).json(request)).await
+    }
+
+    /// Deletes a profile.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_profile(&self, kind: ProfileKind, name: &str) -> Result<(), Error> {
+        http::send(self.request(Method::DELETE, &["v1", kind.segment(), name]))
+            .await
+            .map(drop)
+    }
+
+    /// Asks for an upgrade of clusters.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn upgrade_clusters(&self, request: &UpgradeClusters) -> Result<TaskInfo, Error> {
+        http::json(self.request(Method::PATCH, &["v1", "clusters"]).json(request)).await
+    }
+
+    /// The newest upgrade tasks, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn tasks(&self, limit: u32) -> Result<Vec<TaskInfo>, Error> {
+        let request = self.request(Method::GET, &["v1", "tasks"]);
+        http::json(request.query(&[("limit", limit.to_string())])).await
+    }
+
+    /// One upgrade task; answers when something happens in it, at the latest after `wait`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn task(&self, id: &str, wait: Duration) -> Result<TaskInfo, Error> {
+        let request = self.request(Method::GET, &["v1", "tasks", id]);
+        http::json(request.query(&[("wait_ms", wait.as_millis().to_string())])).await
+    }
+
+    /// Leaves alone those clusters of a task that are still pending.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancel_task(&self, id: &str) -> Result<(), Error> {
+        http::send(self.request(Method::PUT, &["v1", "tasks", id]))
+            .await
+            .map(drop)
+    }
+
+    /// The version that clusters can go to.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn upgradable(&self) -> Result<String, Error> {
+        http::json(self.request(Method::GET, &["v1", "upgradable"])).await
     }
 
     /// The newest operations, newest first.

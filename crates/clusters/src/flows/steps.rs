@@ -26,6 +26,27 @@ const BEST_EFFORT: Duration = Duration::from_secs(3);
 /// How often the director is asked where the masters are; placement takes well under a second.
 const PLACEMENT_INTERVAL: Duration = Duration::from_millis(50);
 
+/// From whatever a cluster is, half made included, to what its row says: the list of an update and of an upgrade.
+pub(super) fn changed(tools: &Tools, input: &Input, cluster: &ClusterRow) -> Graph {
+    let mut graph = Graph::new();
+    let lease = lease(&mut graph, tools, input);
+    // Before any node is drained, so that it is drained as the person wants it now.
+    let told = graph.add(settings("Tell drain settings", true, tools, cluster, &lease));
+    let machines = machines(&mut graph, tools, input, cluster, &lease, Some(&told));
+    graph.add(
+        settings("Apply cluster settings", false, tools, cluster, &lease)
+            .after(&machines.deploy)
+            .after(&machines.publish),
+    );
+    graph.add(
+        forget_nodes(tools, cluster, &lease)
+            .after(&lease)
+            .after(&machines.deploy)
+            .after(&machines.publish),
+    );
+    graph
+}
+
 /// Leases network and address, and notes the address in the cluster's row.
 pub(super) fn lease(graph: &mut Graph, tools: &Tools, input: &Input) -> StepRef<NetworkLease> {
     let (tools, cluster) = (tools.clone(), input.cluster);
@@ -105,16 +126,17 @@ pub(super) fn machines(
         deployment_name(cluster.id),
         input.cluster,
         failed,
+        usize::try_from(cluster.shape().masters.instances).unwrap_or(1),
     );
     let publish = graph.add(
         Step::new("Publish API address", move |ctx| {
-            let (tools, from, deployment, cluster, failed) = captured.clone();
+            let (tools, from, deployment, cluster, failed, count) = captured.clone();
             async move {
                 let lease: NetworkLease = ctx.output(&from)?;
                 ctx.progress("waiting for the masters' addresses");
                 let addresses = loop {
                     let addresses = masters(&tools, &deployment).await?;
-                    if !addresses.is_empty() {
+                    if addresses.len() >= count {
                         break addresses;
                     }
                     if failed.load(Ordering::Relaxed) {
@@ -146,16 +168,23 @@ async fn run_deploy(
     lease: &NetworkLease,
     input: &Input,
 ) -> Result<(), StepError> {
+    let networks = cluster.settings.networks();
     let spec = ClusterSpec {
         id: cluster.id,
-        hostname: cluster.hostname.clone(),
+        hostname: &cluster.hostname,
+        plan: &cluster.plan,
         workers: cluster.workers,
-        tags: cluster.settings.tags.clone(),
+        settings: &cluster.settings,
+        networks: networks.map_err(|invalid| StepError::fatal(Class::Internal, invalid.to_string()))?,
         rollout: input.rollout,
+        in_flight: input.in_flight,
     };
     // Rows of an older version do not say what their machines are made of.
-    let artifacts = cluster.settings.artifacts.as_ref().unwrap_or(&tools.artifacts);
-    let rendered = render(&spec, &cluster.plan, lease, artifacts);
+    let artifacts = match &cluster.settings.artifacts {
+        Some(own) => own,
+        None => tools.artifacts.for_plan(&cluster.plan)?,
+    };
+    let rendered = render(&spec, lease, artifacts);
     tools
         .director
         .set_cloud_config(&rendered.deployment, &rendered.cloud_config)

@@ -16,29 +16,7 @@ impl Kind for Update {
 
     async fn graph(&self, _flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
         let cluster = db::cluster_by_id(&self.0.db, input.cluster).await?;
-        let mut graph = Graph::new();
-        let lease = steps::lease(&mut graph, &self.0, &input);
-        // Before any node is drained, so that it is drained as the person wants it now.
-        let told = graph.add(steps::settings(
-            "Tell drain settings",
-            true,
-            &self.0,
-            &cluster,
-            &lease,
-        ));
-        let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, Some(&told));
-        graph.add(
-            steps::settings("Apply cluster settings", false, &self.0, &cluster, &lease)
-                .after(&machines.deploy)
-                .after(&machines.publish),
-        );
-        graph.add(
-            steps::forget_nodes(&self.0, &cluster, &lease)
-                .after(&lease)
-                .after(&machines.deploy)
-                .after(&machines.publish),
-        );
-        Ok(graph)
+        Ok(steps::changed(&self.0, &input, &cluster))
     }
 
     async fn on_state(&self, tx: &mut Tx, change: &Change<'_>) -> Result<(), stolos_store::Error> {

@@ -7,34 +7,34 @@ use stolos_base::ids::IdSource;
 
 use super::*;
 
+fn plan() -> Plan {
+    let size = json!({"cpu": 2, "ram": 2048, "ephemeral_disk": 8192});
+    let mut master = size.clone();
+    master["persistent_disk"] = json!(1024);
+    let plan = json!({"name": "small", "description": "", "kubernetes_version": "1.37.1", "master": master, "worker": size,
+                      "worker_instances": 1, "max_worker_instances": 5, "worker_max_in_flight": 2});
+    serde_json::from_value(plan).expect("a plan")
+}
+
 fn rendered(workers: u32) -> Rendered {
-    let size = MachineSize {
-        cpu: 2,
-        ram: 2048,
-        ephemeral_disk: 8192,
-        persistent_disk: 0,
+    let settings = Settings {
+        tags: vec!["team:a".parse().expect("a tag")],
+        ..Settings::default()
     };
-    let plan = Plan {
-        name: "small".to_owned(),
-        description: String::new(),
-        kubernetes_version: "1.37.1".to_owned(),
-        master: MachineSize {
-            persistent_disk: 1024,
-            ..size
-        },
-        worker_instances: 1,
-        max_worker_instances: 5,
-        worker: size,
-        allow_privileged_containers: true,
-        drain: crate::plans::Drain::default(),
-        worker_max_in_flight: 2,
-    };
+    rendered_with(&plan(), workers, &settings)
+}
+
+fn rendered_with(plan: &Plan, workers: u32, settings: &Settings) -> Rendered {
+    let hostname = "demo.example.com".parse().expect("a host name");
     let spec = ClusterSpec {
         id: ClusterId::new(&IdSource::counted()),
-        hostname: "demo.example.com".parse().expect("a host name"),
+        hostname: &hostname,
+        plan,
         workers,
-        tags: vec!["team:a".parse().expect("a tag")],
+        settings,
+        networks: settings.networks().expect("apart"),
         rollout: Rollout::Fresh,
+        in_flight: None,
     };
     let lease = NetworkLease {
         segment: "c1".to_owned(),
@@ -48,7 +48,7 @@ fn rendered(workers: u32) -> Rendered {
         stemcell_version: "1".to_owned(),
         image_seed: "seed".to_owned(),
     };
-    render(&spec, &plan, &lease, &artifacts)
+    render(&spec, &lease, &artifacts)
 }
 
 fn parsed(yaml: &str) -> Value {

@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use stolos_api::pks;
 use stolos_api::token::testing::Mint;
 use stolos_base::ids::ClusterId;
-use stolos_base::{Clock, IdSource};
+use stolos_base::pki::Identity;
+use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{AdminCredential, Director, Instance, Kubernetes, Network, TaskState, Vault};
 use stolos_clusters::plans::{Drain, MachineSize, Plan, Plans};
-use stolos_clusters::render::{Artifacts, NetworkLease};
+use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
 use stolos_store::testing::Place;
 use tower::ServiceExt as _;
@@ -41,6 +42,8 @@ pub(crate) struct Below {
     pub(crate) fail: AtomicBool,
     pub(crate) settings: Mutex<Vec<(Drain, u32)>>,
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
+    /// Secrets by whole name.
+    pub(crate) secrets: Mutex<BTreeMap<String, String>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,7 +117,23 @@ impl Vault for Below {
             private_key: "key".into(),
         })))
     }
-    fn forget(&self, _: &str) -> BoxFuture<'_, Result<()>> {
+    fn forget(&self, deployment: &str) -> BoxFuture<'_, Result<()>> {
+        self.forget_below(deployment)
+    }
+    fn name(&self, deployment: &str, variable: &str) -> Result<String> {
+        Ok(format!("{deployment}/{variable}"))
+    }
+    fn put(&self, name: &str, text: Secret<String>) -> BoxFuture<'_, Result<()>> {
+        lock(&self.secrets).insert(name.to_owned(), text.expose().clone());
+        Box::pin(ready(Ok(())))
+    }
+    fn put_authority(&self, deployment: &str, authority: Identity) -> BoxFuture<'_, Result<()>> {
+        let name = format!("{deployment}/kubernetes_ca");
+        lock(&self.secrets).insert(name, authority.certificate);
+        Box::pin(ready(Ok(())))
+    }
+    fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>> {
+        lock(&self.secrets).retain(|kept, _| !kept.starts_with(name));
         Box::pin(ready(Ok(())))
     }
 }
@@ -226,34 +245,68 @@ impl Answer {
     }
 }
 
-pub(crate) fn plans() -> Plans {
-    let size = MachineSize {
+pub(crate) const ZONES: [&str; 2] = ["z1", "z2"];
+
+pub(crate) fn size() -> MachineSize {
+    MachineSize {
         cpu: 2,
         ram: 2048,
         ephemeral_disk: 8192,
         persistent_disk: 1024,
+    }
+}
+
+pub(crate) fn plan(name: &str, kubernetes_version: &str) -> Plan {
+    let plan = json!({"name": name, "description": "for tests", "kubernetes_version": kubernetes_version, "master": size(),
+                      "worker": size(), "worker_instances": 1, "max_worker_instances": 5});
+    serde_json::from_value(plan).expect("a plan")
+}
+
+/// `small`, `three` with three masters, and `retired`, which is not active.
+pub(crate) fn plans() -> Vec<Plan> {
+    vec![
+        plan("small", "1.37.1"),
+        Plan {
+            master_instances: 3,
+            ..plan("three", "1.37.1")
+        },
+        Plan {
+            active: false,
+            ..plan("retired", "1.36.3")
+        },
+    ]
+}
+
+/// What machines are made of, of a release that has this number.
+pub(crate) fn catalogue(release: &str) -> Catalogue {
+    let artifacts = |version: &str| Artifacts {
+        release: "kubernetes".into(),
+        release_version: format!("{version}+{release}"),
+        stemcell_os: "stolos-trixie".into(),
+        stemcell_version: "1".into(),
+        image_seed: String::new(),
     };
-    Plans::new(vec![Plan {
-        name: "small".to_owned(),
-        description: "for tests".to_owned(),
-        kubernetes_version: "1.37.1".to_owned(),
-        master: size,
-        worker_instances: 1,
-        max_worker_instances: 5,
-        worker: size,
-        allow_privileged_containers: true,
-        drain: Drain::default(),
-        worker_max_in_flight: 1,
-    }])
-    .expect("valid plans")
+    ["1.36.3", "1.37.1"]
+        .map(|version| (version.to_owned(), artifacts(version)))
+        .into_iter()
+        .collect()
 }
 
 impl World {
     pub(crate) async fn new(place: &Place) -> Self {
+        Self::with(place, plans(), catalogue("1"), Arc::default()).await
+    }
+
+    /// A service with other plans and artefacts, over what was there before.
+    pub(crate) async fn with(
+        place: &Place,
+        plans: Vec<Plan>,
+        artifacts: Catalogue,
+        below: Arc<Below>,
+    ) -> Self {
         let mint = Mint::new();
-        let below: Arc<Below> = Arc::default();
         let config = Config {
-            plans: plans(),
+            plans: Plans::new(plans, ZONES.map(str::to_owned).to_vec()).expect("valid plans"),
             capacity: Some(Capacity {
                 memory_mib: 24 * 1024,
                 cpus: 2,
@@ -264,13 +317,7 @@ impl World {
                 director: "https://director.test".into(),
                 kubernetes_versions: vec!["1.37.1".into()],
             },
-            artifacts: Artifacts {
-                release: "kubernetes".into(),
-                release_version: "1".into(),
-                stemcell_os: "stolos-trixie".into(),
-                stemcell_version: "1".into(),
-                image_seed: String::new(),
-            },
+            artifacts,
             holder: "test".into(),
         };
         let deps = Deps {

@@ -1,0 +1,164 @@
+//! Accepting a new cluster.
+
+use stolos_api::pks::{ClusterParameters, ClusterRequest, LastAction, LastActionState};
+use stolos_base::ids::ClusterId;
+
+use super::{Accepted, Desk, VERSION, checked_tags, given, refuse_unknown, worker_count};
+use crate::authorize::{Caller, Right};
+use crate::config_file::{self, Secrets};
+use crate::db::{self, ClusterRow};
+use crate::error::{Error, Result};
+use crate::flows::Input;
+use crate::model::{ClusterName, Hostname};
+use crate::plans::Plan;
+use crate::profiles::Kind;
+use crate::render::{API_PORT, Rollout, deployment_name};
+use crate::settings::Settings;
+use crate::{quotas, registries};
+
+impl Desk {
+    /// Accepts a create request.
+    pub(crate) async fn create(&self, caller: &Caller, request: &ClusterRequest) -> Result<Accepted> {
+        caller.may(Right::Manage)?;
+        let (mut cluster, secrets, not_applied) = self.check_create(caller, request)?;
+        self.give_profiles(caller, &mut cluster, request).await?;
+        self.set_pools(
+            &mut cluster,
+            request
+                .parameters
+                .node_pool_instances
+                .as_deref()
+                .unwrap_or_default(),
+        )?;
+        self.check_shape(&cluster)?;
+        cluster.workers = cluster.shape().workers();
+        let operation = self.operation(&cluster, LastAction::Create, caller);
+        let mut tx = self.begin_tx("accept a cluster").await?;
+        self.fits(&mut tx, &cluster).await?;
+        if !caller.has(Right::ManageAll) {
+            quotas::refuse_excess(&mut tx, &cluster).await?;
+        }
+        self.hold_profiles(&mut tx, &cluster).await?;
+        db::insert_cluster(&mut tx, &cluster).await?;
+        let input = Input::new(&operation, Rollout::Fresh);
+        self.begin(&mut tx, &operation, &input).await?;
+        // Last before the commit: a request that is refused leaves nothing among the credentials.
+        let has_secrets = !secrets.is_empty();
+        self.keep(&cluster, secrets).await?;
+        if let Err(error) = tx.commit().await {
+            if has_secrets {
+                self.vault.forget(&deployment_name(cluster.id)).await?;
+            }
+            return Err(Error::database("accept the cluster")(error));
+        }
+        self.flows.nudge();
+        Ok(Accepted {
+            cluster,
+            operation,
+            not_applied,
+        })
+    }
+
+    /// The plan of a request, which has to be active.
+    fn active_plan(&self, name: &str) -> Result<&Plan> {
+        let plan = self.plans.find(name).filter(|plan| plan.active);
+        plan.ok_or_else(|| Error::NoPlan {
+            name: name.chars().take(80).collect(),
+            known: self.plans.active().map(|(_, plan)| plan.name.clone()).collect(),
+        })
+    }
+
+    fn check_create(
+        &self,
+        caller: &Caller,
+        request: &ClusterRequest,
+    ) -> Result<(ClusterRow, Secrets, Vec<String>)> {
+        let name: ClusterName = request.name.parse()?;
+        let plan = self.active_plan(&request.plan_name)?;
+        refuse_unknown(&request.other)?;
+        let parameters = &request.parameters;
+        refuse_unknown(&parameters.other)?;
+        let Some(host) = &parameters.kubernetes_master_host else {
+            return Err(Error::Request(
+                "`parameters.kubernetes_master_host` is required".to_owned(),
+            ));
+        };
+        let hostname: Hostname = host.parse()?;
+        if let Some(port) = parameters.kubernetes_master_port
+            && port != API_PORT
+        {
+            return Err(Error::Request(format!(
+                "`kubernetes_master_port` {port} is not offered; the port is {API_PORT}"
+            )));
+        }
+        let workers = match parameters.kubernetes_worker_instances {
+            Some(asked) => worker_count(plan, asked)?,
+            None => plan.worker_instances,
+        };
+        let (settings, secrets, not_applied) = self.own_settings(plan, parameters)?;
+        let cluster = ClusterRow {
+            id: ClusterId::new(&self.ids),
+            name,
+            hostname,
+            owner: caller.name().to_owned(),
+            plan: plan.clone(),
+            workers,
+            action: LastAction::Create,
+            state: LastActionState::InProgress,
+            description: "Creating cluster".to_owned(),
+            address: None,
+            settings,
+        };
+        Ok((cluster, secrets, not_applied))
+    }
+
+    fn own_settings(
+        &self,
+        plan: &Plan,
+        parameters: &ClusterParameters,
+    ) -> Result<(Settings, Secrets, Vec<String>)> {
+        let mut settings = Settings {
+            artifacts: Some(self.artifacts.for_plan(plan)?.clone()),
+            version: VERSION.to_owned(),
+            tags: checked_tags(parameters.cluster_tags.as_deref().unwrap_or_default())?,
+            ..Settings::default()
+        };
+        if let Some(given) = &parameters.private_registries {
+            settings.registries = registries::check(given)?;
+        }
+        let authorities = parameters.custom_ca_certs.as_deref().unwrap_or_default();
+        registries::add_older(&mut settings.registries, authorities, &[])?;
+        let (secrets, not_applied) = match &parameters.config_file {
+            Some(file) => config_file::take(file, &mut settings.proxies, self.clock.now())?,
+            None => (Secrets::default(), Vec::new()),
+        };
+        Ok((settings, secrets, not_applied))
+    }
+
+    async fn give_profiles(
+        &self,
+        caller: &Caller,
+        cluster: &mut ClusterRow,
+        request: &ClusterRequest,
+    ) -> Result<()> {
+        let settings = &mut cluster.settings;
+        if let Some(name) = given(request.network_profile_name.as_ref()) {
+            settings.network_profile = Some(self.network_profile(caller, name).await?);
+        }
+        if let Some(name) = given(request.compute_profile_name.as_ref()) {
+            settings.compute_profile = Some(self.compute_profile(caller, name).await?);
+        }
+        if let Some(name) = given(request.kubernetes_profile_name.as_ref()) {
+            settings.kubernetes_profile = Some(self.kubernetes_profile(caller, name).await?);
+        }
+        Ok(())
+    }
+}
+
+/// Which rights see which profiles, for whom: everybody may use network and compute profiles, Kubernetes profiles are their owner's.
+pub(super) fn whose(caller: &Caller, kind: Kind) -> db::Whose<'_> {
+    match kind {
+        Kind::Network | Kind::Compute => db::Whose::All,
+        Kind::Kubernetes => caller.own(Right::ReadAll),
+    }
+}

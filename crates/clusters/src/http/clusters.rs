@@ -1,0 +1,155 @@
+//! Plans, clusters and their kubeconfigs.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use stolos_api::pks;
+
+use super::{App, Failure, LONGEST_WAIT, operation_header, unreadable};
+use crate::accept::{Accepted, Deletion};
+use crate::authorize::{Caller, Right};
+use crate::db;
+use crate::error::Error;
+use crate::show;
+
+/// The operation, and what of the request has no effect here: PKS's bodies have no place for either.
+fn headers(accepted: &Accepted) -> HeaderMap {
+    let mut headers = HeaderMap::from_iter(operation_header(&accepted.operation.id.to_string()));
+    if !accepted.not_applied.is_empty()
+        && let Ok(value) = HeaderValue::try_from(accepted.not_applied.join(", "))
+    {
+        headers.insert("x-stolos-not-applied", value);
+    }
+    headers
+}
+
+pub(super) async fn plan_list(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<Json<Vec<pks::Plan>>, Failure> {
+    caller.may(Right::Plans)?;
+    Ok(Json(
+        app.desk()
+            .plans
+            .active()
+            .map(|(id, plan)| show::plan(id, plan))
+            .collect(),
+    ))
+}
+
+pub(super) async fn cluster_list(
+    State(app): State<App>,
+    caller: Caller,
+) -> Result<Json<Vec<pks::Cluster>>, Failure> {
+    caller.may(Right::Read)?;
+    let rows = db::clusters(&app.desk().db, caller.own(Right::ReadAll)).await?;
+    Ok(Json(rows.iter().map(|row| app.desk().show(row)).collect()))
+}
+
+pub(super) async fn cluster_view(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<pks::Cluster>, Failure> {
+    caller.may(Right::Read)?;
+    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
+    Ok(Json(app.desk().show(&row)))
+}
+
+pub(super) async fn cluster_create(
+    State(app): State<App>,
+    caller: Caller,
+    body: Result<Json<pks::ClusterRequest>, JsonRejection>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Manage)?;
+    let Json(request) = body.map_err(unreadable)?;
+    let accepted = app.desk().create(&caller, &request).await?;
+    let shown = Json(app.desk().show(&accepted.cluster));
+    Ok((StatusCode::ACCEPTED, headers(&accepted), shown).into_response())
+}
+
+pub(super) async fn cluster_details(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<pks::Cluster>, Failure> {
+    caller.may(Right::Read)?;
+    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
+    Ok(Json(app.desk().show_details(&row)))
+}
+
+pub(super) async fn cluster_update(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Result<Json<pks::UpdateParameters>, JsonRejection>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Manage)?;
+    let Json(change) = body.map_err(unreadable)?;
+    let accepted = app.desk().update(&caller, &name, &change).await?;
+    Ok((StatusCode::ACCEPTED, headers(&accepted)).into_response())
+}
+
+pub(super) async fn cluster_delete(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
+    let operation = match app.desk().delete(&caller, &name).await? {
+        Deletion::Accepted(operation) => operation,
+        // The running operation has to stop first; that is quick, because every step can be cancelled. Should it not be,
+        // the caller hears that the cluster is busy and may ask again.
+        Deletion::After(running) => {
+            app.cancel(&running).await?;
+            app.wait_ended(running.id, LONGEST_WAIT).await;
+            match app.desk().delete(&caller, &name).await? {
+                Deletion::Accepted(operation) => operation,
+                Deletion::After(running) => {
+                    return Err(Error::Busy {
+                        cluster: running.cluster,
+                    }
+                    .into());
+                }
+            }
+        }
+    };
+    Ok((
+        StatusCode::NO_CONTENT,
+        operation_header(&operation.id.to_string()),
+    )
+        .into_response())
+}
+
+pub(super) async fn bind_create(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Manage)?;
+    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
+    let kubeconfig = app.bind(&row, caller.name()).await?;
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(kubeconfig),
+    )
+        .into_response())
+}
+
+pub(super) async fn bind_view(
+    State(app): State<App>,
+    caller: Caller,
+    Path((name, user)): Path<(String, String)>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Manage)?;
+    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
+    let kubeconfig = app.bind(&row, &user).await?;
+    Ok((
+        StatusCode::OK,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(kubeconfig),
+    )
+        .into_response())
+}
