@@ -19,7 +19,7 @@ use crate::flows::flow_of;
 use crate::model::{ClusterName, Hostname};
 use crate::plans::{Plan, Plans};
 use crate::quotas;
-use crate::render::{API_PORT, Artifacts, Rollout};
+use crate::render::{API_PORT, Catalogue, Rollout};
 use crate::settings::{Settings, Tag};
 
 /// What this host can carry; `None` where the machines are not made on it.
@@ -37,7 +37,7 @@ pub(crate) struct Desk {
     pub(crate) plans: Plans,
     pub(crate) capacity: Option<Capacity>,
     /// What machines of new clusters are made of.
-    pub(crate) artifacts: Artifacts,
+    pub(crate) artifacts: Catalogue,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
     pub(crate) flows: Flows,
@@ -282,7 +282,7 @@ impl Desk {
             description: "Creating cluster".to_owned(),
             address: None,
             settings: Settings {
-                artifacts: Some(self.artifacts.clone()),
+                artifacts: Some(self.artifacts.for_plan(plan)?.clone()),
                 tags,
                 ..Settings::default()
             },

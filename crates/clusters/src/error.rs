@@ -25,6 +25,16 @@ pub enum Error {
         /// What there is.
         known: Vec<String>,
     },
+    /// Nothing is built for a plan's Kubernetes version.
+    #[error("plan `{plan}` has Kubernetes {version}, which is not built; built are {built}")]
+    NotBuilt {
+        /// The plan.
+        plan: String,
+        /// Its version.
+        version: String,
+        /// Those that are built, joined by commas.
+        built: String,
+    },
     /// The number of workers is outside of the plan's range.
     #[error("number of worker nodes {asked} is not between 1 and {most}, the maximum of plan `{plan}`")]
     WorkerCount {
@@ -188,6 +198,7 @@ impl Classify for Error {
             | Self::HostnameTaken(_)
             | Self::Busy { .. }
             | Self::NotReady { .. }
+            | Self::NotBuilt { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
@@ -201,6 +212,7 @@ impl Classify for Error {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
+            Self::NotBuilt { .. } => vec!["`stolos up` builds the versions that the plans name.".to_owned()],
             Self::DoesNotFit { .. } => {
                 vec![
                     "Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more."

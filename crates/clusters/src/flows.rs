@@ -25,7 +25,7 @@ pub(crate) use update::Update;
 use crate::db::{self, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
 use crate::error::Error;
-use crate::render::{Artifacts, Rollout};
+use crate::render::{Catalogue, Rollout};
 
 /// What the flows work with.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub(crate) struct Tools {
     pub(crate) vault: Arc<dyn Vault>,
     pub(crate) director: Arc<dyn Director>,
     pub(crate) kubernetes: Arc<dyn Kubernetes>,
-    pub(crate) artifacts: Artifacts,
+    pub(crate) artifacts: Catalogue,
 }
 
 /// The input of all flows.

@@ -6,6 +6,8 @@
 //! Invariants: the same arguments give the same text, byte for byte; a job gets exactly the properties that its spec in
 //! `releases/kubernetes` declares; a machine is given only its own identity (`docs/design/0004-node-certificates.md`).
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stolos_base::ids::ClusterId;
 
+use crate::error::{Error, Result};
 use crate::model::Hostname;
 use crate::plans::{MachineSize, Plan};
 use crate::settings::Tag;
@@ -91,6 +94,54 @@ pub struct Artifacts {
     pub stemcell_version: String,
     /// Name of the image store that nodes begin with; empty for none.
     pub image_seed: String,
+}
+
+/// What machines can be made of, for each Kubernetes version that is built (without `v`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Catalogue(BTreeMap<String, Artifacts>);
+
+impl Catalogue {
+    /// What machines with that Kubernetes version are made of.
+    #[must_use]
+    pub fn for_version(&self, version: &str) -> Option<&Artifacts> {
+        self.0.get(version)
+    }
+
+    /// What the machines of a plan's clusters are made of.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`].
+    pub fn for_plan(&self, plan: &Plan) -> Result<&Artifacts> {
+        self.for_version(&plan.kubernetes_version)
+            .ok_or_else(|| Error::NotBuilt {
+                plan: plan.name.clone(),
+                version: plan.kubernetes_version.clone(),
+                built: self.versions().join(", "),
+            })
+    }
+
+    /// The versions, newest first.
+    #[must_use]
+    pub fn versions(&self) -> Vec<&str> {
+        let mut versions: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        versions.sort_by_key(|version| Reverse(places(version)));
+        versions
+    }
+}
+
+impl FromIterator<(String, Artifacts)> for Catalogue {
+    fn from_iter<T: IntoIterator<Item = (String, Artifacts)>>(artifacts: T) -> Self {
+        Self(artifacts.into_iter().collect())
+    }
+}
+
+/// The numbers of a version, so that 1.100 is newer than 1.99.
+fn places(version: &str) -> Vec<u64> {
+    version
+        .split('.')
+        .map(|place| place.parse().unwrap_or(0))
+        .collect()
 }
 
 /// A rendered cluster.

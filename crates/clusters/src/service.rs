@@ -17,7 +17,7 @@ use crate::deps::{Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
 use crate::flows::{Create, Delete, Tools, Update};
 use crate::plans::Plans;
-use crate::render::Artifacts;
+use crate::render::Catalogue;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct Config {
     /// What `GET /stolos/v1/info` answers.
     pub info: pks::Info,
     /// What machines are made of.
-    pub artifacts: Artifacts,
+    pub artifacts: Catalogue,
     /// This process among those that share the database.
     pub holder: String,
 }

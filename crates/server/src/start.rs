@@ -19,7 +19,8 @@ use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
 use stolos_base::{Clock, IdSource, Instance, Secret, files, poll};
 use stolos_blobs::{Blobs, SealKey, Signer};
-use stolos_clusters::render::Artifacts;
+use stolos_clusters::plans::Plans;
+use stolos_clusters::render::Catalogue;
 use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope, Value, root_key};
 use stolos_identity::{Administrator, ClientConfig, Identity, SigningKey};
 use stolos_mbus::callout::{AgentDirectory, AuthCallout, DirectoryError, Keys};
@@ -72,9 +73,9 @@ impl Running {
 
 /// Starts everything.
 pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
-    let (config, plans) = Config::read(&instance.config_file())?;
-    let artifacts: Artifacts = files::read_json(&instance.root.join("artifacts.json"))?
+    let artifacts: Catalogue = files::read_json(&instance.root.join("artifacts.json"))?
         .context("artifacts.json is missing; `stolos up` writes it")?;
+    let (config, plans) = Config::read(&instance.config_file(), &artifacts)?;
     let (clock, ids) = (Clock::system(), IdSource::random());
     let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())?;
     let hostd = announce_host(instance, &network).await?;
@@ -189,7 +190,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 identity: identity_url,
                 director: director_url,
-                kubernetes_versions: versions(&config),
+                kubernetes_versions: offered(&artifacts, &plans),
             },
             plans,
             capacity: capacity(),
@@ -525,16 +526,14 @@ fn holder(service: &str, instance: &Instance) -> String {
     format!("{service}@{}", instance.name)
 }
 
-fn versions(config: &Config) -> Vec<String> {
-    let mut versions: Vec<String> = config
-        .plans
-        .iter()
-        .map(|plan| plan.kubernetes_version.clone())
-        .collect();
-    versions.sort();
-    versions.dedup();
-    versions.reverse();
+/// The versions that plans have, newest first.
+fn offered(artifacts: &Catalogue, plans: &Plans) -> Vec<String> {
+    let has = |version: &str| plans.iter().any(|(_, plan)| plan.kubernetes_version == version);
+    let versions = artifacts.versions().into_iter();
     versions
+        .filter(|version| has(version))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The host's memory and processors.

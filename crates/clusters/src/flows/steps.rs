@@ -154,7 +154,10 @@ async fn run_deploy(
         rollout: input.rollout,
     };
     // Rows of an older version do not say what their machines are made of.
-    let artifacts = cluster.settings.artifacts.as_ref().unwrap_or(&tools.artifacts);
+    let artifacts = match &cluster.settings.artifacts {
+        Some(own) => own,
+        None => tools.artifacts.for_plan(&cluster.plan)?,
+    };
     let rendered = render(&spec, &cluster.plan, lease, artifacts);
     tools
         .director

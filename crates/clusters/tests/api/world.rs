@@ -276,6 +276,13 @@ impl World {
         let verifier =
             Verifier::fixed(ISSUER, &KeySet { keys: vec![key] }, Clock::system()).expect("a verifier");
         let below: Arc<Below> = Arc::default();
+        let artifacts = Artifacts {
+            release: "kubernetes".into(),
+            release_version: "1".into(),
+            stemcell_os: "stolos-trixie".into(),
+            stemcell_version: "1".into(),
+            image_seed: String::new(),
+        };
         let config = Config {
             plans: plans(),
             capacity: Some(Capacity {
@@ -288,13 +295,7 @@ impl World {
                 director: "https://director.test".into(),
                 kubernetes_versions: vec!["1.37.1".into()],
             },
-            artifacts: Artifacts {
-                release: "kubernetes".into(),
-                release_version: "1".into(),
-                stemcell_os: "stolos-trixie".into(),
-                stemcell_version: "1".into(),
-                image_seed: String::new(),
-            },
+            artifacts: [("1.37.1".to_owned(), artifacts)].into_iter().collect(),
             holder: "test".into(),
         };
         let deps = Deps {
