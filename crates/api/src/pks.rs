@@ -12,7 +12,7 @@ mod tasks;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-pub use client::{Client, ProfileKind};
+pub use client::{Begun, Client, ProfileKind};
 pub use config_file::{
     ConfigFile, CustomCa, InstanceGroup, PrivateRegistries, Proxy, RegistryHost, RegistryServer,
 };
@@ -502,6 +502,43 @@ pub struct OperationStep {
     /// Names of the steps that it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
+}
+
+/// What a request would do: the answer to `?dry_run=true`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// The cluster.
+    pub cluster: String,
+    /// `CREATE` or `UPDATE`.
+    pub action: LastAction,
+    /// Its Kubernetes version afterwards.
+    pub k8s_version: String,
+    /// Its groups of machines, before and after.
+    pub groups: Vec<PreviewGroup>,
+    /// What differs, in words; empty for a new cluster.
+    pub changes: Vec<String>,
+    /// In which order machines are made and changed, in words.
+    pub machines: String,
+    /// What of the request has no effect on this installation's infrastructure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_applied: Vec<String>,
+}
+
+/// A group of machines in a preview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewGroup {
+    /// Name of the instance group.
+    pub name: String,
+    /// Machines now.
+    pub before: u32,
+    /// Machines afterwards.
+    pub after: u32,
+    /// Processors of each.
+    pub cpu: u32,
+    /// Memory of each in MiB.
+    pub memory_mib: u32,
+    /// Their zones.
+    pub zones: Vec<String>,
 }
 
 /// What the server says about itself to anybody: `GET /stolos/v1/info`.

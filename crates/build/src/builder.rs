@@ -135,12 +135,39 @@ impl Builder {
                         .collect::<Vec<_>>()
                         .join(", "),
                 })?;
+        self.built(component)
+    }
+
+    /// The Kubernetes versions that releases are packed for, newest first.
+    ///
+    /// # Errors
+    /// When the release's definition is not understood.
+    pub fn kubernetes_versions(&self) -> Result<Vec<String>> {
+        let (definition, _) = self.release_definition()?;
+        Ok(definition.versions.iter().map(Version::to_string).collect())
+    }
+
+    /// The programs of one Kubernetes version, such as `1.37.1`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownVersion`]; what the source says.
+    pub fn kubernetes(&self, version: &str) -> Result<Upstream> {
+        let (definition, _) = self.release_definition()?;
+        let components = self.components()?;
+        self.built(kubernetes_of(&components, definition.version(version)?)?)
+    }
+
+    fn built(&self, component: &Component) -> Result<Upstream> {
         let artefact = self.component(component)?;
         Ok(Upstream {
             name: component.name.clone(),
             version: component.version.clone(),
             bin: artefact.content.join("bin"),
         })
+    }
+
+    fn release_definition(&self) -> Result<(ReleaseDefinition, Vec<JobArchive>)> {
+        ReleaseDefinition::read(&self.repository.join("releases/kubernetes"))
     }
 
     fn component(&self, component: &Component) -> Result<Artefact> {
@@ -158,12 +185,13 @@ impl Builder {
         )
     }
 
-    /// The release `kubernetes`, with the given `stolos-job` in it.
+    /// The release `kubernetes` for one Kubernetes version, with the given `stolos-job` in it.
     ///
     /// # Errors
-    /// When a definition is wrong or a part cannot be built.
-    pub fn release(&self, stolos_job: &Utf8Path) -> Result<Release> {
-        let (definition, jobs) = ReleaseDefinition::read(&self.repository.join("releases/kubernetes"))?;
+    /// [`Error::UnknownVersion`]; when a definition is wrong or a part cannot be built.
+    pub fn release(&self, version: &str, stolos_job: &Utf8Path) -> Result<Release> {
+        let (definition, jobs) = self.release_definition()?;
+        let version = definition.version(version)?;
         let components = self.components()?;
         let own = BTreeMap::from([("stolos-job", stolos_job)]);
         let mut built: BTreeMap<String, Artefact> = BTreeMap::new();
@@ -175,7 +203,7 @@ impl Builder {
                 let program = match own.get(name) {
                     Some(path) => Program::at(path)?,
                     None => {
-                        let component = builder_of(&components, name, &package.name, &definition.version)?;
+                        let component = builder_of(&components, name, &package.name, version)?;
                         let artefact = match built.get(&component.name) {
                             Some(artefact) => artefact.clone(),
                             None => self.component(component)?,
@@ -194,47 +222,44 @@ impl Builder {
         }
         let stemcell = StemcellDefinition::read(&self.repository.join("stemcell"))?;
         let target = format!("{}/{}", stemcell.name, stemcell.version);
-        self.pack_release(&definition, &jobs, &packages, &target)
+        self.pack_release(&definition.name, version, &jobs, &packages, &target)
     }
 
     fn pack_release(
         &self,
-        definition: &ReleaseDefinition,
+        name: &str,
+        version: &Version,
         jobs: &[JobArchive],
         packages: &BTreeMap<String, Package>,
         target: &str,
     ) -> Result<Release> {
         let mut inputs = Inputs::new()
             .text("packing", "1")
-            .text("name", &definition.name)
-            .text("version", definition.version.as_str())
+            .text("name", name)
+            .text("version", version.as_str())
             .text("stemcell", target);
         for job in jobs {
             inputs = inputs.bytes(format!("job {}", job.spec.name), &job.pack());
         }
-        for (name, package) in packages {
-            inputs = inputs.text(format!("package {name}"), &package.sha256);
+        for (package, packed) in packages {
+            inputs = inputs.text(format!("package {package}"), &packed.sha256);
         }
-        let version = with_digest(&definition.version, &inputs)?;
-        let tarball = format!("{}-{version}.tgz", definition.name);
-        let artefact = self.cache.get(
-            "release",
-            &definition.name,
-            &inputs,
-            &*self.progress,
-            |directory| {
-                let mut writer = ReleaseWriter::new(&definition.name, version.clone(), target);
+        let version = with_digest(version, &inputs)?;
+        let tarball = format!("{name}-{version}.tgz");
+        let artefact = self
+            .cache
+            .get("release", name, &inputs, &*self.progress, |directory| {
+                let mut writer = ReleaseWriter::new(name, version.clone(), target);
                 for job in jobs {
                     writer.job(job);
                 }
-                for (name, package) in packages {
-                    writer.compiled_package(name, &package.archive, &package.sha256, &[])?;
+                for (package, packed) in packages {
+                    writer.compiled_package(package, &packed.archive, &packed.sha256, &[])?;
                 }
                 Ok(writer.write(&directory.join(&tarball))?)
-            },
-        )?;
+            })?;
         Ok(Release {
-            name: definition.name.clone(),
+            name: name.to_owned(),
             version: version.to_string(),
             path: artefact.content.join(tarball),
         })
@@ -278,14 +303,24 @@ impl Builder {
         })
     }
 
-    /// Builds what takes long and needs no program of ours: all upstream programs, the root file system of the
-    /// stemcell, the images. Network and processor are used at the same time.
+    /// Builds what takes long and needs no program of ours: upstream programs, Kubernetes in the given versions among
+    /// them, the root file system of the stemcell, the images. Network and processor are used at the same time.
     ///
     /// # Errors
-    /// The first thing that failed.
-    pub fn prepare(&self) -> Result<()> {
+    /// [`Error::UnknownVersion`], before anything is built; the first thing that failed.
+    pub fn prepare(&self, kubernetes: &[String]) -> Result<()> {
         let definition = StemcellDefinition::read(&self.repository.join("stemcell"))?;
-        let components = self.components()?;
+        let (release, _) = self.release_definition()?;
+        let mut components = self.components()?;
+        let mut wanted = Vec::new();
+        for version in kubernetes {
+            wanted.push(
+                kubernetes_of(&components, release.version(version)?)?
+                    .name
+                    .clone(),
+            );
+        }
+        components.retain(|component| !component.is_kubernetes() || wanted.contains(&component.name));
         std::thread::scope(|scope| {
             let base = scope.spawn(|| stemcell::base(&self.cache, &*self.progress, &definition).map(drop));
             let compiled = components
@@ -314,6 +349,24 @@ impl Builder {
     }
 }
 
+/// The component of one Kubernetes version.
+fn kubernetes_of<'a>(components: &'a [Component], version: &Version) -> Result<&'a Component> {
+    let pinned = || components.iter().filter(|component| component.is_kubernetes());
+    let wanted = format!("v{version}");
+    pinned()
+        .find(|component| component.version == wanted)
+        .ok_or_else(|| {
+            let versions: Vec<&str> = pinned().map(|component| component.version.as_str()).collect();
+            Error::Definition {
+                path: "releases/kubernetes/release.yml".into(),
+                reason: format!(
+                    "it has version {version}, but pinned are {}",
+                    versions.join(" and ")
+                ),
+            }
+        })
+}
+
 /// The component that builds a program. Where several do (two Kubernetes minors), the one of the release's version.
 fn builder_of<'a>(
     components: &'a [Component],
@@ -328,10 +381,7 @@ fn builder_of<'a>(
     let wanted = format!("v{release}");
     able.iter()
         .find(|component| component.version == wanted)
-        .or_else(|| {
-            able.first()
-                .filter(|c| able.len() == 1 && !c.name.starts_with("kubernetes-"))
-        })
+        .or_else(|| able.first().filter(|c| able.len() == 1 && !c.is_kubernetes()))
         .copied()
         .ok_or_else(|| match able.first() {
             None => Error::UnknownProgram {

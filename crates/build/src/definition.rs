@@ -29,7 +29,8 @@ pub fn find_repository(start: &Utf8Path) -> Result<Utf8PathBuf> {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReleaseDefinition {
     pub(crate) name: String,
-    pub(crate) version: Version,
+    /// The Kubernetes versions that it is packed for, newest first.
+    pub(crate) versions: Vec<Version>,
     pub(crate) packages: Vec<PackageDefinition>,
     jobs: Vec<String>,
 }
@@ -51,6 +52,11 @@ impl ReleaseDefinition {
             path: path.clone(),
             reason,
         };
+        if release.versions.is_empty() || !release.versions.is_sorted_by(|a, b| a > b) {
+            return Err(refuse(
+                "`versions` is empty, or not sorted with the newest first".to_owned(),
+            ));
+        }
         let packages: BTreeSet<&str> = release.packages.iter().map(|p| p.name.as_str()).collect();
         let listed: BTreeSet<&str> = release.jobs.iter().map(String::as_str).collect();
         let jobs_directory = directory.join("jobs");
@@ -77,6 +83,22 @@ impl ReleaseDefinition {
             jobs.push(job);
         }
         Ok((release, jobs))
+    }
+
+    /// The listed version that is written so.
+    pub(crate) fn version(&self, wanted: &str) -> Result<&Version> {
+        self.versions
+            .iter()
+            .find(|version| version.as_str() == wanted)
+            .ok_or_else(|| Error::UnknownVersion {
+                version: wanted.to_owned(),
+                known: self
+                    .versions
+                    .iter()
+                    .map(Version::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 }
 

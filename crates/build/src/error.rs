@@ -64,6 +64,14 @@ pub enum Error {
         /// Those that there are, joined by commas.
         known: String,
     },
+    /// The release is not packed for this Kubernetes version.
+    #[error("Kubernetes {version} is not pinned; there are {known}")]
+    UnknownVersion {
+        /// What was asked for.
+        version: String,
+        /// Those that there are, newest first, joined by commas.
+        known: String,
+    },
     /// No component builds the program that a package names.
     #[error("no upstream component builds `{program}`, which package `{package}` holds")]
     UnknownProgram {
@@ -95,10 +103,11 @@ pub enum Error {
 impl Classify for Error {
     fn class(&self) -> Class {
         match self {
-            Self::UnknownComponent { .. } | Self::Definition { .. } | Self::UnknownProgram { .. } => {
-                Class::User
-            }
-            Self::NoRepository(_)
+            Self::UnknownComponent { .. }
+            | Self::UnknownVersion { .. }
+            | Self::Definition { .. }
+            | Self::UnknownProgram { .. }
+            | Self::NoRepository(_)
             | Self::NoCacheDirectory
             | Self::NotRoot(_)
             | Self::MissingProgram { .. } => Class::User,

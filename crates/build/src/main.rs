@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use stolos_base::{Classify as _, Clock};
-use stolos_build::{Builder, Cache, find_repository};
+use stolos_build::{Builder, Cache, Release, find_repository};
 
 /// Makes upstream programs, the Kubernetes release, the stemcell and the system's images, and prints where they lie.
 #[derive(Parser)]
@@ -36,17 +36,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything
+    /// Everything, with all Kubernetes versions
     All,
     /// What takes long and needs no program of ours: upstream programs, the stemcell's packages, images
-    Prepare,
+    Prepare {
+        /// Kubernetes versions; all when none is named
+        kubernetes: Vec<String>,
+    },
     /// The programs of one upstream component
     Upstream {
         /// A directory below `upstream`
         name: String,
     },
     /// The Kubernetes release
-    Release,
+    Release {
+        /// The Kubernetes version; the newest when it is not named
+        kubernetes: Option<String>,
+    },
     /// The stemcell
     Stemcell,
     /// The system's container images, and the store that nodes begin with
@@ -93,20 +99,24 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Some(programs) => absolute(programs)?,
         None => own_directory()?,
     };
-    let release = || builder.release(&programs.join("stolos-job"));
+    let release = |version: &String| builder.release(version, &programs.join("stolos-job"));
     let stemcell = || builder.stemcell(&programs.join("stolos-init"), &programs.join("stolos-agent"));
     let print = Printer { json: arguments.json };
     match &arguments.command {
         Command::All => {
-            builder.prepare()?;
-            let (release, stemcell, seed) = (release()?, stemcell()?, builder.images_seed()?);
+            let versions = builder.kubernetes_versions()?;
+            builder.prepare(&versions)?;
+            let releases: Vec<Release> = versions.iter().map(release).collect::<Result<_, _>>()?;
+            let (stemcell, seed) = (stemcell()?, builder.images_seed()?);
             let nats = builder.upstream("nats-server")?;
             if print.json {
                 return print.value(&serde_json::json!({
-                    "release": release, "stemcell": stemcell, "images_seed": seed, "nats_server": nats.program("nats-server"),
+                    "releases": releases, "stemcell": stemcell, "images_seed": seed, "nats_server": nats.program("nats-server"),
                 }));
             }
-            print.line(&format!("release      {}  {}", release.version, release.path))?;
+            for release in releases {
+                print.line(&format!("release      {}  {}", release.version, release.path))?;
+            }
             print.line(&format!("stemcell     {}  {}", stemcell.version, stemcell.path))?;
             print.line(&format!("images       {}  {}", seed.name, seed.path))?;
             print.line(&format!(
@@ -115,13 +125,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 nats.program("nats-server")
             ))
         }
-        Command::Prepare => Ok(builder.prepare()?),
+        Command::Prepare { kubernetes } if kubernetes.is_empty() => {
+            Ok(builder.prepare(&builder.kubernetes_versions()?)?)
+        }
+        Command::Prepare { kubernetes } => Ok(builder.prepare(kubernetes)?),
         Command::Upstream { name } => {
             let upstream = builder.upstream(name)?;
             print.either(&upstream, upstream.bin.as_str())
         }
-        Command::Release => {
-            let release = release()?;
+        Command::Release { kubernetes } => {
+            let newest = builder.kubernetes_versions()?.remove(0);
+            let release = release(kubernetes.as_ref().unwrap_or(&newest))?;
             print.either(&release, release.path.as_str())
         }
         Command::Stemcell => {

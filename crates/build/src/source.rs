@@ -114,10 +114,16 @@ impl Component {
         })
     }
 
+    /// Whether it is a minor version of Kubernetes: only those that somebody asks for are compiled.
+    #[must_use]
+    pub fn is_kubernetes(&self) -> bool {
+        self.name.starts_with("kubernetes-")
+    }
+
     /// Link flags that put the version into programs that report one.
     fn link_flags(&self) -> String {
         let mut flags = "-s -w".to_owned();
-        if self.name.starts_with("kubernetes-") {
+        if self.is_kubernetes() {
             let version = &self.version;
             let mut places = version.trim_start_matches('v').split('.');
             let (major, minor) = (

@@ -56,7 +56,7 @@ impl Repository {
         );
         repository.write(
             "releases/kubernetes/release.yml",
-            "name: kubernetes\nversion: 1.9.2\njobs: [node]\npackages:\n- {name: kubelet, files: [bin/kubelet]}\n\
+            "name: kubernetes\nversions: [1.9.2, 1.8.7]\njobs: [node]\npackages:\n- {name: kubelet, files: [bin/kubelet]}\n\
              - {name: etcd, files: [bin/etcd]}\n- {name: stolos-job, files: [bin/stolos-job]}\n",
         );
         repository.write(
@@ -78,13 +78,21 @@ impl Repository {
         fs_err::write(path, text).expect("a file");
     }
 
-    fn build(&self, cache: &str) -> stolos_build::Result<(String, Utf8PathBuf)> {
+    fn builder(&self, cache: &str) -> stolos_build::Result<Builder> {
         let cache = Cache::at(self.dir.path().join(cache), Clock::system());
         let source: Arc<dyn Source> = Arc::clone(&self.source) as _;
-        let release = Builder::new(cache, self.dir.path())?
-            .with_source(source)
-            .release(&self.dir.path().join("stolos-job"))?;
+        Ok(Builder::new(cache, self.dir.path())?.with_source(source))
+    }
+
+    fn build_version(&self, cache: &str, version: &str) -> stolos_build::Result<(String, Utf8PathBuf)> {
+        let release = self
+            .builder(cache)?
+            .release(version, &self.dir.path().join("stolos-job"))?;
         Ok((release.version, release.path))
+    }
+
+    fn build(&self, cache: &str) -> stolos_build::Result<(String, Utf8PathBuf)> {
+        self.build_version(cache, "1.9.2")
     }
 }
 
@@ -152,33 +160,76 @@ fn a_release_depends_on_its_content_alone() {
 }
 
 #[test]
+fn each_version_has_its_release() {
+    let repository = Repository::new();
+    let builder = repository.builder("cache").expect("a builder");
+    assert_eq!(
+        builder.kubernetes_versions().expect("the versions"),
+        ["1.9.2", "1.8.7"]
+    );
+    let (version, path) = repository.build_version("cache", "1.8.7").expect("a release");
+    assert!(version.starts_with("1.8.7+"), "{version}");
+    let manifest = ReleaseArchive::open(&path).expect("it opens").manifest().clone();
+    assert_eq!(manifest.name, "kubernetes");
+    assert_eq!(
+        repository.source.0.load(Ordering::SeqCst),
+        2,
+        "etcd and the one kubernetes that was asked for"
+    );
+    assert_eq!(
+        builder.kubernetes("1.8.7").expect("its programs").name,
+        "kubernetes-1.8"
+    );
+    for error in [
+        repository
+            .build_version("cache", "1.7.0")
+            .expect_err("not pinned"),
+        builder
+            .prepare(&["1.7.0".to_owned()])
+            .expect_err("not pinned, before anything is built"),
+    ] {
+        assert_eq!(
+            error.to_string(),
+            "Kubernetes 1.7.0 is not pinned; there are 1.9.2, 1.8.7"
+        );
+    }
+}
+
+#[test]
 fn definitions_that_do_not_fit_are_refused() {
-    let check = |file: &str, text: &str, expected: &str| {
+    let check_version = |version: &str, file: &str, text: &str, expected: &str| {
         let repository = Repository::new();
         repository.write(file, text);
-        let error = repository.build("cache").expect_err(expected);
+        let error = repository.build_version("cache", version).expect_err(expected);
         let text = stolos_base::chain(&error);
         assert!(text.contains(expected), "{text}");
     };
+    let check = |file: &str, text: &str, expected: &str| check_version("1.9.2", file, text, expected);
     let release = "releases/kubernetes/release.yml";
-    check(
+    check_version(
+        "1.9.3",
         release,
-        "name: kubernetes\nversion: 1.9.3\njobs: [node]\npackages: [{name: kubelet, files: [bin/kubelet]}]\n",
+        "name: kubernetes\nversions: [1.9.3, 1.9.2]\njobs: [node]\npackages: [{name: kubelet, files: [bin/kubelet]}]\n",
         "it has version 1.9.3, but `kubelet` is pinned at v1.8.7 and v1.9.2",
     );
     check(
         release,
-        "name: kubernetes\nversion: 1.9.2\njobs: [node]\npackages: [{name: kubelet, files: [bin/kubeadm]}]\n",
+        "name: kubernetes\nversions: [1.8.7, 1.9.2]\njobs: []\npackages: []\n",
+        "`versions` is empty, or not sorted with the newest first",
+    );
+    check(
+        release,
+        "name: kubernetes\nversions: [1.9.2]\njobs: [node]\npackages: [{name: kubelet, files: [bin/kubeadm]}]\n",
         "no upstream component builds `kubeadm`, which package `kubelet` holds",
     );
     check(
         release,
-        "name: kubernetes\nversion: 1.9.2\njobs: [node]\npackages: []\n",
+        "name: kubernetes\nversions: [1.9.2]\njobs: [node]\npackages: []\n",
         "job `node` needs package `kubelet`, which is not listed",
     );
     check(
         release,
-        "name: kubernetes\nversion: 1.9.2\njobs: []\npackages: []\n",
+        "name: kubernetes\nversions: [1.9.2]\njobs: []\npackages: []\n",
         "the directory of job `node` is there, but it is not listed",
     );
     check(

@@ -1,7 +1,14 @@
 //! The words of the command line.
 
+mod clusters;
+
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use clusters::{
+    Create, Credentials, Delete, Given, Going, List, LoadImage, Operations, Resize, Show, Task, Tasks,
+    Update, UpgradeMany, UpgradeOne,
+};
 
 /// Makes, heals and deletes Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -25,30 +32,88 @@ pub(crate) enum Command {
     #[command(alias = "list-plans")]
     Plans(Json),
     /// List clusters.
-    #[command(alias = "list-clusters")]
-    Clusters(Json),
+    #[command(
+        alias = "list-clusters",
+        after_help = "Examples:\n  stolos clusters\n  stolos clusters --watch"
+    )]
+    Clusters(List),
     /// Show one cluster.
-    #[command(after_help = "Examples:\n  stolos cluster demo\n  stolos cluster demo --details")]
+    #[command(
+        after_help = "Examples:\n  stolos cluster demo\n  stolos cluster demo --details\n  stolos cluster demo --watch"
+    )]
     Cluster(Show),
     /// Make a cluster.
     #[command(
-        after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive"
+        after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --dry-run\n  stolos create-cluster demo -e demo.example.com -p small --compute-profile pools --node-pool-instances \"web:3,batch:1\"\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive"
     )]
     CreateCluster(Create),
-    /// Change a cluster: its size, how its nodes are drained, its tags.
+    /// Change a cluster: its size, profiles, proxies, registries, tags, how its nodes are drained.
     #[command(
-        after_help = "Examples:\n  stolos update-cluster demo --num-nodes 3 --wait\n  stolos update-cluster demo --kubelet-drain-timeout 5 --kubelet-drain-force-node true --non-interactive\n  stolos update-cluster demo --tags \"team:blue,stage:test\"\n  stolos update-cluster demo --tags \"\"   # removes all tags"
+        after_help = "Examples:\n  stolos update-cluster demo --num-nodes 3 --wait\n  stolos update-cluster demo --kubernetes-profile audit --dry-run\n  stolos update-cluster demo --kubelet-drain-timeout 5 --kubelet-drain-force-node true --non-interactive\n  stolos update-cluster demo --tags \"team:blue,stage:test\"\n  stolos update-cluster demo --tags \"\"   # removes all tags"
     )]
     UpdateCluster(Update),
     /// Change the number of a cluster's workers.
-    #[command(after_help = "Example:\n  stolos resize demo --num-nodes 3 --wait")]
+    #[command(
+        after_help = "Examples:\n  stolos resize demo --num-nodes 3 --wait\n  stolos resize demo --node-pool-instances \"web:5\""
+    )]
     Resize(Resize),
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
+    /// Move a cluster to its plan's newest Kubernetes and release.
+    #[command(after_help = "Example:\n  stolos upgrade-cluster demo --wait")]
+    UpgradeCluster(UpgradeOne),
+    /// Move several clusters to their plans' newest Kubernetes and release.
+    #[command(
+        after_help = "Example:\n  stolos upgrade-clusters -c one,two,three --canaries one --max-in-flight 2 --wait"
+    )]
+    UpgradeClusters(UpgradeMany),
+    /// Show an upgrade of clusters.
+    Task(Task),
+    /// List upgrades of clusters.
+    Tasks(Tasks),
+    /// Stop an upgrade of clusters: those whose turn has not come are left alone.
+    CancelTask(Id),
     /// Write a cluster's credentials into the kubeconfig and make it the current context.
     #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
     GetCredentials(Credentials),
+    /// Make a network profile.
+    #[command(
+        after_help = "Example:\n  stolos create-network-profile own-networks.json\n\nThe file:\n  {\"name\": \"own-networks\", \"description\": \"\", \"parameters\": {\"nodes_dns\": [\"10.0.0.53\"],\n   \"cni_configurations\": {\"type\": \"stolos\", \"parameters\": {\"pod_network\": \"172.20.0.0/16\", \"service_network\": \"10.96.0.0/20\"}}}}\n\nKeys of NSX-T are taken and named as not applied."
+    )]
+    CreateNetworkProfile(CreateProfile),
+    /// List network profiles.
+    NetworkProfiles(Json),
+    /// Show a network profile.
+    NetworkProfile(Named),
+    /// Delete a network profile that no cluster has.
+    DeleteNetworkProfile(DeleteProfile),
+    /// Make a compute profile.
+    #[command(
+        after_help = "Example:\n  stolos create-compute-profile pools.json\n\nThe file:\n  {\"name\": \"pools\", \"description\": \"\", \"parameters\": {\"cluster_customization\": {\"node_pools\": [\n    {\"name\": \"web\", \"instances\": 2, \"node_labels\": \"tier=web\"},\n    {\"name\": \"batch\", \"instances\": 1, \"cpu\": 2, \"memory_in_mb\": 4096, \"ephemeral_disk_in_mb\": 16384, \"node_taints\": \"only=batch:NoSchedule\"}]}}}"
+    )]
+    CreateComputeProfile(CreateProfile),
+    /// List compute profiles.
+    ComputeProfiles(Json),
+    /// Show a compute profile.
+    ComputeProfile(Named),
+    /// Delete a compute profile that no cluster has.
+    DeleteComputeProfile(DeleteProfile),
+    /// Make a Kubernetes profile.
+    #[command(
+        alias = "create-k8s-profile",
+        after_help = "Example:\n  stolos create-kubernetes-profile ports.json\n\nThe file:\n  {\"name\": \"ports\", \"description\": \"\", \"customizations\": [\n    {\"component\": \"kube-apiserver\", \"arguments\": {\"service-node-port-range\": \"30000-40000\"}}]}\n\nContents of files in `file-arguments`, such as encryption-provider-config, are kept encrypted and never shown."
+    )]
+    CreateKubernetesProfile(CreateProfile),
+    /// List Kubernetes profiles.
+    #[command(alias = "k8s-profiles")]
+    KubernetesProfiles(Json),
+    /// Show a Kubernetes profile.
+    #[command(alias = "k8s-profile")]
+    KubernetesProfile(Named),
+    /// Delete a Kubernetes profile that no cluster has.
+    #[command(alias = "delete-k8s-profile")]
+    DeleteKubernetesProfile(DeleteProfile),
     /// Give a container image to all nodes of a cluster, from an archive instead of a registry.
     #[command(
         after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
@@ -65,8 +130,8 @@ pub(crate) enum Command {
     Instances(Named),
     /// Delete a deployment.
     DeleteDeployment(Delete),
-    /// Show director tasks, or follow one.
-    Tasks(Tasks),
+    /// Show the director's tasks, or follow one.
+    DirectorTasks(DirectorTasks),
     /// Check whether this host can run Stolos, and whether a running installation is well.
     Doctor(Doctor),
     /// Build what is missing and start Stolos on this host.
@@ -99,6 +164,12 @@ pub(crate) struct Named {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Id {
+    /// Id.
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Login {
     /// Host of the API; port 9021 unless given.
     #[arg(short = 'a', long)]
@@ -124,158 +195,9 @@ pub(crate) struct Login {
     /// Do not verify the server. Anybody between you and it can read the password.
     #[arg(short = 'k', long, alias = "skip-ssl-verification")]
     pub(crate) skip_ssl_validation: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Create {
-    /// Name of the cluster.
-    pub(crate) name: String,
-    /// Address or name under which its API will be called.
-    #[arg(short = 'e', long)]
-    pub(crate) external_hostname: String,
-    /// Plan, see `plans`.
-    #[arg(short = 'p', long)]
-    pub(crate) plan: String,
-    /// Number of workers; the plan's own when absent.
-    #[arg(short = 'n', long)]
-    pub(crate) num_nodes: Option<i64>,
-    /// Tags of its machines, `NAME:VALUE,NAME:VALUE`.
-    #[arg(long, value_name = "TAGS", default_value = "", hide_default_value = true)]
-    pub(crate) tags: String,
-    /// Follow the operation to its end.
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// Print JSON in place of text.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Ask nothing.
-    #[arg(long)]
-    pub(crate) non_interactive: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Show {
-    /// Name.
-    pub(crate) name: String,
-    /// Also show how its nodes are drained.
-    #[arg(long)]
-    pub(crate) details: bool,
-    /// Print JSON in place of text.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Update {
-    /// Name of the cluster.
-    pub(crate) name: String,
-    /// Number of workers.
-    #[arg(short = 'n', long)]
-    pub(crate) num_nodes: Option<i64>,
-    /// All tags that the cluster's machines are to have, `NAME:VALUE,NAME:VALUE`; an empty text removes all.
-    #[arg(long, value_name = "TAGS")]
-    pub(crate) tags: Option<String>,
-    /// Minutes that draining a node may take; 0 for no limit.
-    #[arg(long, value_name = "MINUTES")]
-    pub(crate) kubelet_drain_timeout: Option<String>,
-    /// Seconds that a pod gets to end; -1 for the pod's own.
-    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
-    pub(crate) kubelet_drain_grace_period: Option<String>,
-    /// Whether pods that no controller makes anew are evicted too.
-    #[arg(long, value_name = "BOOL")]
-    pub(crate) kubelet_drain_force: Option<String>,
-    /// Whether pods of daemon sets are left where they are; otherwise they stop the drain.
-    #[arg(long, value_name = "BOOL")]
-    pub(crate) kubelet_drain_ignore_daemonsets: Option<String>,
-    /// Whether pods with data in emptyDir volumes are evicted too.
-    #[arg(long, value_name = "BOOL")]
-    pub(crate) kubelet_drain_delete_local_data: Option<String>,
-    /// Whether pods that are left when the time is over are deleted.
-    #[arg(long, value_name = "BOOL")]
-    pub(crate) kubelet_drain_force_node: Option<String>,
-    /// Follow the operation to its end.
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// Print JSON in place of text.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Ask nothing.
-    #[arg(long)]
-    pub(crate) non_interactive: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Resize {
-    /// Name of the cluster.
-    pub(crate) name: String,
-    /// Number of workers.
-    #[arg(short = 'n', long, default_value_t = 1)]
-    pub(crate) num_nodes: i64,
-    /// Follow the operation to its end.
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// Print JSON in place of text.
-    #[arg(long, requires = "wait")]
-    pub(crate) json: bool,
-    /// Ask nothing.
-    #[arg(long)]
-    pub(crate) non_interactive: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Delete {
-    /// Name.
-    pub(crate) name: String,
-    /// Follow the deletion to its end.
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// Ask nothing.
-    #[arg(long)]
-    pub(crate) non_interactive: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Credentials {
-    /// Name of the cluster.
-    pub(crate) name: String,
-    /// Print the kubeconfig instead of merging it.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LoadImage {
-    /// Name of the cluster.
-    pub(crate) name: String,
-    /// Archive of one or more images, as `docker save`, `podman save` or OCI tools write it; may be compressed by gzip.
-    pub(crate) file: Utf8PathBuf,
-    /// Only these nodes; all of them when absent.
-    #[arg(long = "node", value_name = "NODE")]
-    pub(crate) nodes: Vec<String>,
-    /// Seconds that a node may take.
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    /// Seconds that each answer may take.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) timeout: u64,
-    /// Print JSON in place of text.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Operations {
-    /// Id of one operation.
-    pub(crate) id: Option<String>,
-    /// Only those of this cluster.
-    #[arg(short = 'c', long)]
-    pub(crate) cluster: Option<String>,
-    /// Follow to the end: the named operation, else the newest.
-    #[arg(short = 'f', long)]
-    pub(crate) follow: bool,
-    /// Cancel the named operation.
-    #[arg(long, requires = "id")]
-    pub(crate) cancel: bool,
-    /// Print JSON in place of a table.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -294,12 +216,31 @@ pub(crate) struct Deploy {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Tasks {
+pub(crate) struct DirectorTasks {
     /// Follow this task.
     pub(crate) id: Option<u64>,
     /// Print JSON in place of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A profile in a file.
+#[derive(Debug, Args)]
+pub(crate) struct CreateProfile {
+    /// JSON or YAML file with `name`, `description` and what the profile says.
+    pub(crate) file: Utf8PathBuf,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteProfile {
+    /// Name.
+    pub(crate) name: String,
+    /// Ask nothing.
+    #[arg(long)]
+    pub(crate) non_interactive: bool,
 }
 
 /// Which installation on this host.

@@ -1,16 +1,20 @@
 //! The verbs.
 
 mod clusters;
+mod create;
 mod deployments;
 mod doctor;
 mod down;
 mod images;
 mod login;
 mod operations;
+mod profiles;
 mod up;
 mod update;
+mod upgrade;
 
 use clap::CommandFactory as _;
+use stolos_api::pks::ProfileKind::{Compute, Kubernetes, Network};
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -23,10 +27,27 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Plans(args) => clusters::plans(&args).await,
         Command::Clusters(args) => clusters::list(&args).await,
         Command::Cluster(args) => clusters::show(&args).await,
-        Command::CreateCluster(args) => clusters::create(&args).await,
+        Command::CreateCluster(args) => create::create(&args).await,
         Command::UpdateCluster(args) => update::update(&args).await,
         Command::Resize(args) => update::resize(&args).await,
         Command::DeleteCluster(args) => clusters::delete(&args).await,
+        Command::UpgradeCluster(args) => upgrade::one(&args).await,
+        Command::UpgradeClusters(args) => upgrade::many(&args).await,
+        Command::Task(args) => upgrade::show(&args).await,
+        Command::Tasks(args) => upgrade::list(&args).await,
+        Command::CancelTask(args) => upgrade::cancel(&args).await,
+        Command::CreateNetworkProfile(args) => profiles::create(Network, &args).await,
+        Command::NetworkProfiles(args) => profiles::list(Network, &args).await,
+        Command::NetworkProfile(args) => profiles::show(Network, &args).await,
+        Command::DeleteNetworkProfile(args) => profiles::delete(Network, &args).await,
+        Command::CreateComputeProfile(args) => profiles::create(Compute, &args).await,
+        Command::ComputeProfiles(args) => profiles::list(Compute, &args).await,
+        Command::ComputeProfile(args) => profiles::show(Compute, &args).await,
+        Command::DeleteComputeProfile(args) => profiles::delete(Compute, &args).await,
+        Command::CreateKubernetesProfile(args) => profiles::create(Kubernetes, &args).await,
+        Command::KubernetesProfiles(args) => profiles::list(Kubernetes, &args).await,
+        Command::KubernetesProfile(args) => profiles::show(Kubernetes, &args).await,
+        Command::DeleteKubernetesProfile(args) => profiles::delete(Kubernetes, &args).await,
         Command::GetCredentials(args) => clusters::credentials(&args).await,
         Command::LoadImage(args) => images::load(&args).await,
         Command::Operations(args) => operations::run(&args).await,
@@ -34,7 +55,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Deployments(args) => deployments::list(&args).await,
         Command::Instances(args) => deployments::instances(&args).await,
         Command::DeleteDeployment(args) => deployments::delete(&args).await,
-        Command::Tasks(args) => deployments::tasks(&args).await,
+        Command::DirectorTasks(args) => deployments::tasks(&args).await,
         Command::Doctor(args) => doctor::run(&args),
         Command::Up(args) => up::run(&args).await,
         Command::Down(args) => down::run(&args),

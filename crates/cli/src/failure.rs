@@ -50,6 +50,14 @@ impl Failure {
         }
     }
 
+    /// An answer of the PKS API. A session that has ended says so in PKS's words.
+    pub(crate) fn of_api(error: &stolos_api::Error) -> Self {
+        match error.class() {
+            Class::Unauthenticated => Self::not_logged_in(),
+            _ => Self::from_error(error),
+        }
+    }
+
     /// Adds a whole sentence that names the next step.
     #[must_use]
     pub(crate) fn hint(mut self, text: impl Into<String>) -> Self {

@@ -23,10 +23,55 @@ pub(crate) fn note(text: &str) {
 /// # Errors
 /// When the value cannot be serialized.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))?;
-    data(&text);
+    data(&to_json(value)?);
     Ok(())
+}
+
+/// A value as pretty JSON.
+///
+/// # Errors
+/// When the value cannot be serialized.
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))
+}
+
+/// Reads a file with JSON or YAML, which is a superset of it; an error names line and column.
+///
+/// # Errors
+/// When the file cannot be read or is not what is expected.
+pub(crate) fn read_document<T: serde::de::DeserializeOwned>(path: &camino::Utf8Path) -> Result<T, Failure> {
+    let text = fs_err::read_to_string(path).map_err(|error| Failure::user(error.to_string()))?;
+    serde_saphyr::from_str(&text).map_err(|error| Failure::user(format!("`{path}` is not valid: {error}")))
+}
+
+/// Shows something again and again until Ctrl-C: in place on a terminal, one after the other elsewhere.
+///
+/// # Errors
+/// Those of `shown`.
+pub(crate) async fn watch<F: Future<Output = Result<String, Failure>>>(
+    shown: impl Fn() -> F,
+) -> Result<(), Failure> {
+    /// As often as `watch` does.
+    const EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+    let in_place = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let mut last = String::new();
+    let watching = async {
+        loop {
+            let text = shown().await?;
+            if text != last {
+                // Home, and clear what is below.
+                let clear = if in_place { "\u{1b}[H\u{1b}[J" } else { "" };
+                data(&format!("{clear}{text}"));
+                last = text;
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tokio::select! {
+        ended = watching => ended,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
 }
 
 /// A table without borders, columns as wide as their content, two blanks between: what PKS printed, and what `awk` splits.

@@ -5,6 +5,7 @@
 
 mod create;
 mod delete;
+mod preview;
 mod profiles;
 mod quotas;
 mod update;
@@ -19,6 +20,7 @@ use stolos_flow::Flows;
 use stolos_store::{Db, Tx};
 
 pub(crate) use delete::Deletion;
+pub(crate) use preview::Mode;
 
 use crate::authorize::Caller;
 use crate::config_file::Secrets;
@@ -28,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::flows::{Input, flow_of};
 use crate::plans::{Plan, Plans};
 use crate::profiles::Kind;
-use crate::render::{Catalogue, deployment_name};
+use crate::render::{Catalogue, Rollout, deployment_name};
 use crate::settings::Tag;
 use crate::shape::Amount;
 
@@ -60,10 +62,14 @@ pub(crate) struct Desk {
 /// What became of a request.
 #[derive(Debug)]
 pub(crate) struct Accepted {
+    /// The cluster as it was; none when it is new.
+    pub(crate) before: Option<ClusterRow>,
     /// The cluster as it is to be.
     pub(crate) cluster: ClusterRow,
     /// What is done for it.
     pub(crate) operation: OperationRow,
+    /// How machines that are there are treated.
+    pub(crate) rollout: Rollout,
     /// What the request said that has no effect on this installation's infrastructure.
     pub(crate) not_applied: Vec<String>,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use stolos_clusters::plans::{
     Drain, InvalidPlans, KubeletReservations, MachineSize, Plan, Plans, PodSecurity,
 };
+use stolos_clusters::render::Catalogue;
 
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +19,9 @@ pub struct Config {
     pub database: String,
     /// Upstream programs that the services start.
     pub programs: Programs,
-    /// Plans on offer, in order; the first four get PKS's fixed ids.
-    #[serde(default = "default_plans")]
-    pub plans: Vec<Plan>,
+    /// Plans on offer, in order; the first four get PKS's fixed ids. [`default_plans`] when the file names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plans: Option<Vec<Plan>>,
     /// Availability zones, in order. On one host they are labels: machines of all zones share its power and its disk.
     #[serde(default = "default_zones")]
     pub zones: Vec<String>,
@@ -65,14 +66,26 @@ pub enum Error {
         #[source]
         source: InvalidPlans,
     },
+    /// A plan has a Kubernetes version that was not built.
+    #[error("the configuration `{path}` offers what is not there; run `stolos up` to have it built")]
+    NotBuilt {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<stolos_clusters::Error>,
+    },
+    /// Nothing was built at all.
+    #[error("no Kubernetes version is built; run `stolos up`")]
+    NothingBuilt,
 }
 
 impl Config {
-    /// Reads and checks a configuration file.
+    /// Reads a configuration file and checks it against what is built.
     ///
     /// # Errors
-    /// When it cannot be read or is not valid.
-    pub fn read(path: &camino::Utf8Path) -> Result<(Self, Plans), Error> {
+    /// When it cannot be read, is not valid, or offers a Kubernetes version that is not built.
+    pub fn read(path: &camino::Utf8Path, built: &Catalogue) -> Result<(Self, Plans), Error> {
         let text = fs_err::read_to_string(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
@@ -81,11 +94,18 @@ impl Config {
             path: path.to_owned(),
             problem: error.to_string(),
         })?;
-        let plans =
-            Plans::new(config.plans.clone(), config.zones.clone()).map_err(|source| Error::Plans {
+        let newest = built.versions().first().copied().ok_or(Error::NothingBuilt)?;
+        let offered = config.plans.clone().unwrap_or_else(|| default_plans(newest));
+        let plans = Plans::new(offered, config.zones.clone()).map_err(|source| Error::Plans {
+            path: path.to_owned(),
+            source,
+        })?;
+        for (_, plan) in plans.iter() {
+            built.for_plan(plan).map_err(|source| Error::NotBuilt {
                 path: path.to_owned(),
-                source,
+                source: Box::new(source),
             })?;
+        }
         Ok((config, plans))
     }
 }
@@ -98,9 +118,9 @@ fn sqlite() -> String {
     "sqlite".to_owned()
 }
 
-/// What is on offer until an operator says otherwise: sizes that fit a laptop.
+/// What is on offer until an operator says otherwise: sizes that fit a laptop, with that Kubernetes version.
 #[must_use]
-pub fn default_plans() -> Vec<Plan> {
+pub fn default_plans(kubernetes_version: &str) -> Vec<Plan> {
     let master = MachineSize {
         cpu: 2,
         ram: 2048,
@@ -111,7 +131,7 @@ pub fn default_plans() -> Vec<Plan> {
         name: name.to_owned(),
         description: description.to_owned(),
         active: true,
-        kubernetes_version: "1.37.1".to_owned(),
+        kubernetes_version: kubernetes_version.to_owned(),
         master_instances: 1,
         master,
         master_zones: Vec::new(),
@@ -155,20 +175,52 @@ pub fn default_plans() -> Vec<Plan> {
 
 #[cfg(test)]
 mod tests {
+    use stolos_clusters::render::Artifacts;
+
     use super::*;
 
     fn read(text: &str) -> Result<(Config, Plans), Error> {
         let dir = camino_tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("config.yml");
         fs_err::write(&path, text).expect("the file");
-        Config::read(&path)
+        let artifacts = Artifacts {
+            release: "kubernetes".to_owned(),
+            release_version: "1".to_owned(),
+            stemcell_os: "stolos-trixie".to_owned(),
+            stemcell_version: "1".to_owned(),
+            image_seed: String::new(),
+        };
+        let built = ["1.99.7", "1.100.1"].map(|version| (version.to_owned(), artifacts.clone()));
+        Config::read(&path, &built.into_iter().collect())
     }
 
     #[test]
     fn the_least_configuration_has_plans() {
         let (config, plans) = read("programs: {nats_server: /n, cpi_host: /c}\n").expect("valid");
         assert_eq!(config.database, "sqlite");
-        assert!(plans.find("small").is_some());
+        let small = plans.find("small").expect("a plan");
+        assert_eq!(small.kubernetes_version, "1.100.1", "the newest that is built");
+    }
+
+    #[test]
+    fn a_plan_without_its_kubernetes_version_is_refused() {
+        let plans = |version: &str| {
+            let text = serde_json::json!({
+                "programs": {"nats_server": "/n", "cpi_host": "/c"},
+                "plans": default_plans(version),
+            });
+            read(&text.to_string())
+        };
+        assert!(plans("1.99.7").is_ok());
+        let error = plans("1.98.0").expect_err("it is not built");
+        let text = stolos_base::chain(&error);
+        assert!(text.contains("run `stolos up`"), "{text}");
+        assert!(
+            text.contains(
+                "plan `small` has Kubernetes 1.98.0, which is not built; built are 1.100.1, 1.99.7"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

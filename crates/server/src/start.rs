@@ -19,7 +19,8 @@ use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
 use stolos_base::{Clock, IdSource, Instance, Secret, files, poll};
 use stolos_blobs::{Blobs, SealKey, Signer};
-use stolos_clusters::render::Artifacts;
+use stolos_clusters::plans::Plans;
+use stolos_clusters::render::Catalogue;
 use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope, Value, root_key};
 use stolos_identity::{Administrator, ClientConfig, Identity, SigningKey};
 use stolos_mbus::callout::{AgentDirectory, AuthCallout, DirectoryError, Keys};
@@ -72,9 +73,9 @@ impl Running {
 
 /// Starts everything.
 pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
-    let (config, plans) = Config::read(&instance.config_file())?;
-    let artifacts: Artifacts = files::read_json(&instance.root.join("artifacts.json"))?
+    let artifacts: Catalogue = files::read_json(&instance.root.join("artifacts.json"))?
         .context("artifacts.json is missing; `stolos up` writes it")?;
+    let (config, plans) = Config::read(&instance.config_file(), &artifacts)?;
     let (clock, ids) = (Clock::system(), IdSource::random());
     let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())?;
     let hostd = announce_host(instance, &network).await?;
@@ -181,6 +182,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
         clock.clone(),
     );
     let director_client = director_api::Client::new(&director_url, &trust.ca, Arc::new(tokens))?;
+    offer_zones(&director_client, plans.zones()).await?;
     let leases_db = databases.open(&stolos_network::SCHEMA).await?;
     let leases = stolos_network::Leases::open(leases_db, network.range.try_into()?).await?;
     let clusters = stolos_clusters::Service::start(
@@ -189,7 +191,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 identity: identity_url,
                 director: director_url,
-                kubernetes_versions: versions(&config),
+                kubernetes_versions: offered(&artifacts, &plans),
             },
             plans,
             capacity: capacity(),
@@ -216,6 +218,42 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
         _callout: bus.callout,
         _nats: bus.server,
     })
+}
+
+/// Has the director know the zones. The config is named as BOSH's own; what an operator wrote into it stays, but for the zones.
+async fn offer_zones(director: &director_api::Client, zones: &[String]) -> anyhow::Result<()> {
+    const NAME: &str = "default";
+    let configs = director.configs("cloud").await?;
+    let there = configs.iter().find(|config| config.name == NAME);
+    let mut content: serde_json::Value = match there {
+        Some(config) => serde_saphyr::from_str(&config.content)
+            .context("the director's default cloud config is not YAML")?,
+        None => json!({}),
+    };
+    let named = |zone: &String| {
+        content["azs"]
+            .as_array()
+            .is_some_and(|azs| azs.iter().any(|az| az["name"] == *zone))
+    };
+    let missing: Vec<serde_json::Value> = zones
+        .iter()
+        .filter(|zone| !named(zone))
+        .map(|zone| json!({"name": zone}))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut all = content["azs"].as_array().cloned().unwrap_or_default();
+    all.extend(missing);
+    content["azs"] = all.into();
+    let update = director_api::ConfigUpdate {
+        kind: "cloud".to_owned(),
+        name: NAME.to_owned(),
+        content: serde_saphyr::to_string(&content)?,
+        expected_latest_id: None,
+    };
+    director.update_config(&update).await?;
+    Ok(())
 }
 
 /// Makes the host reachable under the instance's address, through `stolos-hostd`.
@@ -525,16 +563,14 @@ fn holder(service: &str, instance: &Instance) -> String {
     format!("{service}@{}", instance.name)
 }
 
-fn versions(config: &Config) -> Vec<String> {
-    let mut versions: Vec<String> = config
-        .plans
-        .iter()
-        .map(|plan| plan.kubernetes_version.clone())
-        .collect();
-    versions.sort();
-    versions.dedup();
-    versions.reverse();
+/// The versions that plans have, newest first.
+fn offered(artifacts: &Catalogue, plans: &Plans) -> Vec<String> {
+    let has = |version: &str| plans.iter().any(|(_, plan)| plan.kubernetes_version == version);
+    let versions = artifacts.versions().into_iter();
     versions
+        .filter(|version| has(version))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The host's memory and processors.

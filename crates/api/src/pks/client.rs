@@ -9,7 +9,9 @@ use stolos_base::Secret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cluster, ClusterRequest, Info, Operation, Plan, TaskInfo, UpdateParameters, UpgradeClusters};
+use super::{
+    Cluster, ClusterRequest, Info, Operation, Plan, Preview, TaskInfo, UpdateParameters, UpgradeClusters,
+};
 use crate::http::{self, Error};
 
 /// Which profiles.
@@ -36,6 +38,18 @@ impl ProfileKind {
 
 /// Header of answers to create and delete requests: the operation's id.
 const OPERATION_HEADER: &str = "x-stolos-operation";
+
+/// Header of answers to create and update requests: what of the request has no effect.
+const NOT_APPLIED_HEADER: &str = "x-stolos-not-applied";
+
+/// What a request began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Begun {
+    /// Id of the operation; none from a server that does not say it.
+    pub operation: Option<String>,
+    /// What of the request was taken and has no effect on the installation's infrastructure.
+    pub not_applied: Vec<String>,
+}
 
 /// Talks to one installation, as one person. Cheap to clone.
 #[derive(Clone)]
@@ -96,19 +110,39 @@ impl Client {
         http::json(self.request(Method::GET, &["v1", "clusters", name])).await
     }
 
-    /// Asks for a cluster; gives it as accepted, and the operation's id.
+    /// Asks for a cluster; gives it as accepted, and what was begun.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn create_cluster(&self, request: &ClusterRequest) -> Result<(Cluster, Option<String>), Error> {
+    pub async fn create_cluster(&self, request: &ClusterRequest) -> Result<(Cluster, Begun), Error> {
         let response = http::send(self.request(Method::POST, &["v1", "clusters"]).json(request)).await?;
-        let operation = operation(&response);
+        let begun = begun(&response);
         let url = response.url().path().to_owned();
         let cluster = response.json().await.map_err(|source| Error::BadReply {
             url,
             source: source.into(),
         })?;
-        Ok((cluster, operation))
+        Ok((cluster, begun))
+    }
+
+    /// What a request for a cluster would do.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn preview_create(&self, request: &ClusterRequest) -> Result<Preview, Error> {
+        let asked = self.request(Method::POST, &["v1", "clusters"]).json(request);
+        http::json(asked.query(&[("dry_run", "true")])).await
+    }
+
+    /// What a change of a cluster would do.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn preview_update(&self, name: &str, change: &UpdateParameters) -> Result<Preview, Error> {
+        let asked = self
+            .request(Method::PATCH, &["v1", "clusters", name])
+            .json(change);
+        http::json(asked.query(&[("dry_run", "true")])).await
     }
 
     /// One cluster with its settings.
@@ -119,19 +153,15 @@ impl Client {
         http::json(self.request(Method::GET, &["v1", "clusterdetails", name])).await
     }
 
-    /// Asks for a change of a cluster; gives the operation's id.
+    /// Asks for a change of a cluster.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn update_cluster(
-        &self,
-        name: &str,
-        change: &UpdateParameters,
-    ) -> Result<Option<String>, Error> {
+    pub async fn update_cluster(&self, name: &str, change: &UpdateParameters) -> Result<Begun, Error> {
         let request = self
             .request(Method::PATCH, &["v1", "clusters", name])
             .json(change);
-        Ok(operation(&http::send(request).await?))
+        Ok(begun(&http::send(request).await?))
     }
 
     /// Asks for a cluster's end; gives the operation's id.
@@ -139,9 +169,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn delete_cluster(&self, name: &str) -> Result<Option<String>, Error> {
-        Ok(operation(
-            &http::send(self.request(Method::DELETE, &["v1", "clusters", name])).await?,
-        ))
+        let response = http::send(self.request(Method::DELETE, &["v1", "clusters", name])).await?;
+        Ok(begun(&response).operation)
     }
 
     /// A kubeconfig with a fresh identity.
@@ -282,11 +311,14 @@ impl Client {
     }
 }
 
-fn operation(response: &reqwest::Response) -> Option<String> {
-    response
-        .headers()
-        .get(OPERATION_HEADER)?
-        .to_str()
-        .ok()
-        .map(str::to_owned)
+fn begun(response: &reqwest::Response) -> Begun {
+    let text = |name| response.headers().get(name)?.to_str().ok();
+    Begun {
+        operation: text(OPERATION_HEADER).map(str::to_owned),
+        not_applied: text(NOT_APPLIED_HEADER)
+            .into_iter()
+            .flat_map(|list| list.split(", "))
+            .map(str::to_owned)
+            .collect(),
+    }
 }

@@ -2,12 +2,11 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-use indexmap::IndexMap;
-use stolos_api::pks::{Cluster, ClusterParameters, ClusterRequest, ClusterTag};
+use stolos_api::pks::{Client, Cluster};
 
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Create, Credentials, Delete, Json, Show};
+use crate::args::{Credentials, Delete, Json, List, Show};
 use crate::failure::Failure;
 use crate::{kubeconfig, output, program_name};
 
@@ -17,7 +16,7 @@ pub(crate) async fn plans(args: &Json) -> Result<(), Failure> {
         .await?
         .plans()
         .await
-        .map_err(|error| Failure::from_error(&error))?;
+        .map_err(|error| Failure::of_api(&error))?;
     if args.json {
         return output::json(&plans);
     }
@@ -30,31 +29,42 @@ pub(crate) async fn plans(args: &Json) -> Result<(), Failure> {
 }
 
 /// `stolos clusters`
-pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
-    let clusters = pks_client()
-        .await?
-        .clusters()
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
-    if args.json {
-        return output::json(&clusters);
+pub(crate) async fn list(args: &List) -> Result<(), Failure> {
+    let shown = || async {
+        let client = pks_client().await?;
+        let failed = |error: stolos_api::Error| Failure::of_api(&error);
+        let clusters = client.clusters().await.map_err(failed)?;
+        if args.json {
+            return output::to_json(&clusters);
+        }
+        let newest = client.upgradable().await.map_err(failed)?;
+        Ok(table(&clusters, &newest))
+    };
+    if args.watch {
+        return output::watch(shown).await;
     }
+    output::data(&shown().await?);
+    Ok(())
+}
+
+fn table(clusters: &[Cluster], newest: &str) -> String {
     let rows: Vec<Vec<String>> = clusters
-        .into_iter()
+        .iter()
         .map(|cluster| {
             vec![
-                cluster.pks_version,
-                cluster.name,
-                cluster.k8s_version,
-                cluster.plan_name,
-                cluster.uuid,
+                cluster.pks_version.clone(),
+                cluster.name.clone(),
+                cluster.k8s_version.clone(),
+                cluster.plan_name.clone(),
+                cluster.uuid.clone(),
                 cluster.last_action_state.as_str().to_owned(),
                 cluster.last_action.as_str().to_owned(),
             ]
         })
         .collect();
-    output::data(&output::table(
-        &[
+    let (product, header) = (
+        product(),
+        [
             "PKS Version",
             "Name",
             "k8s Version",
@@ -63,27 +73,48 @@ pub(crate) async fn list(args: &Json) -> Result<(), Failure> {
             "Status",
             "Action",
         ],
-        &rows,
-    ));
-    Ok(())
+    );
+    let table = output::table(&header, &rows);
+    // PKS's line for as long as any cluster lags.
+    if clusters
+        .iter()
+        .any(|cluster| !cluster.available_upgrades.is_empty())
+    {
+        format!("Upgrade is available to {product} Version: {newest}\n\n{table}")
+    } else {
+        table
+    }
+}
+
+/// The product's name in texts: scripts of TKGI match another than those of PKS.
+fn product() -> &'static str {
+    if program_name() == "tkgi" { "TKGI" } else { "PKS" }
 }
 
 /// `stolos cluster NAME`
 pub(crate) async fn show(args: &Show) -> Result<(), Failure> {
-    let client = pks_client().await?;
-    let cluster = if args.details {
-        client.cluster_details(&args.name).await
-    } else {
-        client.cluster(&args.name).await
+    let shown = || async {
+        let client = pks_client().await?;
+        let cluster = if args.details {
+            client.cluster_details(&args.name).await
+        } else {
+            client.cluster(&args.name).await
+        };
+        let cluster = cluster.map_err(|error| Failure::of_api(&error))?;
+        if args.json {
+            return output::to_json(&cluster);
+        }
+        let mut text = format!("\n{}", block(&cluster));
+        if args.details {
+            text.push('\n');
+            text.push_str(&details(&cluster));
+        }
+        Ok(text)
     };
-    let cluster = cluster.map_err(|error| Failure::from_error(&error))?;
-    if args.json {
-        return output::json(&cluster);
+    if args.watch {
+        return output::watch(shown).await;
     }
-    output::data(&format!("\n{}", block(&cluster)));
-    if args.details {
-        output::data(&details(&cluster));
-    }
+    output::data(&shown().await?);
     Ok(())
 }
 
@@ -104,63 +135,10 @@ fn details(cluster: &Cluster) -> String {
     text
 }
 
-/// `stolos create-cluster NAME`
-pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
-    let client = pks_client().await?;
-    let request = ClusterRequest {
-        name: args.name.clone(),
-        plan_name: args.plan.clone(),
-        parameters: ClusterParameters {
-            kubernetes_master_host: Some(args.external_hostname.clone()),
-            kubernetes_master_port: None,
-            kubernetes_worker_instances: args.num_nodes,
-            cluster_tags: Some(tags(&args.tags)).filter(|tags| !tags.is_empty()),
-            ..ClusterParameters::default()
-        },
-        other: IndexMap::new(),
-    };
-    let (mut cluster, operation) = client
-        .create_cluster(&request)
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
-    if args.wait
-        && let Some(operation) = &operation
-    {
-        let result = operations::follow(&client, operation).await;
-        // The cluster is shown as it ended, also when it ended badly.
-        if let Ok(now) = client.cluster(&args.name).await {
-            cluster = now;
-        }
-        show_created(args, &cluster)?;
-        return result;
-    }
-    show_created(args, &cluster)?;
-    if !args.json {
-        output::note(&format!(
-            "\nUse '{} cluster {}' to monitor the state of your cluster",
-            program_name(),
-            args.name
-        ));
-    }
-    Ok(())
-}
-
-fn show_created(args: &Create, cluster: &Cluster) -> Result<(), Failure> {
-    if args.json {
-        return output::json(cluster);
-    }
-    output::data(&format!("\n{}", block(cluster)));
-    Ok(())
-}
-
 /// `stolos delete-cluster NAME`
 pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let client = pks_client().await?;
-    // Asked before the question, so that nobody confirms the deletion of a typing error.
-    client
-        .cluster(&args.name)
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
+    known(&client, &args.name).await?;
     confirm(
         &format!("Are you sure you want to delete cluster {}? (y/n)", args.name),
         args.non_interactive,
@@ -168,7 +146,7 @@ pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let operation = client
         .delete_cluster(&args.name)
         .await
-        .map_err(|error| Failure::from_error(&error))?;
+        .map_err(|error| Failure::of_api(&error))?;
     output::note(&format!("Deletion of {} in progress", args.name));
     match operation {
         Some(operation) if args.wait => operations::follow(&client, &operation).await,
@@ -182,7 +160,7 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
         .await?
         .bind(&args.name)
         .await
-        .map_err(|error| Failure::from_error(&error))?;
+        .map_err(|error| Failure::of_api(&error))?;
     if args.json {
         return output::json(&config);
     }
@@ -193,6 +171,15 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
         args.name
     ));
     Ok(())
+}
+
+/// Asked before a question, so that nobody confirms what a typing error would do.
+pub(crate) async fn known(client: &Client, name: &str) -> Result<(), Failure> {
+    client
+        .cluster(name)
+        .await
+        .map(drop)
+        .map_err(|error| Failure::of_api(&error))
 }
 
 /// Asks on the terminal, or takes the answer from a pipe, as scripts of PKS users give it.
@@ -216,21 +203,7 @@ pub(crate) fn confirm(question: &str, skip: bool) -> Result<(), Failure> {
     }
 }
 
-/// Tags as they are typed; the server says what is wrong with them.
-pub(crate) fn tags(text: &str) -> Vec<ClusterTag> {
-    text.split(',')
-        .filter(|tag| !tag.trim().is_empty())
-        .map(|tag| {
-            let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
-            ClusterTag {
-                name: name.trim().to_owned(),
-                value: value.trim().to_owned(),
-                category: None,
-            }
-        })
-        .collect()
-}
-
+/// The block of `cluster NAME` (pks.md, section 1.6).
 pub(crate) fn block(cluster: &Cluster) -> String {
     let parameters = &cluster.parameters;
     output::block(&[
@@ -275,6 +248,16 @@ pub(crate) fn block(cluster: &Cluster) -> String {
         (
             "Compute Profile Name",
             cluster.compute_profile_name.clone().unwrap_or_default(),
+        ),
+        (
+            "Private Registries",
+            parameters
+                .private_registries
+                .iter()
+                .flat_map(|registries| &registries.servers)
+                .map(|server| server.url.clone())
+                .collect::<Vec<_>>()
+                .join(","),
         ),
         (
             "Tags",

@@ -11,7 +11,7 @@ use stolos_base::{Class, Secret};
 
 use super::clusters::confirm;
 use super::login;
-use crate::args::{Delete, Deploy, Json, Named, Tasks};
+use crate::args::{Delete, Deploy, DirectorTasks, Json, Named};
 use crate::failure::Failure;
 use crate::progress::{State, Steps};
 use crate::{output, program_name};
@@ -144,8 +144,8 @@ pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `stolos tasks [ID]`
-pub(crate) async fn tasks(args: &Tasks) -> Result<(), Failure> {
+/// `stolos director-tasks [ID]`
+pub(crate) async fn tasks(args: &DirectorTasks) -> Result<(), Failure> {
     let client = client().await?;
     if let Some(id) = args.id {
         let id = i64::try_from(id).map_err(|_| Failure::user("there is no such task"))?;
@@ -189,7 +189,7 @@ pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
         followed = client.follow(task, |event| show(&mut steps, event)) => followed,
         _ = tokio::signal::ctrl_c() => {
             return Err(Failure::user("stopped following; the task goes on")
-                .hint(format!("Follow it again with `{} tasks {task}`.", program_name())));
+                .hint(format!("Follow it again with `{} director-tasks {task}`.", program_name())));
         }
     };
     match followed {

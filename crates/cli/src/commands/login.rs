@@ -32,7 +32,8 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
     };
     let api = base_address(&args.api, pks::PORT)?;
     let identity = base_address(host_of(&api), IDENTITY_PORT)?;
-    let http = client(&trust, Some(REQUEST_LIMIT)).map_err(|error| Failure::from_error(&error))?;
+    let limit = Duration::from_secs(args.timeout);
+    let http = client(&trust, Some(limit)).map_err(|error| Failure::from_error(&error))?;
     // The API says where tokens are to be had; an installation may have moved that.
     let info = pks::Client::new(&api, http.clone(), Secret::from(""))
         .info()

@@ -20,7 +20,7 @@ const GIVE_UP_AFTER: u32 = 60;
 /// `stolos operations`
 pub(crate) async fn run(args: &Operations) -> Result<(), Failure> {
     let client = pks_client().await?;
-    let failure = |error| Failure::from_error(&error);
+    let failure = |error| Failure::of_api(&error);
     if let (Some(id), true) = (&args.id, args.cancel) {
         client.cancel_operation(id).await.map_err(failure)?;
         output::note(&format!("Operation {id} was asked to stop."));
@@ -75,7 +75,7 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
                     client = pks_client().await?;
                     continue;
                 }
-                Err(error) => return Err(Failure::from_error(&error)),
+                Err(error) => return Err(Failure::of_api(&error)),
             };
             unreachable = 0;
             show_steps(&mut steps, &operation);

@@ -2,13 +2,14 @@
 //!
 //! Every phase finds what an earlier run has done, so that it can be interrupted and run again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
-use stolos_api::director::{Client, ConfigUpdate, Upload};
+use serde_json::{Value, json};
+use stolos_api::director::Upload;
 use stolos_api::http::{Trust, client};
 use stolos_api::pks;
 use stolos_base::process::{Process, spawn_detached};
@@ -17,8 +18,8 @@ use stolos_base::{Class, Classify as _, Instance, Secret, files, poll};
 use stolos_build::{Builder, Cache, Event, Progress, Release, Seed, Stemcell};
 
 use super::down::sibling;
-use super::{clusters, deployments, doctor, login};
-use crate::args::{Create, Credentials, Login, Up};
+use super::{clusters, create, deployments, doctor, login};
+use crate::args::{Create, Credentials, Given, Going, Login, Up};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::{State, Steps};
@@ -29,22 +30,20 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const DEMO: &str = "demo";
 const DEMO_PLAN: &str = "small";
 const DEMO_WORKERS: i64 = 2;
-/// The zone that clusters are rendered for, and what compilation would use if a release came as source.
-const BASE_CLOUD_CONFIG: &str = "azs: [{name: z1}]\n";
 
 /// `stolos up`
 pub(crate) async fn run(args: &Up) -> Result<(), Failure> {
     let instance = args.local.instance();
     let mut phases = Phases::new();
     doctor::refuse_failed(&doctor::host(&instance))?;
-    let built = build().await?;
-    phases.done("build programs, release, stemcell and images");
+    let built = build(wanted_versions(&instance)?).await?;
+    phases.done("build programs, releases, stemcell and images");
     let network = configure(&instance, &built).await?;
     start(&instance)?;
     phases.done("start the services");
     log_in(&instance, &network).await?;
     upload(&built).await?;
-    phases.done("upload release and stemcell");
+    phases.done("upload releases and stemcell");
     if args.demo {
         demo().await?;
         phases.done("make the cluster `demo`, to a pod running and DNS answering");
@@ -89,12 +88,37 @@ impl Phases {
 struct Built {
     nats_server: Utf8PathBuf,
     kubectl: Utf8PathBuf,
-    release: Release,
+    /// By Kubernetes version.
+    releases: BTreeMap<String, Release>,
     stemcell: Stemcell,
     seed: Seed,
 }
 
-async fn build() -> Result<Built, Failure> {
+/// The Kubernetes versions that the operator's plans name.
+fn wanted_versions(instance: &Instance) -> Result<BTreeSet<String>, Failure> {
+    let config = read_config(&instance.config_file())?;
+    let plans = config["plans"].as_array().into_iter().flatten();
+    // A plan without a version is refused by `stolosd`, with the line.
+    let versions = plans.filter_map(|plan| plan["kubernetes_version"].as_str());
+    Ok(versions.map(str::to_owned).collect())
+}
+
+/// What to build of the versions that are pinned (newest first), in that order: each one costs minutes of compiling the first time. Without
+/// plans that is the newest. A version that is not pinned stays in the list, for the builder to refuse.
+fn versions_to_build(pinned: Vec<String>, wanted: &BTreeSet<String>) -> Vec<String> {
+    if wanted.is_empty() {
+        return pinned.into_iter().take(1).collect();
+    }
+    let unknown: Vec<String> = wanted
+        .iter()
+        .filter(|version| !pinned.contains(version))
+        .cloned()
+        .collect();
+    let known = pinned.into_iter().filter(|version| wanted.contains(version));
+    known.chain(unknown).collect()
+}
+
+async fn build(wanted: BTreeSet<String>) -> Result<Built, Failure> {
     let here = std::env::current_dir()
         .map_err(|error| Failure::user(format!("failed to find this directory: {error}")))?;
     let here = Utf8PathBuf::try_from(here).map_err(|error| Failure::user(error.to_string()))?;
@@ -109,11 +133,16 @@ async fn build() -> Result<Built, Failure> {
     );
     let work = move || -> Result<Built, stolos_build::Error> {
         let builder = Builder::new(Cache::of_user()?, &repository)?.with_progress(Arc::new(Shown::new()));
-        builder.prepare()?;
+        let versions = versions_to_build(builder.kubernetes_versions()?, &wanted);
+        builder.prepare(&versions)?;
+        let newest = versions.first().map_or("", String::as_str);
         Ok(Built {
             nats_server: builder.upstream("nats-server")?.program("nats-server"),
-            kubectl: builder.upstream("kubernetes-1.37")?.program("kubectl"),
-            release: builder.release(&job)?,
+            kubectl: builder.kubernetes(newest)?.program("kubectl"),
+            releases: versions
+                .iter()
+                .map(|version| Ok((version.clone(), builder.release(version, &job)?)))
+                .collect::<Result<_, stolos_build::Error>>()?,
             stemcell: builder.stemcell(&init, &agent)?,
             seed: builder.images_seed()?,
         })
@@ -172,15 +201,26 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
     });
     files::write_json(&instance.cpi_config(), &cpi, 0o600)
         .map_err(failed("write the CPI's configuration"))?;
-    let artifacts = json!({
-        "release": built.release.name,
-        "release_version": built.release.version,
-        "stemcell_os": built.stemcell.name,
-        "stemcell_version": built.stemcell.version,
-        "image_seed": built.seed.name,
-    });
-    files::write_json(&instance.root.join("artifacts.json"), &artifacts, 0o644)
-        .map_err(failed("write what was built"))?;
+    let artifacts = |release: &Release| {
+        json!({
+            "release": release.name,
+            "release_version": release.version,
+            "stemcell_os": built.stemcell.name,
+            "stemcell_version": built.stemcell.version,
+            "image_seed": built.seed.name,
+        })
+    };
+    let artifacts: BTreeMap<&str, Value> = built
+        .releases
+        .iter()
+        .map(|(version, release)| (version.as_str(), artifacts(release)))
+        .collect();
+    let path = artifacts_file(instance);
+    // A file that is as it should be keeps its time: a running `stolosd` has read it.
+    let is_there = files::read_json::<Value>(&path).is_ok_and(|there| there == Some(json!(artifacts)));
+    if !is_there {
+        files::write_json(&path, &artifacts, 0o644).map_err(failed("write what was built"))?;
+    }
     let programs = json!({"nats_server": built.nats_server, "cpi_host": sibling("stolos-cpi-host")?});
     write_config(instance, &programs)?;
     place_seed(instance, &built.seed).await?;
@@ -188,21 +228,33 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
 }
 
 /// The operator's file is theirs; only the paths of programs, which move with every build, are kept up to date.
-fn write_config(instance: &Instance, programs: &serde_json::Value) -> Result<(), Failure> {
+fn write_config(instance: &Instance, programs: &Value) -> Result<(), Failure> {
     let path = instance.config_file();
     let failed =
         |problem: String| Failure::user(format!("failed to write the configuration `{path}`: {problem}"));
-    let mut config: serde_json::Value = match fs_err::read_to_string(&path) {
-        Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
-        Err(error) => return Err(failed(error.to_string())),
-    };
+    let mut config = read_config(&path)?;
     if config["programs"] == *programs {
         return Ok(());
     }
     config["programs"] = programs.clone();
     let text = serde_saphyr::to_string(&config).map_err(|error| failed(error.to_string()))?;
     files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| failed(error.to_string()))
+}
+
+/// The operator's file, or an empty one.
+fn read_config(path: &Utf8Path) -> Result<Value, Failure> {
+    let failed =
+        |problem: String| Failure::user(format!("failed to read the configuration `{path}`: {problem}"));
+    match fs_err::read_to_string(path) {
+        Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(json!({})),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+/// What clusters are made of, by Kubernetes version; `stolosd` reads it.
+fn artifacts_file(instance: &Instance) -> Utf8PathBuf {
+    instance.root.join("artifacts.json")
 }
 
 /// Copies the image store next to the machines that link into it; the cache may be cleaned up meanwhile.
@@ -235,13 +287,14 @@ async fn place_seed(instance: &Instance, seed: &Seed) -> Result<(), Failure> {
         .map_err(|error| Failure::ours(format!("failed to place the images: {error}")))
 }
 
-/// Starts what does not run; a `stolosd` of an older build is replaced, machines go on meanwhile.
+/// Starts what does not run; a `stolosd` of an older build or with an older configuration is replaced, machines go on meanwhile.
 fn start(instance: &Instance) -> Result<(), Failure> {
     daemon(
         instance,
         "stolos-hostd",
         "hostd.pid",
         &["--config", instance.cpi_config().as_str()],
+        &[],
     )?;
     let arguments = [
         "--instance",
@@ -249,18 +302,32 @@ fn start(instance: &Instance) -> Result<(), Failure> {
         "--root",
         instance.root.as_str(),
     ];
-    daemon(instance, "stolosd", "stolosd.pid", &arguments)
+    let read = [instance.config_file(), artifacts_file(instance)];
+    daemon(instance, "stolosd", "stolosd.pid", &arguments, &read)
 }
 
-fn daemon(instance: &Instance, program: &str, record: &str, arguments: &[&str]) -> Result<(), Failure> {
+/// `read` are the files that it reads at its start, and only then.
+fn daemon(
+    instance: &Instance,
+    program: &str,
+    record: &str,
+    arguments: &[&str],
+    read: &[Utf8PathBuf],
+) -> Result<(), Failure> {
     let path = sibling(program)?;
     let failed = |error: std::io::Error| Failure::ours(format!("failed to start {program}: {error}"));
     let record = instance.run().join(record);
     if let Some(process) = Process::recorded(&record).map_err(failed)? {
-        if runs(process.pid, &path) {
+        let is_current = runs(process.pid, &path);
+        if is_current && !any_newer(read, &record).map_err(failed)? {
             return Ok(());
         }
-        output::note(&format!("replacing {program} of an older build"));
+        let why = if is_current {
+            "whose configuration has changed"
+        } else {
+            "of an older build"
+        };
+        output::note(&format!("replacing {program} {why}"));
         process.end(Duration::from_secs(30)).map_err(failed)?;
     }
     let log = instance.logs().join(format!("{program}.log"));
@@ -272,6 +339,14 @@ fn daemon(instance: &Instance, program: &str, record: &str, arguments: &[&str]) 
 /// Whether a process runs the file that is at this path now, and not one that was there before.
 fn runs(pid: i32, path: &Utf8Path) -> bool {
     std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == path.as_std_path())
+}
+
+/// Whether a file was changed after the process had recorded itself.
+fn any_newer(read: &[Utf8PathBuf], record: &Utf8Path) -> std::io::Result<bool> {
+    let changed = |path: &Utf8Path| fs_err::metadata(path).and_then(|metadata| metadata.modified());
+    let since = changed(record)?;
+    read.iter()
+        .try_fold(false, |any, path| Ok(any || changed(path)? > since))
 }
 
 async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failure> {
@@ -301,6 +376,7 @@ async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failur
         client_secret: None,
         ca_cert: Some(instance.ca_file()),
         skip_ssl_validation: false,
+        timeout: START_LIMIT.as_secs(),
     })
     .await
 }
@@ -315,7 +391,7 @@ async fn ended(instance: &Instance) -> Failure {
             let log = instance.logs().join("stolosd.log");
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let last = text.lines().last().unwrap_or_default();
-            let why = serde_json::from_str::<serde_json::Value>(last).ok();
+            let why = serde_json::from_str::<Value>(last).ok();
             let why = why
                 .as_ref()
                 .and_then(|line| line["error"].as_str())
@@ -340,42 +416,23 @@ async fn upload(built: &Built) -> Result<(), Failure> {
         deployments::follow(&director, task).await?;
     }
     let releases = director.releases().await.map_err(failed)?;
-    let is_there = releases.iter().any(|release| {
-        release.name == built.release.name
-            && release
-                .release_versions
-                .iter()
-                .any(|v| v.version == built.release.version)
-    });
-    if !is_there {
-        let task = director
-            .upload_release(Upload::Location(&built.release.path))
-            .await
-            .map_err(failed)?;
-        deployments::follow(&director, task).await?;
+    for release in built.releases.values() {
+        let is_there = releases.iter().any(|there| {
+            there.name == release.name
+                && there
+                    .release_versions
+                    .iter()
+                    .any(|v| v.version == release.version)
+        });
+        if !is_there {
+            let task = director
+                .upload_release(Upload::Location(&release.path))
+                .await
+                .map_err(failed)?;
+            deployments::follow(&director, task).await?;
+        }
     }
-    base_cloud_config(&director).await
-}
-
-async fn base_cloud_config(director: &Client) -> Result<(), Failure> {
-    let configs = director
-        .configs("cloud")
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
-    if configs.iter().any(|config| config.name == "default") {
-        return Ok(());
-    }
-    let update = ConfigUpdate {
-        kind: "cloud".to_owned(),
-        name: "default".to_owned(),
-        content: BASE_CLOUD_CONFIG.to_owned(),
-        expected_latest_id: None,
-    };
-    director
-        .update_config(&update)
-        .await
-        .map(drop)
-        .map_err(|error| Failure::from_error(&error))
+    Ok(())
 }
 
 async fn demo() -> Result<(), Failure> {
@@ -403,15 +460,19 @@ async fn demo() -> Result<(), Failure> {
             )));
         }
         Err(error) if error.class() == Class::NotFound => {
-            clusters::create(&Create {
+            create::create(&Create {
                 name: DEMO.to_owned(),
                 external_hostname: "demo.stolos.internal".to_owned(),
                 plan: DEMO_PLAN.to_owned(),
                 tags: String::new(),
                 num_nodes: Some(DEMO_WORKERS),
-                wait: true,
-                json: false,
-                non_interactive: true,
+                given: Given::default(),
+                dry_run: false,
+                going: Going {
+                    wait: true,
+                    json: false,
+                    non_interactive: true,
+                },
             })
             .await?;
         }
@@ -436,5 +497,23 @@ fn finish(args: &Up, built: &Built, network: &HostNetwork) {
         output::data(&format!("Go on with: {kubectl} get nodes"));
     } else {
         output::data("Go on with: stolos create-cluster NAME -e HOST -p small --wait");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_plans_name_is_built() {
+        let check = |wanted: &[&str], expected: &[&str]| {
+            let pinned = vec!["1.37.1".to_owned(), "1.36.3".to_owned()];
+            let wanted = wanted.iter().map(|version| (*version).to_owned()).collect();
+            assert_eq!(versions_to_build(pinned, &wanted), expected);
+        };
+        check(&[], &["1.37.1"]);
+        check(&["1.36.3"], &["1.36.3"]);
+        check(&["1.36.3", "1.37.1"], &["1.37.1", "1.36.3"]);
+        check(&["1.35.0", "1.36.3"], &["1.36.3", "1.35.0"]);
     }
 }

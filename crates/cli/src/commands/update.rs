@@ -2,53 +2,44 @@
 
 use stolos_api::pks::{Client, KubernetesSettings, UpdateParameters};
 
-use super::clusters::{block, confirm, tags};
+use super::clusters::{block, confirm, known};
+use super::create::{Files, pools, show_preview, tags, warn_not_applied};
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Resize, Update};
+use crate::args::{Going, Resize, Update};
 use crate::failure::Failure;
 use crate::{output, program_name};
 
 /// `stolos resize NAME`
 pub(crate) async fn resize(args: &Resize) -> Result<(), Failure> {
+    let pools = pools(args.node_pool_instances.as_deref())?;
     let client = pks_client().await?;
     known(&client, &args.name).await?;
     let question = format!(
         "Are you sure you want to resize cluster {} to {}? (y/n):",
-        args.name, args.num_nodes
+        args.name,
+        args.node_pool_instances
+            .clone()
+            .unwrap_or_else(|| args.num_nodes.to_string())
     );
     confirm(&question, args.non_interactive)?;
     let change = UpdateParameters {
-        kubernetes_worker_instances: Some(args.num_nodes),
+        kubernetes_worker_instances: pools.is_none().then_some(args.num_nodes),
+        node_pool_instances: pools,
+        cluster_tags: args.tags.as_deref().map(tags),
         ..UpdateParameters::default()
     };
-    run(&client, &args.name, &change, args.wait, args.json).await
+    let going = Going {
+        wait: args.wait,
+        json: args.json,
+        non_interactive: args.non_interactive,
+    };
+    run(&client, &args.name, &change, &going).await
 }
 
 /// `stolos update-cluster NAME`
 pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
-    let change = UpdateParameters {
-        kubernetes_worker_instances: args.num_nodes,
-        drain: KubernetesSettings {
-            kubelet_drain_timeout: args.kubelet_drain_timeout.clone(),
-            kubelet_drain_grace_period: args.kubelet_drain_grace_period.clone(),
-            kubelet_drain_force: args.kubelet_drain_force.clone(),
-            kubelet_drain_ignore_daemonsets: args.kubelet_drain_ignore_daemonsets.clone(),
-            kubelet_drain_delete_local_data: args.kubelet_drain_delete_local_data.clone(),
-            kubelet_drain_force_node: args.kubelet_drain_force_node.clone(),
-        },
-        cluster_tags: args
-            .tags
-            .as_deref()
-            .filter(|text| !text.trim().is_empty())
-            .map(tags),
-        delete_all_tags: args
-            .tags
-            .as_deref()
-            .is_some_and(|text| text.trim().is_empty())
-            .then_some(true),
-        ..UpdateParameters::default()
-    };
+    let change = change(args)?;
     let summary = summary(&change);
     if summary.is_empty() {
         return Err(Failure::user("nothing to change is named").hint(format!(
@@ -58,20 +49,49 @@ pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
     }
     let client = pks_client().await?;
     known(&client, &args.name).await?;
-    if !args.non_interactive {
+    if args.dry_run {
+        let preview = client
+            .preview_update(&args.name, &change)
+            .await
+            .map_err(|error| Failure::of_api(&error))?;
+        return show_preview(&preview, args.going.json);
+    }
+    if !args.going.non_interactive {
         output::note(&format!("Update summary for cluster {}:\n{summary}", args.name));
     }
-    confirm("Are you sure you want to continue? (y/n):", args.non_interactive)?;
-    run(&client, &args.name, &change, args.wait, args.json).await
+    confirm(
+        "Are you sure you want to continue? (y/n):",
+        args.going.non_interactive,
+    )?;
+    run(&client, &args.name, &change, &args.going).await
 }
 
-/// Asked before the question, so that nobody confirms the change of a typing error.
-async fn known(client: &Client, name: &str) -> Result<(), Failure> {
-    client
-        .cluster(name)
-        .await
-        .map(drop)
-        .map_err(|error| Failure::from_error(&error))
+fn change(args: &Update) -> Result<UpdateParameters, Failure> {
+    let files = Files::read(&args.given)?;
+    let tags_given = args.tags.as_deref();
+    Ok(UpdateParameters {
+        kubernetes_worker_instances: args.num_nodes,
+        node_pool_instances: pools(args.given.node_pool_instances.as_deref())?,
+        network_profile_name: args.given.network_profile.clone(),
+        compute_profile_name: args.given.compute_profile.clone(),
+        kubernetes_profile_name: args.given.kubernetes_profile.clone(),
+        enforce_compute_profile_update: args.enforce_compute_profile_update.then_some(true),
+        private_registries: files.registries,
+        config_file: files.config,
+        drain: KubernetesSettings {
+            kubelet_drain_timeout: args.kubelet_drain_timeout.clone(),
+            kubelet_drain_grace_period: args.kubelet_drain_grace_period.clone(),
+            kubelet_drain_force: args.kubelet_drain_force.clone(),
+            kubelet_drain_ignore_daemonsets: args.kubelet_drain_ignore_daemonsets.clone(),
+            kubelet_drain_delete_local_data: args.kubelet_drain_delete_local_data.clone(),
+            kubelet_drain_force_node: args.kubelet_drain_force_node.clone(),
+        },
+        cluster_tags: tags_given.filter(|text| !text.trim().is_empty()).map(tags),
+        delete_all_tags: tags_given
+            .is_some_and(|text| text.trim().is_empty())
+            .then_some(true),
+        ..UpdateParameters::default()
+    })
 }
 
 /// What is going to change, a line each, as PKS showed it.
@@ -79,6 +99,33 @@ fn summary(change: &UpdateParameters) -> String {
     let mut lines = Vec::new();
     if let Some(n) = change.kubernetes_worker_instances {
         lines.push(format!("Worker Number: {n}"));
+    }
+    for (what, name) in [
+        ("Network Profile Name", &change.network_profile_name),
+        ("Compute Profile Name", &change.compute_profile_name),
+        ("Kubernetes Profile Name", &change.kubernetes_profile_name),
+    ] {
+        if let Some(name) = name {
+            lines.push(format!("{what}: {name}"));
+        }
+    }
+    if let Some(pools) = &change.node_pool_instances {
+        let pools: Vec<String> = pools
+            .iter()
+            .map(|pool| format!("{}:{}", pool.name, pool.instances))
+            .collect();
+        lines.push(format!("Node Pool Instances: {}", pools.join(",")));
+    }
+    if let Some(registries) = &change.private_registries {
+        let hosts: Vec<&str> = registries
+            .servers
+            .iter()
+            .map(|server| server.url.as_str())
+            .collect();
+        lines.push(format!("Private Registries: {}", hosts.join(",")));
+    }
+    if change.config_file.is_some() {
+        lines.push("Configuration: from the file".to_owned());
     }
     for (name, value) in change.drain.named() {
         lines.push(format!("{name}: {value}"));
@@ -96,31 +143,26 @@ fn summary(change: &UpdateParameters) -> String {
     lines.join("\n")
 }
 
-async fn run(
-    client: &Client,
-    name: &str,
-    change: &UpdateParameters,
-    wait: bool,
-    json: bool,
-) -> Result<(), Failure> {
-    let operation = client
+async fn run(client: &Client, name: &str, change: &UpdateParameters, going: &Going) -> Result<(), Failure> {
+    let begun = client
         .update_cluster(name, change)
         .await
-        .map_err(|error| Failure::from_error(&error))?;
-    let result = match operation {
-        Some(operation) if wait => operations::follow(client, &operation).await,
+        .map_err(|error| Failure::of_api(&error))?;
+    warn_not_applied(&begun.not_applied);
+    let result = match begun.operation {
+        Some(operation) if going.wait => operations::follow(client, &operation).await,
         _ => Ok(()),
     };
     // The cluster is shown as it is now, also when the operation ended badly.
     let cluster = client
         .cluster(name)
         .await
-        .map_err(|error| Failure::from_error(&error))?;
-    if json {
+        .map_err(|error| Failure::of_api(&error))?;
+    if going.json {
         output::json(&cluster)?;
     } else {
         output::data(&format!("\n{}", block(&cluster)));
-        if !wait {
+        if !going.wait {
             output::note(&format!(
                 "\nUse '{} cluster {name}' to monitor the state of your cluster",
                 program_name()

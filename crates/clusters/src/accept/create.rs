@@ -3,7 +3,7 @@
 use stolos_api::pks::{ClusterParameters, ClusterRequest, LastAction, LastActionState};
 use stolos_base::ids::ClusterId;
 
-use super::{Accepted, Desk, VERSION, checked_tags, given, refuse_unknown, worker_count};
+use super::{Accepted, Desk, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
 use crate::authorize::{Caller, Right};
 use crate::config_file::{self, Secrets};
 use crate::db::{self, ClusterRow};
@@ -18,7 +18,12 @@ use crate::{quotas, registries};
 
 impl Desk {
     /// Accepts a create request.
-    pub(crate) async fn create(&self, caller: &Caller, request: &ClusterRequest) -> Result<Accepted> {
+    pub(crate) async fn create(
+        &self,
+        caller: &Caller,
+        request: &ClusterRequest,
+        mode: Mode,
+    ) -> Result<Accepted> {
         caller.may(Right::Manage)?;
         let (mut cluster, secrets, not_applied) = self.check_create(caller, request)?;
         self.give_profiles(caller, &mut cluster, request).await?;
@@ -42,21 +47,27 @@ impl Desk {
         db::insert_cluster(&mut tx, &cluster).await?;
         let input = Input::new(&operation, Rollout::Fresh);
         self.begin(&mut tx, &operation, &input).await?;
+        let accepted = Accepted {
+            before: None,
+            cluster,
+            operation,
+            rollout: Rollout::Fresh,
+            not_applied,
+        };
+        if mode == Mode::DryRun {
+            return Ok(accepted);
+        }
         // Last before the commit: a request that is refused leaves nothing among the credentials.
         let has_secrets = !secrets.is_empty();
-        self.keep(&cluster, secrets).await?;
+        self.keep(&accepted.cluster, secrets).await?;
         if let Err(error) = tx.commit().await {
             if has_secrets {
-                self.vault.forget(&deployment_name(cluster.id)).await?;
+                self.vault.forget(&deployment_name(accepted.cluster.id)).await?;
             }
             return Err(Error::database("accept the cluster")(error));
         }
         self.flows.nudge();
-        Ok(Accepted {
-            cluster,
-            operation,
-            not_applied,
-        })
+        Ok(accepted)
     }
 
     /// The plan of a request, which has to be active.

@@ -112,15 +112,23 @@ impl Desk {
         profiles::one(&self.db, kind, name, whose(caller, kind)).await
     }
 
+    /// A profile that a request names. Where there is none, the request is wrong, not its path.
+    async fn named(&self, caller: &Caller, kind: Kind, name: &str) -> Result<ProfileRow> {
+        match profiles::one(&self.db, kind, name, whose(caller, kind)).await {
+            Err(error @ Error::NoProfile { .. }) => Err(Error::Request(error.to_string())),
+            other => other,
+        }
+    }
+
     pub(super) async fn network_profile(&self, caller: &Caller, name: &str) -> Result<NetworkProfile> {
-        let row = self.profile(caller, Kind::Network, name).await?;
+        let row = self.named(caller, Kind::Network, name).await?;
         let (profile, _) = NetworkProfile::parse(&row.name, &row.body)
             .map_err(|invalid| refused(Kind::Network, name, &invalid))?;
         Ok(profile)
     }
 
     pub(super) async fn compute_profile(&self, caller: &Caller, name: &str) -> Result<ComputeProfile> {
-        let row = self.profile(caller, Kind::Compute, name).await?;
+        let row = self.named(caller, Kind::Compute, name).await?;
         // Zones may have gone since it was made.
         let (profile, _) = ComputeProfile::parse(&row.name, &row.body, self.plans.zones())
             .map_err(|invalid| refused(Kind::Compute, name, &invalid))?;
@@ -128,7 +136,7 @@ impl Desk {
     }
 
     pub(super) async fn kubernetes_profile(&self, caller: &Caller, name: &str) -> Result<KubernetesProfile> {
-        let row = self.profile(caller, Kind::Kubernetes, name).await?;
+        let row = self.named(caller, Kind::Kubernetes, name).await?;
         crate::db::from_json(&row.body["profile"].to_string())
     }
 

@@ -2,7 +2,7 @@
 
 use stolos_api::pks::{LastAction, LastActionState, PoolInstances, UpdateParameters};
 
-use super::{Accepted, Desk, VERSION, checked_tags, given, refuse_unknown, worker_count};
+use super::{Accepted, Desk, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
 use crate::authorize::{Caller, Right};
 use crate::config_file::{self, Secrets};
 use crate::db::{self, ClusterRow};
@@ -19,6 +19,7 @@ impl Desk {
         caller: &Caller,
         name: &str,
         change: &UpdateParameters,
+        mode: Mode,
     ) -> Result<Accepted> {
         caller.may(Right::Manage)?;
         let before = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
@@ -52,14 +53,20 @@ impl Desk {
         db::set_intent(&mut tx, &after).await?;
         let (state, words) = (LastActionState::InProgress, "Instance update in progress");
         db::set_cluster_state(&mut tx, after.id, LastAction::Update, state, words).await?;
-        self.keep(&after, secrets).await?;
-        tx.commit().await.map_err(Error::database("accept the change"))?;
-        self.flows.nudge();
-        Ok(Accepted {
+        let accepted = Accepted {
+            before: Some(before),
             cluster: after,
             operation,
+            rollout,
             not_applied,
-        })
+        };
+        if mode == Mode::DryRun {
+            return Ok(accepted);
+        }
+        self.keep(&accepted.cluster, secrets).await?;
+        tx.commit().await.map_err(Error::database("accept the change"))?;
+        self.flows.nudge();
+        Ok(accepted)
     }
 
     async fn check_update(

@@ -2,17 +2,31 @@
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
 use stolos_api::pks;
 
 use super::{App, Failure, LONGEST_WAIT, operation_header, unreadable};
-use crate::accept::{Accepted, Deletion};
+use crate::accept::{Accepted, Deletion, Mode};
 use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::error::Error;
 use crate::show;
+
+/// Ours beside the foreign API: everything is checked as for the request itself, and nothing is written.
+#[derive(Debug, Deserialize)]
+pub(super) struct DryRun {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+impl DryRun {
+    fn mode(&self) -> Mode {
+        if self.dry_run { Mode::DryRun } else { Mode::Do }
+    }
+}
 
 /// The operation, and what of the request has no effect here: PKS's bodies have no place for either.
 fn headers(accepted: &Accepted) -> HeaderMap {
@@ -61,11 +75,15 @@ pub(super) async fn cluster_view(
 pub(super) async fn cluster_create(
     State(app): State<App>,
     caller: Caller,
+    Query(query): Query<DryRun>,
     body: Result<Json<pks::ClusterRequest>, JsonRejection>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(unreadable)?;
-    let accepted = app.desk().create(&caller, &request).await?;
+    let accepted = app.desk().create(&caller, &request, query.mode()).await?;
+    if query.dry_run {
+        return Ok(Json(accepted.preview()).into_response());
+    }
     let shown = Json(app.desk().show(&accepted.cluster));
     Ok((StatusCode::ACCEPTED, headers(&accepted), shown).into_response())
 }
@@ -84,11 +102,15 @@ pub(super) async fn cluster_update(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
+    Query(query): Query<DryRun>,
     body: Result<Json<pks::UpdateParameters>, JsonRejection>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(change) = body.map_err(unreadable)?;
-    let accepted = app.desk().update(&caller, &name, &change).await?;
+    let accepted = app.desk().update(&caller, &name, &change, query.mode()).await?;
+    if query.dry_run {
+        return Ok(Json(accepted.preview()).into_response());
+    }
     Ok((StatusCode::ACCEPTED, headers(&accepted)).into_response())
 }
 

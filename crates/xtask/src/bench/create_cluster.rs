@@ -156,8 +156,13 @@ impl ByHand {
     /// The same stemcell, programs and images that the installation's machines have.
     fn find(installation: &Installation) -> anyhow::Result<Self> {
         let root = installation.root();
-        let artifacts: Value = serde_json::from_str(&std::fs::read_to_string(root.join("artifacts.json"))?)?;
-        let seed = artifacts["image_seed"].as_str().context("no image seed")?;
+        let built: BTreeMap<String, Value> =
+            serde_json::from_str(&std::fs::read_to_string(root.join("artifacts.json"))?)?;
+        // All Kubernetes versions have the same images.
+        let seed = built
+            .values()
+            .find_map(|artifacts| artifacts["image_seed"].as_str())
+            .context("no image seed")?;
         let programs: Vec<String> = UPSTREAM
             .iter()
             .map(|component| installation.upstream(component))
