@@ -282,14 +282,11 @@ const MOST_PLANS: usize = 10;
 const MOST_WORKERS: u32 = 240;
 /// Admission plug-ins that upstream compiles in and that make sense to switch on (kube-apiserver 1.36 and 1.37, `--help`).
 pub(crate) const ADMISSION_PLUGINS: &[&str] = &[
-    "AlwaysPullImages",
     "DefaultIngressClass",
     "DefaultStorageClass",
     "DefaultTolerationSeconds",
     "DenyServiceExternalIPs",
-    "EventRateLimit",
     "ExtendedResourceToleration",
-    "ImagePolicyWebhook",
     "LimitPodHardAntiAffinityTopology",
     "LimitRanger",
     "MutatingAdmissionWebhook",
@@ -311,6 +308,8 @@ pub(crate) const ADMISSION_PLUGINS: &[&str] = &[
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionWebhook",
 ];
+/// Plug-ins that do nothing, or stop the API server, without a configuration file of their own.
+const UNCONFIGURED_PLUGINS: &[&str] = &["EventRateLimit", "ImagePolicyWebhook"];
 /// Plug-ins of PKS's plans that upstream has removed since.
 const GONE_PLUGINS: &[&str] = &["DenyEscalatingExec", "PodSecurityPolicy", "SecurityContextDeny"];
 
@@ -325,6 +324,15 @@ pub(crate) fn check_plugin(name: &str) -> Result<(), String> {
         Err(format!(
             "admission plug-in `{name}` was removed from Kubernetes; what it did is done by Pod Security Admission (`pod_security`)"
         ))
+    } else if UNCONFIGURED_PLUGINS.contains(&name) {
+        Err(format!(
+            "admission plug-in `{name}` needs a configuration file, for which there is no place"
+        ))
+    } else if name == "AlwaysPullImages" {
+        Err(
+            "admission plug-in `AlwaysPullImages` would keep the cluster's own services from starting: their images lie on the nodes and in no registry"
+                .to_owned(),
+        )
     } else {
         Err(format!("there is no admission plug-in `{name}`"))
     }
@@ -528,6 +536,10 @@ mod tests {
             (
                 Box::new(|plan| plan.admission_plugins = vec!["PodSecurityPolicy".to_owned()]),
                 "pod_security",
+            ),
+            (
+                Box::new(|plan| plan.admission_plugins = vec!["AlwaysPullImages".to_owned()]),
+                "in no registry",
             ),
             (
                 Box::new(|plan| plan.admission_plugins = vec!["Nonsense".to_owned()]),

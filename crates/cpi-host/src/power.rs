@@ -257,7 +257,7 @@ impl Host {
                 "capabilities": capability_sets,
                 "rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}],
             },
-            "mounts": self.mounts(&dir)?,
+            "mounts": self.mounts(&dir, &machine.size)?,
             "linux": {
                 "namespaces": [{"type": "pid"}, {"type": "network", "path": network}, {"type": "ipc"}, {"type": "uts"},
                     {"type": "mount"}, {"type": "cgroup"}],
@@ -271,14 +271,18 @@ impl Host {
         }))
     }
 
-    fn mounts(&self, dir: &Utf8Path) -> Result<Value> {
+    fn mounts(&self, dir: &Utf8Path, size: &Size) -> Result<Value> {
         let (packages, images) = (self.instance().packages(), self.instance().images());
         for place in [&packages, &images] {
             fs_err::create_dir_all(place).doing(|| format!("make `{place}`"))?;
         }
+        let meminfo = dir.join("meminfo");
+        fs_err::write(&meminfo, memory(size)).doing(|| format!("write `{meminfo}`"))?;
         let mount = |at: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
         Ok(json!([
             mount("/proc", "proc", "proc", &[]),
+            // A kubelet believes this file, and gives pods as much as it says.
+            mount("/proc/meminfo", "bind", meminfo.as_str(), &["bind", "ro"]),
             mount(
                 "/dev",
                 "tmpfs",
@@ -341,6 +345,23 @@ pub(crate) struct Device {
 
 fn node(path: &str, kind: &str, major: u32, minor: u32, mode: u32) -> Value {
     json!({"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": 0, "gid": 0})
+}
+
+/// What a machine sees as its memory: its limit, and nothing of what its host does.
+fn memory(size: &Size) -> String {
+    let kib = size.ram.saturating_mul(1024);
+    let line = |name: &str, kib: u64| format!("{:<16}{kib:>8} kB\n", format!("{name}:"));
+    [
+        line("MemTotal", kib),
+        line("MemFree", kib),
+        line("MemAvailable", kib),
+        line("Buffers", 0),
+        line("Cached", 0),
+        line("SwapCached", 0),
+        line("SwapTotal", 0),
+        line("SwapFree", 0),
+    ]
+    .concat()
 }
 
 fn limits(size: &Size) -> Value {

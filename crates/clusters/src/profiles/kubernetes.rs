@@ -382,7 +382,7 @@ mod tests {
             "name": "p",
             "customizations": [
                 {"component": "kube-apiserver",
-                 "arguments": {"service-node-port-range": "30000-40000", "enable-admission-plugins": ["AlwaysPullImages"],
+                 "arguments": {"service-node-port-range": "30000-40000", "enable-admission-plugins": ["NamespaceAutoProvision"],
                                "service-cluster-ip-range": "10.96.0.0/16"},
                  "file-arguments": {"encryption-provider-config": config}},
                 {"component": "etcd", "arguments": {"quota-backend-bytes": 4294967296u64}},

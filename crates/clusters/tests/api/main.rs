@@ -1,5 +1,7 @@
 //! The PKS API from outside: every endpoint as nobody and as the wrong role; what is accepted, what is refused, and what it leads to.
 
+mod profiles;
+mod upgrades;
 mod world;
 
 use axum::http::{Method, StatusCode};
@@ -14,7 +16,24 @@ const ROOT: (&str, &str) = ("root", ADMIN);
 const WATCHER: (&str, &str) = ("watcher", READ);
 
 /// Everything that needs a token: method, path, whether it changes something.
-const ENDPOINTS: [(Method, &str, bool); 19] = [
+const ENDPOINTS: [(Method, &str, bool); 36] = [
+    (Method::PATCH, "/v1/clusters", true),
+    (Method::GET, "/v1/tasks", false),
+    (Method::GET, "/v1/tasks/x", false),
+    (Method::PUT, "/v1/tasks/x", true),
+    (Method::GET, "/v1/upgradable", false),
+    (Method::GET, "/v1/network-profiles", false),
+    (Method::POST, "/v1/network-profiles", true),
+    (Method::GET, "/v1/network-profiles/x", false),
+    (Method::DELETE, "/v1/network-profiles/x", true),
+    (Method::GET, "/v1/compute-profiles", false),
+    (Method::POST, "/v1/compute-profiles", true),
+    (Method::GET, "/v1/compute-profiles/x", false),
+    (Method::DELETE, "/v1/compute-profiles/x", true),
+    (Method::GET, "/v1/kubernetes-profiles", false),
+    (Method::POST, "/v1/kubernetes-profiles", true),
+    (Method::GET, "/v1/kubernetes-profiles/x", false),
+    (Method::DELETE, "/v1/kubernetes-profiles/x", true),
     (Method::GET, "/v1/quotas", true),
     (Method::POST, "/v1/quotas", true),
     (Method::GET, "/v1/quotas/alice", true),
@@ -236,7 +255,7 @@ async fn bad_requests_change_nothing() {
         (
             create(|b| b["network_profile_name"] = json!("p")),
             StatusCode::BAD_REQUEST,
-            "network_profile_name",
+            "network profile `p` not found",
         ),
         (
             create(|b| b["parameters"]["tpyo"] = json!(1)),

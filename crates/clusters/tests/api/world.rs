@@ -42,6 +42,8 @@ pub(crate) struct Below {
     pub(crate) fail: AtomicBool,
     pub(crate) settings: Mutex<Vec<(Drain, u32)>>,
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
+    /// What the last published address is balanced over.
+    pub(crate) published: Mutex<Option<Vec<Ipv4Addr>>>,
     /// Secrets by whole name.
     pub(crate) secrets: Mutex<BTreeMap<String, String>>,
 }
@@ -101,7 +103,8 @@ impl Network for Below {
         lock(&self.leases).remove(&cluster.to_string());
         Box::pin(ready(Ok(())))
     }
-    fn publish(&self, _: ClusterId, _: Ipv4Addr, _: Vec<Ipv4Addr>) -> BoxFuture<'_, Result<()>> {
+    fn publish(&self, _: ClusterId, _: Ipv4Addr, masters: Vec<Ipv4Addr>) -> BoxFuture<'_, Result<()>> {
+        *lock(&self.published) = Some(masters);
         Box::pin(ready(Ok(())))
     }
     fn withdraw(&self, _: Ipv4Addr) -> BoxFuture<'_, Result<()>> {
