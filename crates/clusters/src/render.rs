@@ -30,6 +30,8 @@ pub const FIRST_SERVICE_ADDRESS: &str = "10.100.200.1";
 pub const DNS_ADDRESS: &str = "10.100.200.2";
 /// The domain of services in every cluster.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// What the API server calls metrics-server, and so expects in its certificate.
+const METRICS_SERVER_NAME: &str = "metrics-server.kube-system.svc";
 /// The first two bytes of the pod network; the third is the last of the machine's address.
 pub const POD_NETWORK: &str = "10.200";
 /// The one availability zone of a host; the installation's own cloud config defines it.
@@ -336,6 +338,7 @@ fn master_jobs(plan: &Plan, artifacts: &Artifacts) -> Vec<Value> {
                     "address": DNS_ADDRESS,
                     "domain": CLUSTER_DOMAIN,
                 },
+                "metrics_server": key_pair("metrics_server"),
             }),
         ),
     ];
@@ -492,6 +495,14 @@ fn variables(spec: &ClusterSpec, lease: &NetworkLease) -> Vec<Value> {
             Some("system:masters"),
             &[],
             CLIENT,
+        ),
+        leaf(
+            "metrics_server",
+            CA_VARIABLE,
+            "metrics-server",
+            None,
+            &[METRICS_SERVER_NAME.to_owned()],
+            SERVER,
         ),
         authority("front_proxy_ca", "front-proxy"),
         leaf(
