@@ -283,9 +283,13 @@ impl Builder {
     pub fn images(&self) -> Result<Vec<ImageArchive>> {
         let definition = StemcellDefinition::read(&self.repository.join("stemcell"))?;
         let base = stemcell::base(&self.cache, &*self.progress, &definition)?;
-        let coredns = self.upstream("coredns")?;
-        let coredns = (coredns.version.clone(), Program::at(&coredns.program("coredns"))?);
-        images::all(&self.cache, &*self.progress, &self.repository, &base, &coredns)
+        let mut programs = Vec::new();
+        for name in ["coredns", "metrics-server"] {
+            let upstream = self.upstream(name)?;
+            let program = Program::at(&upstream.program(name))?;
+            programs.push((name, upstream.version, program));
+        }
+        images::all(&self.cache, &*self.progress, &self.repository, &base, &programs)
     }
 
     /// The images unpacked as a node's containerd needs them, so that nothing is pulled or unpacked when a node starts.

@@ -32,19 +32,20 @@ const PAUSE_TAG: &str = "3.10";
 /// The tag of the test image.
 const BUSYBOX_TAG: &str = "1";
 
-/// All images: pause, CoreDNS, and one with a shell for smoke tests.
+/// All images: pause, those of the upstream programs (name and version before each), and one with a shell for smoke tests.
 pub(crate) fn all(
     cache: &Cache,
     progress: &dyn Progress,
     repository: &Utf8Path,
     base: &Artefact,
-    coredns: &(String, Program),
+    programs: &[(&str, String, Program)],
 ) -> Result<Vec<ImageArchive>> {
-    Ok(vec![
-        pause(cache, progress, repository)?,
-        coredns_image(cache, progress, coredns)?,
-        busybox(cache, progress, base)?,
-    ])
+    let mut images = vec![pause(cache, progress, repository)?];
+    for (name, version, program) in programs {
+        images.push(of_program(cache, progress, name, version, program)?);
+    }
+    images.push(busybox(cache, progress, base)?);
+    Ok(images)
 }
 
 /// Packs what `fill` puts into a directory as the image's only layer.
@@ -99,19 +100,23 @@ fn pause(cache: &Cache, progress: &dyn Progress, repository: &Utf8Path) -> Resul
     })
 }
 
-fn coredns_image(
+/// A program that needs nothing beside it, under its own name.
+fn of_program(
     cache: &Cache,
     progress: &dyn Progress,
-    (version, program): &(String, Program),
+    name: &str,
+    version: &str,
+    program: &Program,
 ) -> Result<ImageArchive> {
-    let inputs = Inputs::new().text("coredns", &program.sha256);
+    let inputs = Inputs::new().text(name, &program.sha256);
+    let entrypoint = format!("/{name}");
     let config = Config {
-        entrypoint: &["/coredns"],
+        entrypoint: &[&entrypoint],
         command: &[],
     };
     let tag = version.trim_start_matches('v');
-    image(cache, progress, ("coredns", tag), &inputs, &config, |root| {
-        let path = root.join("coredns");
+    image(cache, progress, (name, tag), &inputs, &config, |root| {
+        let path = root.join(name);
         fs_err::copy(&program.path, &path).map_err(file("write", &path))?;
         fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).map_err(file("write", path))
     })

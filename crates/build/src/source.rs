@@ -139,6 +139,10 @@ impl Component {
                 flags.push_str(&format!(" -X {variable}={value}"));
             }
         }
+        if self.name == "metrics-server" {
+            let version = &self.version;
+            flags.push_str(&format!(" -X k8s.io/client-go/pkg/version.gitVersion={version}"));
+        }
         flags
     }
 }
@@ -306,6 +310,7 @@ mod tests {
             "ctr",
             "portmap",
             "coredns",
+            "metrics-server",
             "nats-server",
         ] {
             assert!(programs.contains(&program), "{program} in {programs:?}");

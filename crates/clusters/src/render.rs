@@ -31,6 +31,8 @@ pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const SERVICE_PREFIXES: (u8, u8) = (12, 27);
 /// The address of DNS in the service network, counted from its first.
 const DNS_OFFSET: u32 = 2;
+/// What the API server calls metrics-server, and so expects in its certificate.
+const METRICS_SERVER_NAME: &str = "metrics-server.kube-system.svc";
 /// Manifest variable with the certificate of an administrator (group `system:masters`): what this installation itself uses to
 /// reach the cluster. Fields `ca`, `certificate`, `private_key`.
 pub const ADMIN_VARIABLE: &str = "kubernetes_admin";
@@ -418,7 +420,13 @@ impl Cluster<'_> {
             ),
             self.job(
                 "cluster-services",
-                json!({"api_server": own_api, "tls": client(ADMIN_VARIABLE), "dns": dns}),
+                json!({
+                    "api_server": own_api,
+                    "tls": client(ADMIN_VARIABLE),
+                    "dns": dns,
+                    "metrics_server": key_pair("metrics_server"),
+                    "addons": self.spec.plan.addons,
+                }),
             ),
         ];
         jobs.extend(self.node_jobs(&self.shape.masters, &own_api));
@@ -640,6 +648,14 @@ fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
             Some("system:masters"),
             &[],
             CLIENT,
+        ),
+        leaf(
+            "metrics_server",
+            CA_VARIABLE,
+            "metrics-server",
+            None,
+            &[METRICS_SERVER_NAME.to_owned()],
+            SERVER,
         ),
         authority("front_proxy_ca", "front-proxy"),
         leaf(

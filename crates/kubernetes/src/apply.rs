@@ -57,6 +57,15 @@ impl Document {
         })
     }
 
+    /// Whether it is the definition of the other's kind.
+    fn defines(&self, other: &Self) -> bool {
+        let is = |pointer: &str, value: &str| self.body.pointer(pointer).is_some_and(|found| found == value);
+        let (group, _) = other.api_version.split_once('/').unwrap_or_default();
+        self.kind == "CustomResourceDefinition"
+            && is("/spec/group", group)
+            && is("/spec/names/kind", &other.kind)
+    }
+
     /// Kind and name, as people write it: `Service kube-system/kube-dns`.
     #[must_use]
     pub fn title(&self) -> String {
@@ -71,7 +80,8 @@ impl Cluster {
     /// Applies documents in order, each until it is taken or `limit` is over.
     ///
     /// Meant for a cluster that is just starting: an API server that does not answer yet, lacks its roles or its namespaces is asked
-    /// again. An object that is wrong in itself fails at once. `done` hears of each applied document.
+    /// again, and so is one that has not taken up the definition of a kind from among the former documents. An object that is wrong in
+    /// itself fails at once. One that should have a namespace but names none goes to `default`. `done` hears of each applied document.
     ///
     /// # Errors
     /// The last error of the first document that could not be applied.
@@ -87,21 +97,32 @@ impl Cluster {
             deadline: limit,
         };
         let mut kinds: HashMap<&str, Kinds> = HashMap::new();
-        for document in documents {
-            let api_version = document.api_version.as_str();
-            if !kinds.contains_key(api_version) {
-                let found = retry::run(policy, may_come, || self.kinds(api_version)).await?;
-                kinds.insert(api_version, found);
+        for (at, document) in documents.iter().enumerate() {
+            let known = kinds.entry(&document.api_version).or_default();
+            if !known.contains_key(&document.kind) {
+                let is_defined = documents[..at].iter().any(|former| former.defines(document));
+                let may_come = |error: &Error| {
+                    may_come(error) || (is_defined && matches!(error, Error::UnknownKind { .. }))
+                };
+                *known = retry::run(policy, may_come, || self.kinds_with(document)).await?;
             }
-            let resource = kinds.get(api_version).and_then(|kinds| kinds.get(&document.kind));
-            let resource = resource.ok_or_else(|| Error::UnknownKind {
-                kind: document.kind.clone(),
-                api_version: api_version.to_owned(),
-            })?;
+            let resource = &known[&document.kind];
             retry::run(policy, may_come, || self.apply_one(document, resource)).await?;
             done(document);
         }
         Ok(())
+    }
+
+    /// The kinds of a document's group and version, its own among them.
+    async fn kinds_with(&self, document: &Document) -> Result<Kinds, Error> {
+        let kinds = self.kinds(&document.api_version).await?;
+        if kinds.contains_key(&document.kind) {
+            return Ok(kinds);
+        }
+        Err(Error::UnknownKind {
+            kind: document.kind.clone(),
+            api_version: document.api_version.clone(),
+        })
     }
 
     /// The kinds of one group and version, as the server knows them.

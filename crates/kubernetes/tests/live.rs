@@ -91,6 +91,52 @@ async fn what_is_applied_twice_stays_as_it_is() {
     );
 }
 
+/// Two kinds of one group, each defined right before its object: what the server said of the group after the first definition
+/// does not know the second.
+#[tokio::test]
+async fn definitions_and_their_objects_are_applied_in_one_go() {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    let Some(path) = path() else { return };
+    let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
+    let kind = |kind: &str, plural: &str, scope: &str| {
+        format!(
+            "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {{name: {plural}.test.stolos.dev}}\n\
+             spec:\n  group: test.stolos.dev\n  names: {{kind: {kind}, plural: {plural}}}\n  scope: {scope}\n\
+             \x20 versions: [{{name: v1, served: true, storage: true, schema: {{openAPIV3Schema: {{type: object}}}}}}]\n---\n\
+             apiVersion: test.stolos.dev/v1\nkind: {kind}\nmetadata: {{name: x}}\n---\n"
+        )
+    };
+    let text = kind("Ship", "ships", "Namespaced") + &kind("Fleet", "fleets", "Cluster");
+    let documents = Document::parse(&text).expect("documents");
+    let mut applied = Vec::new();
+    let result = cluster
+        .apply(&documents, LIMIT, |document| applied.push(document.title()))
+        .await;
+    let definitions: kube::Api<CustomResourceDefinition> = kube::Api::all(cluster.client().clone());
+    let ships = kube::Api::<kube::api::DynamicObject>::namespaced_with(
+        cluster.client().clone(),
+        "default",
+        &kube::api::ApiResource {
+            group: "test.stolos.dev".to_owned(),
+            version: "v1".to_owned(),
+            api_version: "test.stolos.dev/v1".to_owned(),
+            kind: "Ship".to_owned(),
+            plural: "ships".to_owned(),
+        },
+    );
+    let ship = ships.get("x").await;
+    for plural in ["ships", "fleets"] {
+        let name = format!("{plural}.test.stolos.dev");
+        definitions
+            .delete(&name, &kube::api::DeleteParams::default())
+            .await
+            .expect("deleted");
+    }
+    result.expect("applied");
+    assert_eq!(applied.len(), 4);
+    ship.expect("the object without a namespace is in `default`");
+}
+
 #[tokio::test]
 async fn a_binding_lets_its_holder_in_until_it_is_removed() {
     let Some(path) = path() else { return };

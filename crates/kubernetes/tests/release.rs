@@ -180,6 +180,16 @@ fn what_kubernetes_reads_is_readable() {
             "no {title} in {titles:?}"
         );
     }
+    let addons = Document::parse(text(&rendered, "cluster-services", "config/addons.yml")).expect("objects");
+    let titles: Vec<String> = addons.iter().map(Document::title).collect();
+    // Whoever asks for metrics is sent to the service, so that comes last.
+    assert_eq!(
+        titles[titles.len() - 2..],
+        [
+            "Service kube-system/metrics-server",
+            "APIService v1beta1.metrics.k8s.io"
+        ]
+    );
     for job in [
         "kube-controller-manager",
         "kube-scheduler",
@@ -264,4 +274,25 @@ fn only_the_first_master_applies_the_cluster_services() {
     };
     assert!(script(0).contains("$job apply") && !script(1).contains("$job apply"));
     assert!(script(1).contains("label-node"));
+}
+
+#[test]
+fn addons_of_an_operator_are_applied_as_they_are() {
+    let addons = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n# {{ no template }}\napiVersion: v1\nkind: ConfigMap\n\
+                  metadata: {name: b}\n";
+    let mut given = usual();
+    given.insert("addons", json!(addons));
+    let (with, without) = (rendered(1, 0, &given), rendered(1, 0, &usual()));
+    let own = |rendered| Document::parse(text(rendered, "cluster-services", "config/own-addons.yml"));
+    let titles: Vec<String> = own(&with).expect("objects").iter().map(Document::title).collect();
+    assert_eq!(titles, ["Namespace a", "ConfigMap b"]);
+    assert!(own(&without).expect("nothing").is_empty());
+    let script = |rendered| text(rendered, "cluster-services", "bin/post-deploy").to_owned();
+    assert!(script(&with).contains("/own-addons.yml"));
+    assert!(script(&without).contains("/addons.yml") && !script(&without).contains("/own-addons.yml"));
+    let second = rendered(3, 1, &given);
+    assert!(
+        !script(&second).contains("apply"),
+        "only the first master applies"
+    );
 }

@@ -42,6 +42,7 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     });
     etcd::three_members_keep_their_data(&installation);
     workload::kubectl(&installation);
+    workload::autoscaling(&installation);
     workload::helm(&installation);
     workload::load_image(&installation);
     refusals::of_ports(&installation);

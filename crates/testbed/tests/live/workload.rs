@@ -50,6 +50,54 @@ pub(crate) fn kubectl(installation: &Installation) {
         .expect("a config map");
 }
 
+/// Uses as much processor as it may, twice what it asks for.
+const BUSY: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: busy}
+spec:
+  selector: {matchLabels: {app: busy}}
+  template:
+    metadata: {labels: {app: busy}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: busy
+        image: stolos.local/busybox:1
+        imagePullPolicy: Never
+        command: [sh, -c, "while true; do :; done"]
+        resources: {requests: {cpu: 50m}, limits: {cpu: 100m}}
+"#;
+
+/// Usage of nodes and pods is known, and what is busy is scaled out.
+pub(crate) fn autoscaling(installation: &Installation) {
+    let file = installation.home.path().join("busy.yml");
+    fs_err::write(&file, BUSY).expect("a manifest");
+    let kubectl = |arguments: &[&str]| installation.kubectl(arguments).expect("kubectl");
+    kubectl(&["apply", "-f", file.as_str()]);
+    kubectl(&[
+        "autoscale",
+        "deployment",
+        "busy",
+        "--cpu=50%",
+        "--min=1",
+        "--max=2",
+    ]);
+    let top = ["top", "nodes", "--no-headers"];
+    installation.eventually("the usage of both nodes", &top, |text| text.lines().count() == 2);
+    let top = ["top", "pods", "-A", "--no-headers"];
+    installation.eventually("the usage of the busy pod", &top, |text| text.contains("busy-"));
+    let replicas = [
+        "get",
+        "deployment",
+        "busy",
+        "-o",
+        "jsonpath={.status.readyReplicas}",
+    ];
+    installation.eventually("a second busy pod", &replicas, |text| text == "2");
+    kubectl(&["delete", "hpa,deployment", "busy"]);
+}
+
 /// A chart is installed, upgraded, rolled back and removed.
 pub(crate) fn helm(installation: &Installation) {
     let chart = installation.home.path().join("chart");
