@@ -530,6 +530,16 @@ impl Cluster<'_> {
                     "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kube_proxy")},
                 }),
             ),
+            self.job(
+                "local-volumes",
+                json!({
+                    "api_server": api_server,
+                    "control_plane": group.name == MASTERS,
+                    // A master's persistent disk is etcd's: what pods write must not fill it.
+                    "persistent": group.name != MASTERS && group.size.persistent_disk > 0,
+                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("local_volumes_{instance}")},
+                }),
+            ),
         ]
     }
 }
@@ -640,6 +650,14 @@ fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
             Some("system:nodes"),
             &node_names,
             BOTH,
+        ),
+        leaf(
+            "local_volumes_{instance}",
+            CA_VARIABLE,
+            "stolos:local-volumes:{instance}",
+            Some("stolos:local-volumes"),
+            &[],
+            CLIENT,
         ),
         leaf(
             ADMIN_VARIABLE,

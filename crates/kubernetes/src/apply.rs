@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::Value;
 use stolos_base::{Class, Classify as _, retry};
 
@@ -15,7 +15,12 @@ use crate::error::Error;
 /// The owner of the fields that we apply.
 pub const FIELD_MANAGER: &str = "stolos";
 
-/// One Kubernetes object to be applied.
+/// The annotation of a document that is not ours any more once it is there: with [`IF_ABSENT`] as its value, an object that exists is left as it is.
+const APPLY: &str = "stolos.dev/apply";
+/// See [`APPLY`].
+const IF_ABSENT: &str = "if-absent";
+
+/// One Kubernetes object to be applied. What others changed of it is put back, unless its annotation `stolos.dev/apply` is `if-absent`.
 #[derive(Clone, Debug)]
 pub struct Document {
     api_version: String,
@@ -23,6 +28,8 @@ pub struct Document {
     namespace: Option<String>,
     name: String,
     body: Value,
+    /// The same as an object, where it is only made and never changed.
+    made_once: Option<Box<DynamicObject>>,
 }
 
 impl Document {
@@ -48,11 +55,21 @@ impl Document {
                 problem: format!("`{}` is missing or no text", pointer[1..].replace('/', ".")),
             })
         };
+        let made_once = if body["metadata"]["annotations"][APPLY] == IF_ABSENT {
+            let object = serde_json::from_value(body.clone()).map_err(|error| Error::Document {
+                position,
+                problem: error.to_string(),
+            })?;
+            Some(Box::new(object))
+        } else {
+            None
+        };
         Ok(Self {
             api_version: needed("/apiVersion")?,
             kind: needed("/kind")?,
             namespace: text("/metadata/namespace"),
             name: needed("/metadata/name")?,
+            made_once,
             body,
         })
     }
@@ -167,6 +184,16 @@ impl Cluster {
         } else {
             Api::all_with(self.client.clone(), &resource.api)
         };
+        if let Some(object) = &document.made_once {
+            let params = PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            return match api.create(&params, object).await.map_err(Error::request(what)) {
+                Err(error) if error.status() != Some(409) => Err(error),
+                _ => Ok(()),
+            };
+        }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         api.patch(&document.name, &params, &Patch::Apply(&document.body))
             .await

@@ -19,6 +19,9 @@ pub enum Cause {
     /// There was no usable answer.
     #[error("no usable answer from the API server")]
     Transport(#[source] kube::Error),
+    /// There was no answer in time.
+    #[error("no answer from the API server within {} s", .0.as_secs())]
+    Silence(std::time::Duration),
 }
 
 impl From<kube::Error> for Cause {
@@ -174,7 +177,7 @@ impl Classify for Error {
                 _ => Class::Internal,
             },
             Self::Request {
-                source: Cause::Transport(_),
+                source: Cause::Transport(_) | Cause::Silence(_),
                 ..
             }
             | Self::TimedOut(_) => Class::Unavailable,

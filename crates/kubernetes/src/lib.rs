@@ -1,7 +1,8 @@
 //! Everything that speaks to a cluster's API server.
 //!
 //! Owns: the connection to a cluster ([`Cluster`]), server-side apply of YAML documents, waiting for and draining of nodes, giving a
-//! person access, giving nodes images, the smoke test. `stolos-job`, the helper that job scripts in the machines call, is a thin shell around it.
+//! person access, giving nodes images, volumes on nodes' disks, the smoke test. `stolos-job`, the helper that job scripts in the machines
+//! call, is a thin shell around it.
 //! Never does: machines, manifests, the director's work; it knows no cluster but the one it is connected to.
 //!
 //! Invariants: every call can be repeated; every wait has a limit and says what it waited for; credentials never reach a log
@@ -15,6 +16,8 @@ pub mod images;
 pub mod nodes;
 pub mod settings;
 pub mod smoke;
+pub mod volumes;
+pub mod watch;
 
 pub use apply::Document;
 pub use client::{Cluster, Credentials, Endpoint};

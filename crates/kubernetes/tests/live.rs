@@ -79,6 +79,27 @@ async fn what_is_applied_twice_stays_as_it_is() {
         .await
         .expect("deleted");
 
+    let once = |value: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: test-once, namespace: default, annotations: {{stolos.dev/apply: if-absent}}}}\n\
+             data: {{a: {value}}}\n"
+        );
+        Document::parse(&text).expect("a document")
+    };
+    for value in ["first", "second"] {
+        cluster.apply(&once(value), LIMIT, |_| {}).await.expect("applied");
+        let there = configs.get("test-once").await.expect("it is there");
+        assert_eq!(
+            there.data.expect("data")["a"],
+            "first",
+            "what is there is left as it is"
+        );
+    }
+    configs
+        .delete("test-once", &kube::api::DeleteParams::default())
+        .await
+        .expect("deleted");
+
     let unknown =
         Document::parse("apiVersion: v1\nkind: Unheard\nmetadata: {name: x}\n").expect("a document");
     let error = cluster

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
-use stolos_kubernetes::Document;
+use stolos_kubernetes::{Document, volumes};
 use stolos_release::JobArchive;
 use stolos_release::render::{
     InstanceContext, JobInput, Link, LinkInstance, RenderedInstance, render_instance,
@@ -174,7 +174,11 @@ fn what_kubernetes_reads_is_readable() {
             "ClusterRoleBinding stolos:kube-proxy"
         ]
     );
-    for title in ["Service kube-system/kube-dns", "Deployment kube-system/coredns"] {
+    for title in [
+        "Service kube-system/kube-dns",
+        "Deployment kube-system/coredns",
+        "StorageClass local",
+    ] {
         assert!(
             titles.iter().any(|known| known == title),
             "no {title} in {titles:?}"
@@ -195,6 +199,7 @@ fn what_kubernetes_reads_is_readable() {
         "kube-scheduler",
         "kubelet",
         "kube-proxy",
+        "local-volumes",
         "cluster-services",
     ] {
         kube::config::Kubeconfig::from_yaml(text(&rendered, job, "config/kubeconfig"))
@@ -260,6 +265,41 @@ fn flags_of_an_operator_win() {
         "{argv:?}"
     );
     assert!(!argv.contains(&"--profiling=false".to_owned()), "{argv:?}");
+}
+
+/// Names that the program, its job and the policies over it have to agree on.
+#[test]
+fn local_volumes_are_made_where_the_policy_allows_them() {
+    for (persistent, of_gone_nodes) in [(false, true), (true, false)] {
+        let mut given = usual();
+        given.insert("persistent", json!(persistent));
+        given.insert("control_plane", json!(of_gone_nodes));
+        let rendered = rendered(1, 0, &given);
+        let services = text(&rendered, "cluster-services", "config/services.yml");
+        let argv = argv(&rendered, "local-volumes");
+        let directories: Vec<&str> = argv
+            .iter()
+            .filter_map(|argument| argument.strip_prefix("--directory="))
+            .collect();
+        assert_eq!(directories.len(), 2, "{argv:?}");
+        assert_eq!(
+            directories[0].starts_with("/var/vcap/store/"),
+            persistent,
+            "{argv:?}"
+        );
+        for directory in directories {
+            let allowed = format!("'{directory}/' + object.metadata.name");
+            assert!(services.contains(&allowed), "no policy allows `{directory}`");
+        }
+        assert_eq!(argv.contains(&"--of-gone-nodes".to_owned()), of_gone_nodes);
+        for name in [volumes::PROVISIONER, volumes::FINALIZER] {
+            assert!(
+                services.contains(&format!("'{name}'")),
+                "no policy names `{name}`"
+            );
+        }
+        assert!(services.contains(&format!("provisioner: {}\n", volumes::PROVISIONER)));
+    }
 }
 
 #[test]

@@ -168,7 +168,14 @@ fn a_worker_sees_no_identity_but_its_own() {
         .collect();
     keys.sort_unstable();
     keys.dedup();
-    assert_eq!(keys, ["kube_proxy.private_key", "kubelet_{instance}.private_key"]);
+    assert_eq!(
+        keys,
+        [
+            "kube_proxy.private_key",
+            "kubelet_{instance}.private_key",
+            "local_volumes_{instance}.private_key"
+        ]
+    );
 }
 
 #[test]

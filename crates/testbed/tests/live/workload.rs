@@ -18,6 +18,10 @@ spec:
         image: stolos.local/busybox:1
         imagePullPolicy: Never
         command: [sh, -c, "trap 'exit 0' TERM; while true; do sleep 1; done"]
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
 "#;
 
 const READY: [&str; 5] = [
@@ -28,8 +32,11 @@ const READY: [&str; 5] = [
     "jsonpath={.status.readyReplicas}",
 ];
 
+/// It runs with what its first pod wrote.
 pub(crate) fn stateful_set_is_ready(installation: &Installation) {
     installation.eventually("the stateful set", &READY, |text| text == "2");
+    let read = ["exec", "web-0", "--", "cat", "/data/kept"];
+    assert_eq!(installation.kubectl(&read).expect("exec"), "yes\n");
 }
 
 pub(crate) fn kubectl(installation: &Installation) {
@@ -38,13 +45,21 @@ pub(crate) fn kubectl(installation: &Installation) {
     installation
         .kubectl(&["apply", "-f", file.as_str()])
         .expect("applied");
-    stateful_set_is_ready(installation);
+    installation.eventually("the stateful set", &READY, |text| text == "2");
     assert_eq!(
         installation
-            .kubectl(&["exec", "web-0", "--", "echo", "hello"])
+            .kubectl(&[
+                "exec",
+                "web-0",
+                "--",
+                "sh",
+                "-c",
+                "echo yes > /data/kept; echo hello"
+            ])
             .expect("exec"),
         "hello\n"
     );
+    volumes(installation);
     installation
         .kubectl(&["create", "configmap", "memory", "--from-literal=kept=yes"])
         .expect("a config map");
@@ -96,6 +111,41 @@ pub(crate) fn autoscaling(installation: &Installation) {
     ];
     installation.eventually("a second busy pod", &replicas, |text| text == "2");
     kubectl(&["delete", "hpa,deployment", "busy"]);
+}
+
+/// A volume of the default class outlives its pod, and leaves with its claim.
+fn volumes(installation: &Installation) {
+    let run = |arguments: &[&str]| {
+        installation
+            .kubectl(arguments)
+            .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+    };
+    run(&["delete", "pod", "web-0"]);
+    stateful_set_is_ready(installation);
+    assert_eq!(directories(installation), 2);
+    run(&["scale", "statefulset", "web", "--replicas=1"]);
+    run(&["wait", "pod", "web-1", "--for=delete", "--timeout=60s"]);
+    run(&["delete", "pvc", "data-web-1"]);
+    let list = ["get", "persistentvolumes", "-o", "name"];
+    installation.eventually("the volume to leave", &list, |text| text.lines().count() == 1);
+    assert_eq!(directories(installation), 1, "the directory went first");
+    run(&["scale", "statefulset", "web", "--replicas=2"]);
+    stateful_set_is_ready(installation);
+}
+
+/// How many local volumes lie on the disks of all machines.
+fn directories(installation: &Installation) -> usize {
+    let machines = fs_err::read_dir(installation.root.join("machines")).expect("the machines");
+    machines
+        .map(|machine| {
+            machine
+                .expect("a machine")
+                .path()
+                .join("var/vcap/data/local-volumes")
+        })
+        .filter(|volumes| volumes.exists())
+        .map(|volumes| fs_err::read_dir(volumes).expect("the volumes").count())
+        .sum()
 }
 
 /// A chart is installed, upgraded, rolled back and removed.

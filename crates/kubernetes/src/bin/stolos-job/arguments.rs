@@ -10,7 +10,7 @@ use stolos_kubernetes::nodes::{DrainOptions, Drained, Loss};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document};
 
-use crate::{images, note, ready};
+use crate::{images, note, ready, volumes};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
@@ -40,6 +40,8 @@ enum Command {
     SmokeTest(Smoke),
     /// Gives a fresh node the images of a seed
     PlaceImages(images::PlaceImages),
+    /// Makes and removes the local volumes of a node, for ever
+    LocalVolumes(volumes::LocalVolumes),
 }
 
 #[derive(Args)]
@@ -158,6 +160,7 @@ impl Command {
             }
             Self::Drain(drain) => drain.run().await,
             Self::SmokeTest(smoke) => smoke.run().await,
+            Self::LocalVolumes(volumes) => volumes.run().await,
         }
     }
 }

@@ -1,8 +1,11 @@
-//! `stolos-job`: what the job scripts of a cluster's machines call. Parses, runs one command, ends.
+//! `stolos-job`: what the jobs of a cluster's machines call. Parses, runs one command, ends when that does.
 
 mod arguments;
+mod directories;
 mod images;
+mod queue;
 mod ready;
+mod volumes;
 
 use std::process::ExitCode;
 
