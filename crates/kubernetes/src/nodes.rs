@@ -263,12 +263,20 @@ impl Cluster {
         let count = left.len();
         let start = Instant::now();
         while !left.is_empty() {
+            let mut news = false;
             for victim in left.iter_mut().filter(|victim| !victim.asked) {
                 if self.evict(victim, options.grace_period).await? {
                     progress(&format!("evicting pod {}/{}", victim.namespace, victim.name));
                     victim.asked = true;
-                } else if !victim.held {
+                    news = true;
+                } else {
+                    news |= !victim.held;
                     victim.held = true;
+                }
+            }
+            // Said last, because the last words are those that stay to be seen.
+            if news {
+                for victim in left.iter().filter(|victim| !victim.asked) {
                     progress(&format!(
                         "pod {}/{} is held by a disruption budget",
                         victim.namespace, victim.name
