@@ -102,9 +102,7 @@ pub fn waits(claim: &PersistentVolumeClaim, node: &str) -> bool {
         && annotation(SELECTED_NODE) == Some(node)
 }
 
-/// Whether the claim has a volume already.
-#[must_use]
-pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
     volume.is_some_and(|volume| !volume.is_empty())
 }

@@ -15,8 +15,6 @@ pub(crate) enum End {
     Done,
     /// It did not work and is done again after a pause.
     Failed,
-    /// It did not work and is somebody else's now; should it come back, it has to wait as after a failure.
-    GivenBack,
     /// It is done, and done again after this time.
     Again(Duration),
 }
@@ -89,13 +87,12 @@ impl<K: Clone + Ord> Queue<K> {
         let entry = self.0.entry(key.clone()).or_default();
         entry.is_busy = false;
         entry.failures = match end {
-            End::Failed | End::GivenBack => entry.failures.saturating_add(1),
+            End::Failed => entry.failures.saturating_add(1),
             End::Done | End::Again(_) => 0,
         };
         match end {
             End::Failed => entry.due = Some(now + pause(entry.failures)),
             End::Again(after) => entry.due = Some(entry.due.map_or(now + after, |due| due.min(now + after))),
-            End::GivenBack => entry.due = entry.due.map(|_| now + pause(entry.failures)),
             End::Done if entry.due.is_none() => {
                 self.0.remove(&key);
             }
@@ -165,27 +162,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_waits_when_it_comes_again() {
-        let mut queue = Queue::new();
-        let now = Instant::now();
-        for after in [Duration::ZERO, FIRST_PAUSE, FIRST_PAUSE * 2] {
-            queue.add("a", now);
-            assert_eq!(queue.next(), Some(now + after));
-            queue.take(now + after);
-            queue.ended("a", End::GivenBack, now + after);
-            assert_eq!(queue.next(), None);
-        }
-        queue.keep(|key| *key != "a");
-        queue.add("a", now);
-        assert_eq!(queue.next(), Some(now), "what was forgotten has not failed");
-    }
-
-    #[test]
     fn what_nobody_wants_any_more_is_not_done() {
         let mut queue = Queue::new();
         let now = Instant::now();
         queue.add("a", now);
-        queue.forget(&"a");
+        queue.keep(|key| *key != "a");
         assert_eq!(queue.next(), None);
         queue.add("b", now);
         queue.take(now);

@@ -140,10 +140,7 @@ impl State {
                     self.queue.add(Key::Claim(uid), Instant::now());
                 } else {
                     self.claims.remove(&uid);
-                    // One that waits for another node now may come back, and then has to wait as it did before.
-                    if volumes::is_bound(&claim) {
-                        self.queue.forget(&Key::Claim(uid));
-                    }
+                    self.queue.forget(&Key::Claim(uid));
                 }
             }
             Change::Gone(claim) => {
@@ -178,7 +175,6 @@ impl State {
         let now = Instant::now();
         let end = match result {
             Ok(Outcome::Done) => End::Done,
-            Ok(Outcome::GivenBack) => End::GivenBack,
             Ok(Outcome::Compared(names)) => {
                 for name in names {
                     self.queue.add(Key::Volume(name), now);
@@ -196,8 +192,6 @@ impl State {
 
 enum Outcome {
     Done,
-    /// The claim's pod may go to another node.
-    GivenBack,
     /// These volumes may be at their end.
     Compared(Vec<String>),
 }
@@ -265,7 +259,8 @@ impl Worker {
             return match self.cluster.select_node_again(claim).await {
                 // It has changed meanwhile, which the watch tells.
                 Err(error) if error.status() != Some(409) => Err(error.into()),
-                _ => Ok(Outcome::GivenBack),
+                // The scheduler pauses itself before it sends a pod to the same node again.
+                _ => Ok(Outcome::Done),
             };
         }
         if let Err(error) = directories::make(&order.directory) {
