@@ -316,6 +316,8 @@ impl Cluster<'_> {
                 "max_in_flight": if careful { in_flight } else { 4 },
                 // At first workers do not wait for masters: their processes do, on the API server itself.
                 "serial": careful,
+                // Masters of all zones have to come up together: one alone is no quorum.
+                "initial_deploy_az_update_strategy": if careful { "serial" } else { "parallel" },
                 "canary_watch_time": "1-600000",
                 "update_watch_time": "1-600000",
             },

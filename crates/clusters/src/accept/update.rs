@@ -32,7 +32,9 @@ impl Desk {
         let operation = self.operation(&after, LastAction::Update, caller);
         // What ended well and only gets more or fewer workers keeps every machine as it is.
         let keeps_machines = before.state == LastActionState::Succeeded && !touches_machines(&before, &after);
-        let rollout = if keeps_machines {
+        // What never ran is not protected but finished; masters that wait for each other could not come up one after the other.
+        let never_ran = before.state == LastActionState::Failed && before.action == LastAction::Create;
+        let rollout = if keeps_machines || never_ran {
             Rollout::Fresh
         } else {
             Rollout::Careful
