@@ -6,6 +6,9 @@
 
 mod client;
 mod config_file;
+mod endpoints;
+#[cfg(test)]
+mod openapi;
 mod profiles;
 mod tasks;
 
@@ -16,6 +19,7 @@ pub use client::{Begun, Client, ProfileKind};
 pub use config_file::{
     ConfigFile, CustomCa, InstanceGroup, PrivateRegistries, Proxy, RegistryHost, RegistryServer,
 };
+pub use endpoints::{ENDPOINTS, Endpoint};
 pub use profiles::{Customization, KubernetesProfile, KubernetesProfileRequest, Profile, ProfileRequest};
 pub use tasks::{AvailableUpgrade, TaskCluster, TaskInfo, TaskStatus, UpgradeClusters};
 
@@ -24,6 +28,7 @@ pub const PORT: u16 = 9021;
 
 /// What a cluster was last asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum LastAction {
     /// Being made, or made.
@@ -51,6 +56,7 @@ impl LastAction {
 
 /// How the last action stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum LastActionState {
     /// Accepted, not begun.
     #[serde(rename = "queued")]
@@ -87,6 +93,7 @@ impl LastActionState {
 
 /// `ClusterParameters` of a request or of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterParameters {
     /// Host name or address under which the cluster's API is called; at most 64 bytes, unique.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,6 +132,7 @@ pub struct ClusterParameters {
 
 /// Body of `POST /v1/clusters`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterRequest {
     /// Name, at most 63 bytes, unique.
     pub name: String,
@@ -148,6 +156,7 @@ pub struct ClusterRequest {
 
 /// Workers of one pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PoolInstances {
     /// Name of the pool.
@@ -158,6 +167,7 @@ pub struct PoolInstances {
 
 /// An authority for a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CustomCaCert {
     /// Host of the registry, with its port where that is not 443.
@@ -168,6 +178,7 @@ pub struct CustomCaCert {
 
 /// A tag of a cluster's machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterTag {
     /// Name, at least one character.
     pub name: String,
@@ -181,6 +192,7 @@ pub struct ClusterTag {
 
 /// `UpdateClusterParameters`, the body of `PATCH /v1/clusters/{name}`; what is absent stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct UpdateParameters {
     /// Number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -228,6 +240,7 @@ pub struct UpdateParameters {
 
 /// `KubernetesSettings`: all texts, as in PKS's swagger.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KubernetesSettings {
     /// Minutes that a drain may take; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -275,6 +288,7 @@ impl KubernetesSettings {
 
 /// A cluster as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cluster {
     /// Name.
     pub name: String,
@@ -309,6 +323,7 @@ pub struct Cluster {
 
 /// What an owner may have, and what an owner has: allotted sizes of machines, not what pods use of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Amounts {
     /// Processors.
     #[serde(default)]
@@ -323,6 +338,7 @@ pub struct Amounts {
 
 /// A quota.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
     /// User or client.
@@ -333,6 +349,7 @@ pub struct Quota {
 
 /// The limits of a quota, all of which have to be named.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Processors.
@@ -345,6 +362,7 @@ pub struct Limits {
 
 /// What `PATCH /v1/quotas/{owner}` takes; what is absent stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LimitsChange {
     /// See [`Limits::cpu`].
@@ -360,6 +378,7 @@ pub struct LimitsChange {
 
 /// Body of `PATCH /v1/quotas/{owner}`. PKS's client sends the owner too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct QuotaChange {
     /// Has to be the owner in the path, where it is given.
@@ -371,6 +390,7 @@ pub struct QuotaChange {
 
 /// What an owner has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Usage {
     /// User or client.
     pub owner: String,
@@ -382,6 +402,7 @@ pub struct Usage {
 
 /// What one cluster takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterUsage {
     /// Its name.
     pub name: String,
@@ -393,6 +414,7 @@ pub struct ClusterUsage {
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Plan {
     /// Id; the first four are fixed by PKS.
     pub id: String,
@@ -411,6 +433,7 @@ pub struct Plan {
 
 /// Error body: PKS's `body`, and ours beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// The text, under the name that PKS's clients read.
     pub body: String,
@@ -427,6 +450,7 @@ pub struct ErrorBody {
 
 /// How an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
     /// Accepted, not begun.
@@ -463,6 +487,7 @@ impl OperationState {
 
 /// What a person asked of a cluster, and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Operation {
     /// Id.
     pub id: String,
@@ -488,6 +513,7 @@ pub struct Operation {
 
 /// One named step of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OperationStep {
     /// Name, as people read it.
     pub name: String,
@@ -506,6 +532,7 @@ pub struct OperationStep {
 
 /// What a request would do: the answer to `?dry_run=true`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Preview {
     /// The cluster.
     pub cluster: String,
@@ -526,6 +553,7 @@ pub struct Preview {
 
 /// A group of machines in a preview.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PreviewGroup {
     /// Name of the instance group.
     pub name: String,
@@ -543,6 +571,7 @@ pub struct PreviewGroup {
 
 /// What the server says about itself to anybody: `GET /stolos/v1/info`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Info {
     /// Version of Stolos.
     pub version: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Body of `--config-file`, JSON or YAML.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ConfigFile {
     /// The cluster's own root authority; only when it is made.
@@ -28,6 +29,7 @@ pub struct ConfigFile {
 
 /// A root authority.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CustomCa {
     /// Self-signed certificate (PEM), valid for more than six months.
@@ -44,6 +46,7 @@ impl std::fmt::Debug for CustomCa {
 
 /// Extensions of the machines of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct InstanceGroup {
     /// `master`, `worker` or `worker-POOL`.
@@ -54,6 +57,7 @@ pub struct InstanceGroup {
 
 /// A proxy. All fields empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Proxy {
     /// `http://HOST:PORT`.
@@ -78,6 +82,7 @@ impl std::fmt::Debug for Proxy {
 
 /// Body of `--private-registries`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PrivateRegistries {
     /// The registries, each by the host that image names begin with.
@@ -86,6 +91,7 @@ pub struct PrivateRegistries {
 
 /// A registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegistryServer {
     /// The host that image names begin with, with its port where that is not 443; `https://` may stand before it.
@@ -97,6 +103,7 @@ pub struct RegistryServer {
 
 /// A place where a registry is asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RegistryHost {
     /// `https://HOST[:PORT]`.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Body of `POST /v1/network-profiles` and `POST /v1/compute-profiles`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ProfileRequest {
     /// Unique name.
@@ -18,6 +19,7 @@ pub struct ProfileRequest {
 
 /// A network or compute profile as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Profile {
     /// Unique name.
     pub name: String,
@@ -34,6 +36,7 @@ pub struct Profile {
 
 /// Body of `POST /v1/kubernetes-profiles`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct KubernetesProfileRequest {
     /// Unique name, at most 200 characters.
@@ -51,6 +54,7 @@ pub struct KubernetesProfileRequest {
 
 /// A Kubernetes profile as the API shows it. Contents of files are secrets and never shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KubernetesProfile {
     /// Unique name.
     pub name: String,
@@ -70,6 +74,7 @@ pub struct KubernetesProfile {
 
 /// What a profile says about one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Customization {
     /// `kube-apiserver`, `kube-controller-manager`, `kube-scheduler`, `kubelet`, `kube-proxy` or `etcd`.

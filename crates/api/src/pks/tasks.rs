@@ -6,14 +6,15 @@ use super::{LastAction, LastActionState};
 
 /// Body of `PATCH /v1/clusters`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UpgradeClusters {
     /// Clusters to be upgraded, by name.
     #[serde(default)]
     pub clusters: Vec<String>,
     /// Those of them, or others, that go first and one after the other.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub canaries: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canaries: Option<Vec<String>>,
     /// Clusters that are upgraded at the same time; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<u32>,
@@ -24,6 +25,7 @@ pub struct UpgradeClusters {
 
 /// How a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum TaskStatus {
     /// Accepted.
     #[serde(rename = "not started")]
@@ -60,6 +62,7 @@ impl TaskStatus {
 
 /// A task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TaskInfo {
     /// Id.
     pub uuid: String,
@@ -78,6 +81,7 @@ pub struct TaskInfo {
 
 /// A cluster of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TaskCluster {
     /// Name.
     pub cluster_name: String,
@@ -98,6 +102,7 @@ pub struct TaskCluster {
 
 /// What a cluster can be upgraded to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AvailableUpgrade {
     /// What becomes newer: `PKS`, or `Kubernetes`.
     pub component: String,

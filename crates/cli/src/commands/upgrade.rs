@@ -36,7 +36,7 @@ pub(crate) async fn many(args: &UpgradeMany) -> Result<(), Failure> {
     };
     let request = UpgradeClusters {
         clusters: named(&args.clusters),
-        canaries: named(&args.canaries),
+        canaries: Some(named(&args.canaries)).filter(|names| !names.is_empty()),
         max_in_flight: Some(args.max_in_flight),
         nodes_parallel: None,
     };
@@ -46,7 +46,7 @@ pub(crate) async fn many(args: &UpgradeMany) -> Result<(), Failure> {
 async fn run(request: &UpgradeClusters, going: &Going) -> Result<(), Failure> {
     let client = pks_client().await?;
     let mut names: Vec<&str> = Vec::new();
-    for name in request.canaries.iter().chain(&request.clusters) {
+    for name in request.canaries.iter().flatten().chain(&request.clusters) {
         if !names.contains(&name.as_str()) {
             names.push(name);
         }

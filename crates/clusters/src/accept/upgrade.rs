@@ -30,7 +30,8 @@ impl Desk {
             )));
         }
         let mut turns: Vec<Turn> = Vec::new();
-        for (names, is_canary) in [(&request.canaries, true), (&request.clusters, false)] {
+        let canaries = request.canaries.as_deref().unwrap_or_default();
+        for (names, is_canary) in [(canaries, true), (request.clusters.as_slice(), false)] {
             for name in names {
                 if let Some(other) = turns.iter().find(|turn| turn.name == *name) {
                     // A canary is usually one of the clusters too.
