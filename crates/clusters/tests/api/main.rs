@@ -260,7 +260,7 @@ async fn bad_requests_change_nothing() {
     }
     let huge = create(|_| {})
         .to_string()
-        .replace("new.test", &"x".repeat(400_000));
+        .replace("new.test", &"x".repeat(1_200_000));
     let token = world.token("alice", &[MANAGE], 600);
     let answer = world
         .ask_with(Some(&token), &Method::POST, "/v1/clusters", &huge)

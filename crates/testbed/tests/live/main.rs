@@ -4,6 +4,7 @@ mod etcd;
 mod faults;
 mod installation;
 mod refusals;
+mod upgrade;
 mod workload;
 
 use stolos_testbed::host::Picture;
@@ -33,6 +34,7 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     other.stolos(&["up"]);
     let beside = Picture::take(not_ours);
 
+    upgrade::configure(&installation);
     installation.stolos(&["up"]);
     installation.create_cluster("live", true);
     refusals::of_requests(&installation);
@@ -45,6 +47,7 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     workload::autoscaling(&installation);
     workload::helm(&installation);
     workload::load_image(&installation);
+    upgrade::a_cluster_with_profiles_is_upgraded(&installation);
     refusals::of_ports(&installation);
     faults::processes_are_killed(&installation);
     faults::operations_survive(&installation);
