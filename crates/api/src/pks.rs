@@ -431,6 +431,21 @@ pub struct Plan {
     pub allow_privileged_containers: bool,
 }
 
+/// A certificate of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Certificate {
+    /// Its name among the credentials.
+    pub name: String,
+    /// `Root` or `Leaf`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whole days until it ends; negative when it has ended.
+    pub days_left: i64,
+    /// When it ends, RFC 3339.
+    pub valid_until: String,
+}
+
 /// Error body: PKS's `body`, and ours beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use clusters::{
-    Create, Credentials, Delete, Given, Going, List, LoadImage, Operations, Resize, Show, Task, Tasks,
-    Update, UpgradeMany, UpgradeOne,
+    Certificates, Create, Credentials, Delete, Given, Going, List, LoadImage, Operations, Resize,
+    RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
 };
 
 /// Makes, heals and deletes Kubernetes clusters.
@@ -74,6 +74,15 @@ pub(crate) enum Command {
     Tasks(Tasks),
     /// Stop an upgrade of clusters: those whose turn has not come are left alone.
     CancelTask(Id),
+    /// List the certificates of a cluster that end soon.
+    #[command(after_help = "Examples:\n  stolos certificates demo\n  stolos certificates demo --days 3650")]
+    Certificates(Certificates),
+    /// Make a cluster's certificates anew, but for its authorities.
+    #[command(
+        alias = "rotate-certs",
+        after_help = "Example:\n  stolos rotate-certificates demo --all --wait\n\nMasters are changed one after the other, then workers; kubeconfigs stay valid."
+    )]
+    RotateCertificates(RotateCertificates),
     /// Write a cluster's credentials into the kubeconfig and make it the current context.
     #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
     GetCredentials(Credentials),

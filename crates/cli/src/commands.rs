@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod certificates;
 mod clusters;
 mod create;
 mod deployments;
@@ -35,6 +36,8 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::UpgradeClusters(args) => upgrade::many(&args).await,
         Command::Task(args) => upgrade::show(&args).await,
         Command::Tasks(args) => upgrade::list(&args).await,
+        Command::Certificates(args) => certificates::list(&args).await,
+        Command::RotateCertificates(args) => certificates::rotate(&args).await,
         Command::CancelTask(args) => upgrade::cancel(&args).await,
         Command::CreateNetworkProfile(args) => profiles::create(Network, &args).await,
         Command::NetworkProfiles(args) => profiles::list(Network, &args).await,

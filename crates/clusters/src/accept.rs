@@ -8,6 +8,7 @@ mod delete;
 mod preview;
 mod profiles;
 mod quotas;
+mod rotate;
 mod update;
 mod upgrade;
 

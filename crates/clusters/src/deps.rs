@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
@@ -51,6 +52,17 @@ impl fmt::Debug for AdminCredential {
     }
 }
 
+/// A certificate that the director generated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its whole name.
+    pub name: String,
+    /// Whether it signed itself.
+    pub is_root: bool,
+    /// When it ends.
+    pub valid_until: Timestamp,
+}
+
 /// What the director generated for a deployment.
 pub trait Vault: Send + Sync + 'static {
     /// The administrator's certificate of a deployment.
@@ -66,6 +78,10 @@ pub trait Vault: Send + Sync + 'static {
     fn put(&self, name: &str, text: Secret<String>) -> BoxFuture<'_, Result<()>>;
     /// Keeps a cluster's own root authority in the place of the one that would be generated.
     fn put_authority(&self, deployment: &str, authority: Identity) -> BoxFuture<'_, Result<()>>;
+    /// The newest certificates of a deployment, by name.
+    fn certificates<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Certificate>>>;
+    /// Makes those of a deployment's leaves anew that were made before a time; gives their names.
+    fn renew<'a>(&'a self, deployment: &'a str, before: Timestamp) -> BoxFuture<'a, Result<Vec<String>>>;
     /// Deletes everything below a whole name; fine when there is nothing.
     fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>>;
 }

@@ -53,6 +53,9 @@ pub(crate) struct Input {
     /// Workers that are changed at the same time; the plan's number when absent.
     #[serde(default)]
     pub(crate) in_flight: Option<u32>,
+    /// Whether the leaves of the cluster's certificates are made anew.
+    #[serde(default)]
+    pub(crate) renew: bool,
 }
 
 impl Input {
@@ -62,6 +65,7 @@ impl Input {
             operation: operation.id,
             rollout,
             in_flight: None,
+            renew: false,
         }
     }
 }
@@ -94,6 +98,7 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
         operation: OperationId::from(change.flow.id.as_uuid()),
         rollout: Rollout::default(),
         in_flight: None,
+        renew: false,
     })
 }
 

@@ -3,6 +3,7 @@
 //! The router is a table of contents; handlers extract, authorize through the desk, and convert. A token is looked at before
 //! anything else, so that nobody learns from a 404 what exists.
 
+mod certificates;
 mod clusters;
 mod operations;
 mod profiles;
@@ -50,6 +51,10 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/v1/clusterdetails/{name}", get(clusters::cluster_details))
         .route("/v1/clusters/{name}/binds", post(clusters::bind_create))
         .route("/v1/clusters/{name}/binds/{user}", get(clusters::bind_view))
+        .route(
+            "/v1/clusters/{name}/certificates",
+            get(certificates::certificate_list).post(certificates::certificates_rotate),
+        )
         .route("/v1/plans", get(clusters::plan_list))
         .route(
             "/v1/network-profiles",

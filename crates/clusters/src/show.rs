@@ -4,6 +4,7 @@ use stolos_api::pks;
 
 use crate::accept::{Desk, VERSION};
 use crate::db::{self, ClusterRow};
+use crate::deps::Certificate;
 use crate::error::Result;
 use crate::plans::{Drain, Plan};
 use crate::profiles::ProfileRow;
@@ -79,6 +80,19 @@ impl Desk {
             parameters: row.body.to_string(),
             not_applied: self.not_applied(row),
         }
+    }
+}
+
+/// A certificate on the wire.
+pub(crate) fn certificate(certificate: Certificate, now: jiff::Timestamp) -> pks::Certificate {
+    const DAY: i64 = 24 * 60 * 60;
+    let left = certificate.valid_until.as_second() - now.as_second();
+    let until = jiff::Timestamp::from_second(certificate.valid_until.as_second());
+    pks::Certificate {
+        name: certificate.name,
+        kind: if certificate.is_root { "Root" } else { "Leaf" }.to_owned(),
+        days_left: left.div_euclid(DAY),
+        valid_until: until.unwrap_or(certificate.valid_until).to_string(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Generated credentials as `director` and `clusters` need them, over `credentials`.
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use serde_json::Value;
 use stolos_base::ids::{AgentId, CredentialId};
 use stolos_base::pki::{Authority, Identity, Leaf, Usage};
 use stolos_base::{Clock, Secret};
-use stolos_clusters::deps::{AdminCredential, Vault};
+use stolos_clusters::deps::{self, AdminCredential, Vault};
 use stolos_clusters::render::{ADMIN_VARIABLE, CA_VARIABLE};
 use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope};
 use stolos_director::{AgentTrust, Failure, GenerateVariable, Variables};
@@ -127,6 +128,55 @@ impl Vault for Store {
                 private_key: authority.key,
             });
             self.0.set(&name, value).await.map(drop).map_err(failed)
+        })
+    }
+
+    fn certificates<'a>(
+        &'a self,
+        deployment: &'a str,
+    ) -> BoxFuture<'a, stolos_clusters::Result<Vec<deps::Certificate>>> {
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("list the cluster's certificates", error);
+            let scope = Scope::deployment(DIRECTOR_NAME, deployment).map_err(failed)?;
+            let mut found = Vec::new();
+            for listed in self.0.list(&scope.prefix()).await.map_err(failed)? {
+                let Some(valid_until) = listed.expires_at else {
+                    continue;
+                };
+                let credential = self.0.get_by_id(listed.id).await.map_err(failed)?;
+                let certificate = credential.value.certificate();
+                found.push(deps::Certificate {
+                    name: listed.name.as_str().to_owned(),
+                    is_root: certificate.is_some_and(|own| own.ca == own.certificate),
+                    valid_until,
+                });
+            }
+            Ok(found)
+        })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        deployment: &'a str,
+        before: Timestamp,
+    ) -> BoxFuture<'a, stolos_clusters::Result<Vec<String>>> {
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("renew the cluster's certificates", error);
+            let scope = Scope::deployment(DIRECTOR_NAME, deployment).map_err(failed)?;
+            let listed = self.0.list(&scope.prefix()).await.map_err(failed)?;
+            let mut renewed = Vec::new();
+            for old in listed
+                .into_iter()
+                .filter(|one| one.expires_at.is_some() && one.created_at < before)
+            {
+                let credential = self.0.get_by_id(old.id).await.map_err(failed)?;
+                let certificate = credential.value.certificate();
+                if certificate.is_some_and(|own| own.ca != own.certificate) {
+                    self.0.regenerate(&old.name).await.map_err(failed)?;
+                    renewed.push(old.name.as_str().to_owned());
+                }
+            }
+            Ok(renewed)
         })
     }
 

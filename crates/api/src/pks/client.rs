@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Cluster, ClusterRequest, Info, Operation, Plan, Preview, TaskInfo, UpdateParameters, UpgradeClusters,
+    Certificate, Cluster, ClusterRequest, Info, Operation, Plan, Preview, TaskInfo, UpdateParameters,
+    UpgradeClusters,
 };
 use crate::http::{self, Error};
 
@@ -179,6 +180,24 @@ impl Client {
     /// See [`Error`].
     pub async fn bind(&self, cluster: &str) -> Result<Value, Error> {
         http::json(self.request(Method::POST, &["v1", "clusters", cluster, "binds"])).await
+    }
+
+    /// The certificates of a cluster that end within so many days.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn certificates(&self, cluster: &str, days: i64) -> Result<Vec<Certificate>, Error> {
+        let request = self.request(Method::GET, &["v1", "clusters", cluster, "certificates"]);
+        http::json(request.query(&[("days", days.to_string())])).await
+    }
+
+    /// Asks for new certificates of a cluster; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn rotate_certificates(&self, cluster: &str) -> Result<Option<String>, Error> {
+        let request = self.request(Method::POST, &["v1", "clusters", cluster, "certificates"]);
+        Ok(begun(&http::send(request).await?).operation)
     }
 
     /// All profiles of a kind that the caller may see.

@@ -99,6 +99,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/clusters/{name}/binds/{user}", "A kubeconfig for a user")
         .changes()
         .gives(200, "Kubeconfig"),
+    get(
+        "/v1/clusters/{name}/certificates",
+        "The certificates of a cluster",
+    )
+    .query(&["days"])
+    .gives(200, "[Certificate]"),
+    post(
+        "/v1/clusters/{name}/certificates",
+        "Make a cluster's certificates anew, but for its authorities",
+    )
+    .ends(202),
     get("/v1/plans", "The plans on offer").gives(200, "[Plan]"),
     get("/v1/network-profiles", "All network profiles").gives(200, "[Profile]"),
     post("/v1/network-profiles", "Make a network profile")

@@ -34,6 +34,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Value {
         "Operation" => of::<super::Operation>(generator),
         "Info" => of::<super::Info>(generator),
         "Preview" => of::<super::Preview>(generator),
+        "Certificate" => of::<super::Certificate>(generator),
         "ErrorBody" => of::<super::ErrorBody>(generator),
         "Kubeconfig" => json!({"type": "object", "description": "A kubeconfig, as kubectl reads it"}),
         "Version" => json!({"type": "string"}),
@@ -56,7 +57,7 @@ fn operation(endpoint: &Endpoint, generator: &mut SchemaGenerator) -> Value {
     for name in endpoint.query {
         let kind = match *name {
             "dry_run" => "boolean",
-            "limit" | "wait_ms" => "integer",
+            "limit" | "wait_ms" | "days" => "integer",
             _ => "string",
         };
         parameters.push(json!({"name": name, "in": "query", "required": false, "schema": {"type": kind}}));

@@ -199,6 +199,36 @@ pub(crate) struct UpgradeMany {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Certificates {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// Only those that end within so many days.
+    #[arg(short = 'd', long, default_value_t = 180)]
+    pub(crate) days: i64,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["all", "only_nsx"])]
+pub(crate) struct RotateCertificates {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// All of the cluster's own.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Those of NSX-T only; there are none here.
+    #[arg(long)]
+    pub(crate) only_nsx: bool,
+    /// Leave out those of NSX-T; there are none here.
+    #[arg(long, requires = "all")]
+    pub(crate) skip_nsx: bool,
+    #[command(flatten)]
+    pub(crate) going: Going,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Credentials {
     /// Name of the cluster.
     pub(crate) name: String,

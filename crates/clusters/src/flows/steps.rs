@@ -32,7 +32,13 @@ pub(super) fn changed(tools: &Tools, input: &Input, cluster: &ClusterRow) -> Gra
     let lease = lease(&mut graph, tools, input);
     // Before any node is drained, so that it is drained as the person wants it now.
     let told = graph.add(settings("Tell drain settings", true, tools, cluster, &lease));
-    let machines = machines(&mut graph, tools, input, cluster, &lease, Some(&told));
+    // Deployed like any other change: one master after the other, then workers.
+    let before = if input.renew {
+        graph.add(renew_certificates(tools, cluster).after(&told))
+    } else {
+        told
+    };
+    let machines = machines(&mut graph, tools, input, cluster, &lease, Some(&before));
     graph.add(
         settings("Apply cluster settings", false, tools, cluster, &lease)
             .after(&machines.deploy)
@@ -235,6 +241,22 @@ pub(super) fn settings(
     .after(lease)
     .deadline(SETTINGS_DEADLINE)
     .interrupt(Interrupt::Anytime)
+}
+
+/// Makes the leaves anew that are older than the request. Again after a death, it finds those that are new already.
+fn renew_certificates(tools: &Tools, cluster: &ClusterRow) -> Step<()> {
+    let captured = (tools.clone(), deployment_name(cluster.id));
+    Step::new("Renew certificates", move |ctx| {
+        let (tools, deployment) = captured.clone();
+        async move {
+            let asked = jiff::Timestamp::from_millisecond(ctx.flow().created_at)
+                .map_err(|error| StepError::fatal(Class::Internal, error.to_string()))?;
+            let renewed = tools.vault.renew(&deployment, asked).await?;
+            ctx.progress(format!("{} certificates", renewed.len()));
+            Ok(())
+        }
+    })
+    .deadline(SETTINGS_DEADLINE)
 }
 
 /// Deletes the nodes whose machines are gone.

@@ -460,3 +460,41 @@ async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     assert_eq!(manifest_of(&world, "blue").await, before);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn certificates_are_listed_and_made_anew() {
+    let place = Place::sqlite();
+    let world = World::new(&place).await;
+    let created = world.create(ALICE, "blue", 1).await;
+    assert_eq!(world.ended(&created).await, "succeeded");
+    let path = "/v1/clusters/blue/certificates";
+    let all = world.ask(ALICE, Method::GET, path, &Value::Null).await;
+    let kinds: Vec<&str> = all
+        .body
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["type"].as_str())
+        .collect();
+    assert_eq!(kinds, ["Root", "Leaf"]);
+    let soon = world
+        .ask(ALICE, Method::GET, &format!("{path}?days=180"), &Value::Null)
+        .await;
+    assert_eq!(soon.body.as_array().map(Vec::len), Some(1));
+    assert_eq!(soon.body[0]["days_left"], 90);
+    for method in [Method::GET, Method::POST] {
+        let foreign = world.ask(BOB, method, path, &Value::Null).await;
+        assert_eq!(foreign.status, StatusCode::NOT_FOUND);
+    }
+    assert!(lock(&world.below.renewed).is_empty());
+    let rotated = world.ask(ALICE, Method::POST, path, &Value::Null).await;
+    assert_eq!(rotated.status, StatusCode::ACCEPTED);
+    assert_eq!(world.ended(&rotated).await, "succeeded");
+    assert_eq!(lock(&world.below.renewed).len(), 1);
+    assert_eq!(
+        manifest_of(&world, "blue").await["update"]["canaries"],
+        1,
+        "one after the other"
+    );
+    world.stop().await;
+}

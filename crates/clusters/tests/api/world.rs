@@ -16,7 +16,9 @@ use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
-use stolos_clusters::deps::{AdminCredential, Director, Instance, Kubernetes, Network, TaskState, Vault};
+use stolos_clusters::deps::{
+    AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Vault,
+};
 use stolos_clusters::plans::{Drain, MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
@@ -44,6 +46,8 @@ pub(crate) struct Below {
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
     /// What the last published address is balanced over.
     pub(crate) published: Mutex<Option<Vec<Ipv4Addr>>>,
+    /// Deployments whose certificates were renewed.
+    pub(crate) renewed: Mutex<Vec<String>>,
     /// Secrets by whole name.
     pub(crate) secrets: Mutex<BTreeMap<String, String>>,
 }
@@ -134,6 +138,19 @@ impl Vault for Below {
         let name = format!("{deployment}/kubernetes_ca");
         lock(&self.secrets).insert(name, authority.certificate);
         Box::pin(ready(Ok(())))
+    }
+    fn certificates<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Certificate>>> {
+        let now = Clock::system().now();
+        let one = |name: &str, is_root, days: i64| Certificate {
+            name: format!("/{deployment}/{name}"),
+            is_root,
+            valid_until: now + jiff::SignedDuration::from_hours(24 * days + 1),
+        };
+        Box::pin(ready(Ok(vec![one("ca", true, 3650), one("leaf", false, 90)])))
+    }
+    fn renew<'a>(&'a self, deployment: &'a str, _: jiff::Timestamp) -> BoxFuture<'a, Result<Vec<String>>> {
+        lock(&self.renewed).push(deployment.to_owned());
+        Box::pin(ready(Ok(vec![format!("/{deployment}/leaf")])))
     }
     fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>> {
         lock(&self.secrets).retain(|kept, _| !kept.starts_with(name));

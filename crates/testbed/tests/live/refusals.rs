@@ -88,7 +88,7 @@ pub(crate) fn of_requests(installation: &Installation) {
     installation.refused(&create("x", "x.test", "small", "0"), "not between 1 and");
     installation.refused(&create("x", "x.test", "small", "51"), "not between 1 and");
     installation.refused(&create("a/../b", "x.test", "small", "1"), "not valid");
-    installation.refused(&create("x", "x.test", "medium", "50"), "MiB of memory");
+    installation.refused(&create("x", "x.test", "small", "50"), "MiB of memory");
     installation.refused(&["get-credentials", "nobody"], "not found");
     let clusters = installation.json(&["clusters", "--json"]);
     assert_eq!(

@@ -23,7 +23,7 @@ fn write(installation: &Installation, version: &str) {
     let size = |disk: u32| json!({"cpu": 2, "ram": 1536, "ephemeral_disk": 8192, "persistent_disk": disk});
     let plan = |name: &str, version: &str| {
         json!({"name": name, "description": "for tests", "kubernetes_version": version, "master": size(2048), "worker": size(0),
-               "worker_instances": 1, "max_worker_instances": 5})
+               "worker_instances": 1, "max_worker_instances": 50})
     };
     let mut moving = plan(PLAN, version);
     moving["addons"] =

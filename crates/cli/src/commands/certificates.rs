@@ -1,0 +1,97 @@
+//! Certificates of a cluster.
+
+use stolos_api::pks::Certificate;
+
+use super::clusters::{block, confirm, known};
+use super::login::pks_client;
+use super::operations;
+use crate::args::{Certificates, RotateCertificates};
+use crate::failure::Failure;
+use crate::{output, program_name};
+
+/// `stolos certificates NAME`
+pub(crate) async fn list(args: &Certificates) -> Result<(), Failure> {
+    let certificates = pks_client()
+        .await?
+        .certificates(&args.name, args.days)
+        .await
+        .map_err(|error| Failure::of_api(&error))?;
+    if args.json {
+        return output::json(&certificates);
+    }
+    output::data(&table(&certificates));
+    Ok(())
+}
+
+fn table(certificates: &[Certificate]) -> String {
+    let rows: Vec<Vec<String>> = certificates
+        .iter()
+        .map(|certificate| {
+            vec![
+                certificate.name.clone(),
+                certificate.kind.clone(),
+                certificate.days_left.to_string(),
+                certificate.valid_until.clone(),
+            ]
+        })
+        .collect();
+    output::table(&["NAME", "Type", "Days Left", "Valid until"], &rows)
+}
+
+/// `stolos rotate-certificates NAME`
+pub(crate) async fn rotate(args: &RotateCertificates) -> Result<(), Failure> {
+    if args.only_nsx {
+        return Err(
+            Failure::user("there are no certificates of NSX-T here").hint(format!(
+                "Make all of the cluster's own anew with `{} rotate-certificates {} --all`.",
+                program_name(),
+                args.name
+            )),
+        );
+    }
+    let client = pks_client().await?;
+    known(&client, &args.name).await?;
+    let question = format!(
+        "You are about to rotate certificates for cluster {}. This operation requires bosh deployment, and will take a significant time. Are you sure you want to continue? (y/n):",
+        args.name
+    );
+    confirm(&question, args.going.non_interactive)?;
+    let operation = client
+        .rotate_certificates(&args.name)
+        .await
+        .map_err(|error| Failure::of_api(&error))?;
+    let result = match operation {
+        Some(operation) if args.going.wait => operations::follow(&client, &operation).await,
+        _ => Ok(()),
+    };
+    let cluster = client
+        .cluster(&args.name)
+        .await
+        .map_err(|error| Failure::of_api(&error))?;
+    if args.going.json {
+        output::json(&cluster)?;
+    } else {
+        output::data(&format!("\n{}", block(&cluster)));
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_listed_as_pks_listed_them() {
+        let certificate = |name: &str, kind: &str, days_left| Certificate {
+            name: format!("/stolos/service-instance_x/{name}"),
+            kind: kind.into(),
+            days_left,
+            valid_until: "2030-11-20T18:00:00Z".into(),
+        };
+        insta::assert_snapshot!(table(&[certificate("kubernetes_ca", "Root", 3650), certificate("etcd_master-0", "Leaf", 9)]), @r"
+        NAME                                      Type  Days Left  Valid until
+        /stolos/service-instance_x/kubernetes_ca  Root  3650       2030-11-20T18:00:00Z
+        /stolos/service-instance_x/etcd_master-0  Leaf  9          2030-11-20T18:00:00Z
+        ");
+    }
+}
