@@ -431,6 +431,24 @@ pub struct Plan {
     pub allow_privileged_containers: bool,
 }
 
+/// How large a cluster was for how long: allotted sizes times seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Metered {
+    /// Who made it.
+    pub owner: String,
+    /// Its name; another cluster may have had the same one before.
+    pub cluster: String,
+    /// Its id.
+    pub uuid: String,
+    /// Machines, masters included.
+    pub machine_seconds: i64,
+    /// Processors.
+    pub cpu_seconds: i64,
+    /// Memory in MiB.
+    pub memory_mib_seconds: i64,
+}
+
 /// A certificate of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use clusters::{
-    Certificates, Create, Credentials, Delete, Given, Going, List, LoadImage, Operations, Resize,
+    Certificates, Create, Credentials, Delete, Given, Going, List, LoadImage, Metering, Operations, Resize,
     RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
 };
 
@@ -128,6 +128,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
     )]
     LoadImage(LoadImage),
+    /// Show how large clusters were for how long, gone ones included: what can be billed.
+    #[command(
+        after_help = "Examples:\n  stolos metering\n  stolos metering --from 2026-10-01T00:00:00Z --to 2026-11-01T00:00:00Z --json"
+    )]
+    Metering(Metering),
     /// Show what was asked of clusters and how far it is.
     Operations(Operations),
     /// Deploy a BOSH manifest with the director.

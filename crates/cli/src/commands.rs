@@ -8,6 +8,7 @@ mod doctor;
 mod down;
 mod images;
 mod login;
+mod metering;
 mod operations;
 mod profiles;
 mod up;
@@ -53,6 +54,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::DeleteKubernetesProfile(args) => profiles::delete(Kubernetes, &args).await,
         Command::GetCredentials(args) => clusters::credentials(&args).await,
         Command::LoadImage(args) => images::load(&args).await,
+        Command::Metering(args) => metering::run(&args).await,
         Command::Operations(args) => operations::run(&args).await,
         Command::Deploy(args) => deployments::deploy(&args).await,
         Command::Deployments(args) => deployments::list(&args).await,

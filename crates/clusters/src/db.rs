@@ -1,7 +1,7 @@
 //! Clusters and operations as they are kept.
 //!
 //! Intent columns are written by `accept` on behalf of users, state columns by the operations; the schema says
-//! which is which. The SQL of quotas, profiles and upgrade tasks is with them.
+//! which is which. The SQL of quotas, profiles, upgrade tasks and metering is with them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,7 @@ pub static TABLES: Part = Part {
         crate::quotas::TABLE,
         crate::profiles::TABLE,
         crate::upgrades::TABLES,
+        crate::metering::TABLE,
     ],
 };
 
@@ -192,7 +193,7 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     .execute(tx.conn())
     .await
     .map_err(|e| Error::database("write the cluster")(e.into()))?;
-    Ok(())
+    crate::metering::note(tx, cluster).await
 }
 
 /// Writes what a cluster is to be from now on: plan, workers, settings.
@@ -214,7 +215,7 @@ pub async fn set_intent(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("write what the cluster is to be")(e.into()))?;
-    Ok(())
+    crate::metering::note(tx, cluster).await
 }
 
 fn memory(cluster: &ClusterRow) -> i64 {
@@ -316,7 +317,7 @@ pub async fn delete_cluster(tx: &mut Tx, id: ClusterId) -> Result<()> {
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("forget the cluster")(e.into()))?;
-    Ok(())
+    crate::metering::end(tx, id).await
 }
 
 /// Writes how an operation stands; a final state sets the time of its end.

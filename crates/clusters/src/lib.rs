@@ -16,6 +16,7 @@ pub mod deps;
 mod error;
 mod flows;
 mod http;
+mod metering;
 pub mod model;
 pub mod plans;
 pub mod profiles;

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Certificate, Cluster, ClusterRequest, Info, Operation, Plan, Preview, TaskInfo, UpdateParameters,
-    UpgradeClusters,
+    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Plan, Preview, TaskInfo,
+    UpdateParameters, UpgradeClusters,
 };
 use crate::http::{self, Error};
 
@@ -280,6 +280,20 @@ impl Client {
     /// See [`Error`].
     pub async fn upgradable(&self) -> Result<String, Error> {
         http::json(self.request(Method::GET, &["v1", "upgradable"])).await
+    }
+
+    /// How large clusters were between two times (RFC 3339); the last 30 days unless said.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn metering(&self, from: Option<&str>, to: Option<&str>) -> Result<Vec<Metered>, Error> {
+        let request = self.request(Method::GET, &["stolos", "v1", "metering"]);
+        let times = [("from", from), ("to", to)];
+        let given: Vec<(&str, &str)> = times
+            .into_iter()
+            .filter_map(|(name, time)| Some((name, time?)))
+            .collect();
+        http::json(request.query(&given)).await
     }
 
     /// The newest operations, newest first.

@@ -159,6 +159,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     .ends(200),
     get("/v1/upgradable", "The version that clusters can go to").gives(200, "Version"),
     get(
+        "/stolos/v1/metering",
+        "How large clusters were for how long, gone ones included",
+    )
+    .query(&["from", "to"])
+    .gives(200, "[Metered]"),
+    get(
         "/stolos/v1/operations",
         "What was asked of clusters, newest first",
     )

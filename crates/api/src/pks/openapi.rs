@@ -35,6 +35,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Value {
         "Info" => of::<super::Info>(generator),
         "Preview" => of::<super::Preview>(generator),
         "Certificate" => of::<super::Certificate>(generator),
+        "Metered" => of::<super::Metered>(generator),
         "ErrorBody" => of::<super::ErrorBody>(generator),
         "Kubeconfig" => json!({"type": "object", "description": "A kubeconfig, as kubectl reads it"}),
         "Version" => json!({"type": "string"}),

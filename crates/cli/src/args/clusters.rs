@@ -255,6 +255,19 @@ pub(crate) struct LoadImage {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Metering {
+    /// Beginning, such as 2026-11-01T00:00:00Z; 30 days before the end unless given.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) from: Option<String>,
+    /// End; now unless given.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) to: Option<String>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Operations {
     /// Id of one operation.
     pub(crate) id: Option<String>,

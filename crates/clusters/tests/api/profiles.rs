@@ -498,3 +498,65 @@ async fn certificates_are_listed_and_made_anew() {
     );
     world.stop().await;
 }
+
+#[tokio::test]
+async fn what_clusters_had_is_metered_exactly() {
+    each(async |place| {
+        let world = World::new(place).await;
+        let created = world.create(ALICE, "blue", 1).await;
+        assert_eq!(world.ended(&created).await, "succeeded");
+        // A change without another size begins no other interval, a restart loses nothing.
+        let tagged = json!({"cluster_tags": [{"name": "a", "value": "b"}]});
+        let tagged = world
+            .ask(ALICE, Method::PATCH, "/v1/clusters/blue", &tagged)
+            .await;
+        assert_eq!(world.ended(&tagged).await, "succeeded");
+        let below = world.below.clone();
+        world.stop().await;
+        let world = World::with(place, crate::world::plans(), crate::world::catalogue("1"), below).await;
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        let grown = world
+            .ask(
+                ALICE,
+                Method::PATCH,
+                "/v1/clusters/blue",
+                &json!({"kubernetes_worker_instances": 3}),
+            )
+            .await;
+        assert_eq!(world.ended(&grown).await, "succeeded");
+        let deleted = world
+            .ask(ALICE, Method::DELETE, "/v1/clusters/blue", &Value::Null)
+            .await;
+        assert_eq!(world.ended(&deleted).await, "succeeded");
+        let metered = async |who, query: &str| {
+            let path = format!("/stolos/v1/metering{query}");
+            world.ask(who, Method::GET, &path, &Value::Null).await
+        };
+        let first = metered(ALICE, "").await;
+        let one = &first.body[0];
+        let number = |key: &str| one[key].as_i64().unwrap_or_default();
+        // Two machines of 2 processors and 2 GiB for more than a second, then four for a moment.
+        assert!(number("machine_seconds") >= 2, "{first:?}");
+        assert!(
+            number("cpu_seconds") >= 4 && number("memory_mib_seconds") >= 4 * 1024,
+            "{first:?}"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        assert_eq!(
+            metered(ALICE, "").await.body,
+            first.body,
+            "what is gone costs nothing more"
+        );
+        assert_eq!(metered(ROOT, "").await.body, first.body);
+        assert_eq!(metered(BOB, "").await.body, json!([]));
+        assert_eq!(metered(ALICE, "?to=2020-01-01T00:00:00Z").await.body, json!([]));
+        for bad in [
+            "?from=yesterday",
+            "?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        ] {
+            assert_eq!(metered(ALICE, bad).await.status, StatusCode::BAD_REQUEST, "{bad}");
+        }
+        world.stop().await;
+    })
+    .await;
+}
