@@ -10,15 +10,16 @@ use std::time::Duration;
 use camino::Utf8Path;
 use flate2::read::MultiGzDecoder;
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{AttachParams, DeleteParams, ListParams, PostParams};
+use kube::api::{AttachParams, PostParams};
 use serde_json::{Value, json};
-use stolos_base::{Class, Classify as _, poll};
+use stolos_base::poll;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::client::Cluster;
 use crate::error::Error;
+use crate::pods;
 
 const NAMESPACE: &str = "kube-system";
 /// The image that the pods run, which every node begins with.
@@ -153,25 +154,6 @@ pub enum Loading {
 }
 
 impl Cluster {
-    /// The names of all nodes.
-    ///
-    /// # Errors
-    /// When the API server refuses or does not answer.
-    pub async fn node_names(&self) -> Result<Vec<String>, Error> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let list = nodes
-            .list(&ListParams::default())
-            .await
-            .map_err(Error::request("list the nodes"))?;
-        let mut names: Vec<String> = list
-            .items
-            .into_iter()
-            .filter_map(|node| node.metadata.name)
-            .collect();
-        names.sort();
-        Ok(names)
-    }
-
     /// Gives the images of the archive `path` to `nodes`, each within `limit`. Repeating it does no harm.
     ///
     /// # Errors
@@ -213,7 +195,7 @@ impl Cluster {
     ) -> Result<(), Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let name = pod_name(node);
-        remove(&pods, &name).await?;
+        pods::remove(&pods, &name, POD_LIMIT).await?;
         pods.create(&PostParams::default(), &pod(&name, node, limit))
             .await
             .map_err(Error::request(format!("create pod `{name}`")))?;
@@ -223,7 +205,7 @@ impl Cluster {
         }
         .await;
         // Also after a failure; what the failure was says more than that the pod could not be removed.
-        let removed = remove(&pods, &name).await;
+        let removed = pods::remove(&pods, &name, POD_LIMIT).await;
         result?;
         removed?;
         progress(node, Loading::Done);
@@ -238,27 +220,6 @@ fn pod_name(node: &str) -> String {
     name[..end].trim_end_matches(['-', '.']).to_owned()
 }
 
-async fn remove(pods: &Api<Pod>, name: &str) -> Result<(), Error> {
-    let params = DeleteParams {
-        grace_period_seconds: Some(0),
-        ..DeleteParams::default()
-    };
-    let what = format!("pod `{name}` to be gone");
-    poll::until(&what, Duration::from_millis(50), POD_LIMIT, || async {
-        match pods
-            .delete(name, &params)
-            .await
-            .map_err(Error::request(format!("delete pod `{name}`")))
-        {
-            Ok(_) => Err("it is being deleted".to_owned()),
-            Err(error) if error.class() == Class::NotFound => Ok(()),
-            Err(error) => Err(stolos_base::chain(&error)),
-        }
-    })
-    .await?;
-    Ok(())
-}
-
 async fn wait_running(pods: &Api<Pod>, name: &str) -> Result<(), Error> {
     let what = format!("pod `{name}` to run");
     poll::until(&what, Duration::from_millis(50), POD_LIMIT, || async {
@@ -268,11 +229,7 @@ async fn wait_running(pods: &Api<Pod>, name: &str) -> Result<(), Error> {
             .as_ref()
             .and_then(|status| status.container_statuses.as_ref())
             .is_some_and(|all| all.iter().all(|one| one.ready));
-        if ready {
-            Ok(())
-        } else {
-            Err(crate::smoke::words(&pod))
-        }
+        if ready { Ok(()) } else { Err(pods::words(&pod)) }
     })
     .await?;
     Ok(())

@@ -14,6 +14,7 @@ pub mod client;
 pub mod error;
 pub mod images;
 pub mod nodes;
+mod pods;
 pub mod settings;
 pub mod smoke;
 pub mod volumes;

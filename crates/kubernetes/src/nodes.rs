@@ -46,14 +46,13 @@ pub struct DrainOptions {
 
 impl From<DrainSettings> for DrainOptions {
     fn from(settings: DrainSettings) -> Self {
-        let loss = |accepted| if accepted { Loss::Accept } else { Loss::Refuse };
         let minutes = u64::from(settings.timeout_minutes);
         Self {
             limit: (minutes > 0).then(|| Duration::from_secs(minutes * 60)),
             grace_period: u32::try_from(settings.grace_period_seconds).ok(),
-            unmanaged: loss(settings.force),
-            local_data: loss(settings.delete_local_data),
-            daemon_sets: loss(settings.ignore_daemonsets),
+            unmanaged: settings.force.into(),
+            local_data: settings.delete_local_data.into(),
+            daemon_sets: settings.ignore_daemonsets.into(),
             force_node: settings.force_node,
         }
     }
@@ -66,6 +65,12 @@ pub enum Loss {
     Accept,
     /// The drain fails before anything is evicted.
     Refuse,
+}
+
+impl From<bool> for Loss {
+    fn from(accepted: bool) -> Self {
+        if accepted { Self::Accept } else { Self::Refuse }
+    }
 }
 
 /// How a drain ended.
@@ -82,6 +87,27 @@ pub enum Drained {
 impl Cluster {
     fn nodes(&self) -> Api<Node> {
         Api::all(self.client.clone())
+    }
+
+    /// The names of all nodes, in order.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer within `limit`.
+    pub async fn node_names(&self, limit: Duration) -> Result<Vec<String>, Error> {
+        let list = retry::run(policy(limit), Error::retryable, || async {
+            self.nodes()
+                .list(&ListParams::default())
+                .await
+                .map_err(Error::request("list the nodes"))
+        })
+        .await?;
+        let mut names: Vec<String> = list
+            .items
+            .into_iter()
+            .filter_map(|node| node.metadata.name)
+            .collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Waits until the node is there and Ready.
@@ -432,7 +458,7 @@ impl Cluster {
     }
 }
 
-fn policy(limit: Duration) -> retry::Policy {
+pub(crate) fn policy(limit: Duration) -> retry::Policy {
     retry::Policy {
         first: Duration::from_millis(50),
         longest: Duration::from_secs(1),

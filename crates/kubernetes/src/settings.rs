@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stolos_base::{Class, Classify as _, retry};
@@ -17,6 +17,7 @@ use stolos_base::{Class, Classify as _, retry};
 use crate::apply::FIELD_MANAGER;
 use crate::client::Cluster;
 use crate::error::Error;
+use crate::nodes::policy;
 
 const NAMESPACE: &str = "kube-system";
 /// The config map with the drain settings. The release's role for nodes names it too.
@@ -48,7 +49,7 @@ impl Cluster {
     /// When the API server refuses or does not answer within `limit`.
     pub async fn set_drain_settings(&self, settings: &DrainSettings, limit: Duration) -> Result<(), Error> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let text = serde_json::to_string(settings).unwrap_or_default();
+        let text = json!(settings).to_string();
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": CONFIG_MAP, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": "stolos"}},
@@ -108,15 +109,8 @@ impl Cluster {
     /// When the API server refuses or does not answer within `limit`.
     pub async fn forget_nodes(&self, keep: &BTreeSet<String>, limit: Duration) -> Result<Vec<String>, Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let list = retry::run(policy(limit), Error::retryable, || async {
-            nodes
-                .list(&ListParams::default())
-                .await
-                .map_err(Error::request("list the nodes"))
-        })
-        .await?;
         let mut forgotten = Vec::new();
-        for name in list.items.into_iter().filter_map(|node| node.metadata.name) {
+        for name in self.node_names(limit).await? {
             if keep.contains(&name) {
                 continue;
             }
@@ -134,13 +128,5 @@ impl Cluster {
             }
         }
         Ok(forgotten)
-    }
-}
-
-fn policy(limit: Duration) -> retry::Policy {
-    retry::Policy {
-        first: Duration::from_millis(50),
-        longest: Duration::from_secs(1),
-        deadline: limit,
     }
 }

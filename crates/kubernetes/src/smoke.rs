@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, LogParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{LogParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
-use stolos_base::poll::{self, TimedOut};
+use stolos_base::poll::TimedOut;
 use stolos_base::{Class, Classify as _, chain, retry};
 
 use crate::client::Cluster;
 use crate::error::Error;
+use crate::pods;
 
 const NAMESPACE: &str = "default";
 /// What the pod writes when DNS has answered.
@@ -65,39 +66,14 @@ impl Cluster {
     /// [`Error::Smoke`] with the pod's own words when it ran and failed, [`Error::TimedOut`] with what is being waited for.
     pub async fn smoke_test(&self, test: &SmokeTest) -> Result<SmokeTimes, Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let result = match self.remove(&pods, &test.pod, test.limit).await {
+        let result = match pods::remove(&pods, &test.pod, test.limit).await {
             Ok(()) => self.run(&pods, test).await,
             Err(error) => Err(error),
         };
-        let removed = self.remove(&pods, &test.pod, test.limit).await;
+        let removed = pods::remove(&pods, &test.pod, test.limit).await;
         let times = result?;
         removed?;
         Ok(times)
-    }
-
-    async fn remove(&self, pods: &Api<Pod>, name: &str, limit: Duration) -> Result<(), Error> {
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            ..DeleteParams::default()
-        };
-        poll::until(
-            &format!("pod `{name}` to be gone"),
-            Duration::from_millis(50),
-            limit,
-            || async {
-                match pods
-                    .delete(name, &params)
-                    .await
-                    .map_err(Error::request(format!("delete pod `{name}`")))
-                {
-                    Ok(_) => Err("it is being deleted".to_owned()),
-                    Err(error) if error.class() == Class::NotFound => Ok(()),
-                    Err(error) => Err(chain(&error)),
-                }
-            },
-        )
-        .await?;
-        Ok(())
     }
 
     async fn run(&self, pods: &Api<Pod>, test: &SmokeTest) -> Result<SmokeTimes, Error> {
@@ -217,52 +193,16 @@ impl Cluster {
             };
             match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
                 Some("Succeeded") => return Ok(Some(Ok(()))),
-                Some("Failed") => return Ok(Some(Err(words(&pod)))),
+                Some("Failed") => return Ok(Some(Err(pods::words(&pod)))),
                 Some("Running") => {
                     running.get_or_insert_with(|| start.elapsed());
                     *last = "the pod runs, but DNS has not answered in it".to_owned();
                 }
-                _ => *last = words(&pod),
+                _ => *last = pods::words(&pod),
             }
         }
         Ok(None)
     }
-}
-
-/// Why the pod is where it is, in the cluster's own words.
-pub(crate) fn words(pod: &Pod) -> String {
-    let Some(status) = &pod.status else {
-        return "the pod has no status".to_owned();
-    };
-    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
-        let state = container.state.as_ref()?;
-        if let Some(waiting) = &state.waiting {
-            return Some(format!(
-                "container waits: {} {}",
-                waiting.reason.as_deref().unwrap_or(""),
-                waiting.message.as_deref().unwrap_or("")
-            ));
-        }
-        let ended = state.terminated.as_ref()?;
-        Some(format!("container ended with {}", ended.exit_code))
-    });
-    let unmet = || {
-        let conditions = status.conditions.iter().flatten();
-        let unmet = conditions
-            .filter(|c| c.status != "True")
-            .find(|c| c.message.is_some())?;
-        Some(format!(
-            "{}: {}",
-            unmet.type_,
-            unmet.message.as_deref().unwrap_or("")
-        ))
-    };
-    waiting
-        .or_else(unmet)
-        .or_else(|| status.message.clone())
-        .unwrap_or_else(|| format!("phase {}", status.phase.as_deref().unwrap_or("unknown")))
-        .trim()
-        .to_owned()
 }
 
 fn pod(test: &SmokeTest) -> Pod {
@@ -303,11 +243,11 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"status": {"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}}))
         .expect("a pod");
-        assert_eq!(words(&pod), "PodScheduled: 0/1 nodes are available");
+        assert_eq!(pods::words(&pod), "PodScheduled: 0/1 nodes are available");
         let pod: Pod = serde_json::from_value(json!({"status": {"phase": "Pending", "containerStatuses": [
             {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
              "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]}}))
         .expect("a pod");
-        assert_eq!(words(&pod), "container waits: ErrImagePull no such image");
+        assert_eq!(pods::words(&pod), "container waits: ErrImagePull no such image");
     }
 }

@@ -14,6 +14,9 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::{State, Steps};
 
+/// An API server that is there lists its nodes in milliseconds.
+const NODES_LIMIT: Duration = Duration::from_secs(10);
+
 /// `stolos load-image CLUSTER FILE`
 pub(crate) async fn load(args: &LoadImage) -> Result<(), Failure> {
     // The file is looked at first: what is wrong with it is known without asking anybody.
@@ -32,7 +35,10 @@ pub(crate) async fn load(args: &LoadImage) -> Result<(), Failure> {
         .map_err(|error| Failure::from_error(&error))?;
     let failed = |error: stolos_kubernetes::Error| Failure::from_error(&error);
     let cluster = Cluster::from_kubeconfig_value(binding).await.map_err(failed)?;
-    let nodes = chosen(&args.nodes, cluster.node_names().await.map_err(failed)?)?;
+    let nodes = chosen(
+        &args.nodes,
+        cluster.node_names(NODES_LIMIT).await.map_err(failed)?,
+    )?;
     let steps = Mutex::new(Steps::new());
     let shown = Mutex::new(BTreeMap::new());
     let show = |node: &str, loading: Loading| {

@@ -202,12 +202,11 @@ impl WaitNodeReady {
 
 impl Drain {
     async fn run(self) -> anyhow::Result<()> {
-        let loss = |accepted| if accepted { Loss::Accept } else { Loss::Refuse };
         let options = DrainOptions {
             limit: (self.on.timeout > 0).then(|| Duration::from_secs(self.on.timeout)),
             grace_period: u32::try_from(self.grace_period).ok(),
-            unmanaged: loss(self.force),
-            local_data: loss(self.delete_local_data),
+            unmanaged: self.force.into(),
+            local_data: self.delete_local_data.into(),
             daemon_sets: Loss::Accept,
             force_node: false,
         };
