@@ -330,6 +330,8 @@ fn daemon(
         output::note(&format!("replacing {program} {why}"));
         process.end(Duration::from_secs(30)).map_err(failed)?;
     }
+    // What the former process left would look as if the new one, which has yet to write its own, had ended.
+    files::remove_if_there(&record).map_err(failed)?;
     let log = instance.logs().join(format!("{program}.log"));
     let mut command = Command::new(&path);
     command.args(arguments);
