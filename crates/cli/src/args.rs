@@ -153,6 +153,11 @@ pub(crate) enum Command {
     Up(Up),
     /// Stop Stolos on this host and remove everything that it put there.
     Down(Down),
+    /// Make plans and zones of what PKS's tile was told.
+    #[command(
+        after_help = "Examples:\n  om staged-config -p pivotal-container-service > tile.yml\n  stolos import tile.yml\n  stolos import tile.yml --vm-type worker.big=8:32768:65536 --write && stolos up\n\nWithout --write it says line by line what it takes, what it changes and what has no place here, prints the configuration, and changes nothing."
+    )]
+    Import(Import),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(stolos completion bash)")]
     Completion {
@@ -307,4 +312,27 @@ pub(crate) struct Down {
     /// Also remove the state: databases, disks, keys. Nothing can be restored then.
     #[arg(long)]
     pub(crate) purge: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// What `om staged-config -p pivotal-container-service` printed, `-` for standard input.
+    pub(crate) file: Utf8PathBuf,
+    /// Write plans and zones into the installation's config.yml.
+    #[arg(long)]
+    pub(crate) write: bool,
+    /// Write them in place of plans and zones that config.yml has.
+    #[arg(long, requires = "write")]
+    pub(crate) replace: bool,
+    /// The size that a VM type of the tile stands for; may be given several times.
+    #[arg(long = "vm-type", value_name = "NAME=CPU:RAM_MB:DISK_MB")]
+    pub(crate) vm_types: Vec<String>,
+    /// Kubernetes version of all plans; the newest that is built, else the newest that can be, unless given.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) kubernetes_version: Option<String>,
+    #[command(flatten)]
+    pub(crate) local: Local,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

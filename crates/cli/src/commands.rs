@@ -7,6 +7,7 @@ mod deployments;
 mod doctor;
 mod down;
 mod images;
+mod import;
 mod login;
 mod metering;
 mod operations;
@@ -64,6 +65,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Up(args) => up::run(&args).await,
         Command::Down(args) => down::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "stolos", &mut std::io::stdout());
             Ok(())

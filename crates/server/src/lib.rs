@@ -1,7 +1,8 @@
-//! `stolosd`: configuration, first start, composition of the services, nothing else.
+//! `stolosd`: configuration and its import from PKS, first start, composition of the services, nothing else.
 
 pub mod config;
 mod director;
+pub mod import;
 mod network;
 mod start;
 mod variables;

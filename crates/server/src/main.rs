@@ -1,11 +1,13 @@
 //! `stolosd`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use stolos_base::logging::{self, Format};
-use stolos_base::{Instance, InstanceName};
+use stolos_base::{Classify as _, Instance, InstanceName};
+use stolos_server::import::command as import;
 
 /// The services of a Stolos installation in one process.
 #[derive(Debug, Parser)]
@@ -17,20 +19,42 @@ struct Arguments {
     /// Where it keeps everything; /var/lib/stolos/INSTANCE unless given.
     #[arg(long)]
     root: Option<Utf8PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make plans and zones of what PKS's tile was told, and end.
+    Import(import::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    logging::start(Format::Json, "info,sqlx=warn");
-    stolos_base::tls::install_provider();
     let mut instance = Instance::at_default(arguments.instance);
     if let Some(root) = arguments.root {
         instance.root = root;
     }
+    match arguments.verb {
+        Some(Verb::Import(words)) => match import::run(&instance, &words, &mut std::io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                // Where standard error is closed, the exit code has to do.
+                let _ = writeln!(std::io::stderr(), "{}", import::explain(&error));
+                ExitCode::from(error.class().exit_code())
+            }
+        },
+        None => serve(&instance),
+    }
+}
+
+fn serve(instance: &Instance) -> ExitCode {
+    logging::start(Format::Json, "info,sqlx=warn");
+    stolos_base::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(stolos_server::run(&instance)))
+        .and_then(|runtime| runtime.block_on(stolos_server::run(instance)))
     {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
