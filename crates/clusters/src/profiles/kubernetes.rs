@@ -348,8 +348,42 @@ fn check_file(flag: &str, content: &str) -> Result<(), Invalid> {
                 "file `{flag}` needs `resources`, each with `resources` and `providers`"
             )));
         }
+        check_keys(flag, &document)?;
     } else if !content.contains("-----BEGIN CERTIFICATE-----") {
         return Err(Invalid(format!("file `{flag}` holds no certificate (PEM)")));
+    }
+    Ok(())
+}
+
+/// An API server with a key of another length does not start. Errors name the key, never what it is.
+fn check_keys(flag: &str, document: &Value) -> Result<(), Invalid> {
+    use base64::Engine as _;
+    let rules = document["resources"].as_array().into_iter().flatten();
+    let providers = rules.flat_map(|rule| rule["providers"].as_array().into_iter().flatten());
+    for provider in providers.filter_map(Value::as_object) {
+        for (kind, lengths) in [
+            ("aescbc", &[16, 24, 32][..]),
+            ("aesgcm", &[16, 24, 32]),
+            ("secretbox", &[32]),
+        ] {
+            let Some(settings) = provider.get(kind) else {
+                continue;
+            };
+            let keys = settings["keys"].as_array().filter(|keys| !keys.is_empty());
+            let keys = keys.ok_or_else(|| Invalid(format!("file `{flag}`: `{kind}` has no `keys`")))?;
+            for key in keys {
+                let secret = key["secret"].as_str().unwrap_or_default();
+                let bytes = base64::engine::general_purpose::STANDARD.decode(secret);
+                if !bytes.is_ok_and(|bytes| lengths.contains(&bytes.len())) {
+                    let lengths: Vec<String> = lengths.iter().map(ToString::to_string).collect();
+                    return Err(Invalid(format!(
+                        "file `{flag}`: the secret of key `{}` of `{kind}` is not {} bytes in base64",
+                        key["name"].as_str().unwrap_or_default(),
+                        lengths.join(" or ")
+                    )));
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -468,6 +502,11 @@ mod tests {
         for (file, content, words) in [
             (ENCRYPTION, "kind: Secret", "EncryptionConfiguration"),
             (ENCRYPTION, "kind: EncryptionConfiguration", "needs `resources`"),
+            (
+                ENCRYPTION,
+                "kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{aescbc: {keys: [{name: k, secret: c2hvcnQ=}]}}]}]",
+                "key `k` of `aescbc` is not 16 or 24 or 32 bytes",
+            ),
             ("oidc-ca-file", "x", "no certificate"),
             ("kubeconfig", "x", "not known"),
         ] {

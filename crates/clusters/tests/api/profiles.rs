@@ -135,14 +135,14 @@ async fn a_cluster_is_made_as_its_profiles_say() {
                      "nodes_dns": ["10.0.0.53"], "lb_size": "large"});
     let net = made(&world, ROOT, NETWORKS, &json!({"name": "net", "parameters": own})).await;
     assert_eq!(net["not_applied"], json!(["lb_size"]));
-    let encryption = "kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{aescbc: {keys: [{name: k, secret: dG9wc2VjcmV0}]}}]}]\n";
+    let encryption = "kind: EncryptionConfiguration\nresources: [{resources: [secrets], providers: [{aescbc: {keys: [{name: k, secret: dG9wc2VjcmV0dG9wc2VjcmV0dG9wc2Vj}]}}]}]\n";
     let sealed = json!({"name": "sealed", "customizations": [{"component": "kube-apiserver",
         "arguments": {"service-node-port-range": "30000-40000", "enable-admission-plugins": ["NamespaceAutoProvision"]},
         "file-arguments": {"encryption-provider-config": encryption}}],
         "experimental_customizations": [{"component": "kubelet", "arguments": {"v": 4}}]});
     let shown = made(&world, ALICE, KUBERNETES, &sealed).await;
     assert!(
-        !shown.to_string().contains("dG9wc2VjcmV0"),
+        !shown.to_string().contains("dG9wc2VjcmV0dG9w"),
         "a secret is shown: {shown}"
     );
 
@@ -157,7 +157,7 @@ async fn a_cluster_is_made_as_its_profiles_say() {
     assert_eq!(created.body["parameters"]["kubernetes_worker_instances"], 4);
     let manifest = manifest_of(&world, "blue").await;
     assert!(
-        !manifest.to_string().contains("dG9wc2VjcmV0"),
+        !manifest.to_string().contains("dG9wc2VjcmV0dG9w"),
         "a secret is in the manifest"
     );
     let (web, batch) = (group(&manifest, "worker-web"), group(&manifest, "worker-batch"));

@@ -47,7 +47,7 @@ pub(crate) fn a_cluster_with_profiles_is_upgraded(installation: &Installation) {
         {"name": "web", "instances": 1, "node_labels": "tier=web", "az_names": ["z2"]}]}}});
     let network = json!({"name": "own", "parameters": {"lb_size": "small", "cni_configurations":
         {"type": "stolos", "parameters": {"pod_network": "172.20.0.0/16", "service_network": "10.96.0.0/24"}}}});
-    let key = "c2l4dGVlbiBieXRlcyBrMSE=";
+    let key = "c2l4dGVlbiBieXRlcyBrMQ==";
     let encryption = format!(
         "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - aescbc: {{keys: [{{name: k, secret: {key}}}]}}\n"
     );
