@@ -1,12 +1,11 @@
 //! `stolosd`.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 use stolos_base::logging::{self, Format};
-use stolos_base::{Classify as _, Instance, InstanceName};
+use stolos_base::{Instance, InstanceName};
 use stolos_server::import::command as import;
 
 /// The services of a Stolos installation in one process.
@@ -30,20 +29,20 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            // As `stolos` does: 1 is the caller's side.
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
     let mut instance = Instance::at_default(arguments.instance);
     if let Some(root) = arguments.root {
         instance.root = root;
     }
     match arguments.verb {
-        Some(Verb::Import(words)) => match import::run(&instance, &words, &mut std::io::stdout().lock()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                // Where standard error is closed, the exit code has to do.
-                let _ = writeln!(std::io::stderr(), "{}", import::explain(&error));
-                ExitCode::from(error.class().exit_code())
-            }
-        },
+        Some(Verb::Import(words)) => import::main(&instance, &words),
         None => serve(&instance),
     }
 }

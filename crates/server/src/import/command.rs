@@ -1,6 +1,7 @@
 //! `stolosd import`: reads a staged configuration, prints what becomes of it and, when asked to, writes it into `config.yml`.
 
 use std::io::{Read as _, Write};
+use std::process::ExitCode;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
@@ -132,11 +133,21 @@ struct Written {
     plans_gone: Vec<String>,
 }
 
-/// Imports a file and prints on `out` what became of it.
-///
-/// # Errors
-/// [`Error`]; `config.yml` is as it was then.
-pub fn run(instance: &Instance, arguments: &Arguments, out: &mut impl Write) -> Result<(), Error> {
+/// `stolosd import`: exit code 0 done, 1 the caller's side, 2 ours.
+#[must_use]
+pub fn main(instance: &Instance, arguments: &Arguments) -> ExitCode {
+    match run(instance, arguments, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where standard error is closed, the exit code has to do.
+            let _ = writeln!(std::io::stderr(), "{}", explain(&error));
+            ExitCode::from(error.class().exit_code())
+        }
+    }
+}
+
+/// Imports a file and prints on `out` what became of it. After an error, `config.yml` is as it was.
+fn run(instance: &Instance, arguments: &Arguments, out: &mut impl Write) -> Result<(), Error> {
     let text = read(&arguments.file)?;
     let options = Options {
         kubernetes_version: match &arguments.kubernetes_version {
@@ -388,8 +399,7 @@ fn gone(former: &Node, configuration: &Configuration, options: &Options) -> Vec<
 }
 
 /// An error as `stolos` prints it.
-#[must_use]
-pub fn explain(error: &Error) -> String {
+fn explain(error: &Error) -> String {
     let mut text = format!("Error: {}", stolos_base::chain(error));
     for hint in error.hints() {
         text.push_str(&format!("\n\nhint: {hint}"));

@@ -416,10 +416,16 @@ impl Taking<'_> {
     fn size(&mut self, who: &str, automatic_disk: u32, least_disk: u32) -> MachineSize {
         let (property, given) = self.first(&[format!("{who}_vm_type").as_str()]);
         let line = given.as_ref().map_or(0, |given| given.line);
+        let is_placeholder = given.as_ref().is_some_and(Given::is_placeholder);
         let name = given
-            .filter(|given| !given.is_placeholder())
-            .and_then(|given| given.text());
-        let name = name.unwrap_or_default();
+            .filter(|_| !is_placeholder)
+            .and_then(|given| given.text())
+            .unwrap_or_default();
+        let why = if is_placeholder {
+            "the file has a placeholder"
+        } else {
+            "the tile leaves the type to Ops Manager"
+        };
         let understood = understand(&name, self.options);
         let size = understood.size();
         match understood {
@@ -429,11 +435,7 @@ impl Taking<'_> {
                 &property,
                 format!("`{name}`, {size}; the disk is assumed, --vm-type sets it"),
             ),
-            Understood::Automatic(_) => self.report.changed(
-                line,
-                &property,
-                format!("{size}; the tile leaves the type to Ops Manager"),
-            ),
+            Understood::Automatic(_) => self.report.changed(line, &property, format!("{size}; {why}")),
             Understood::Unknown(_) => {
                 let shown = if is_word(&name) { name.as_str() } else { "its type" };
                 self.report.changed(
