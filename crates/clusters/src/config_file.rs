@@ -1,6 +1,6 @@
 //! `--config-file`: a cluster's own authority, its proxies, extensions of its machines.
 //!
-//! What is secret in it goes to the credentials at once ([`Secrets`]); the cluster's row says only that it is there.
+//! What is secret in it goes to the credentials at once (`Secrets`); the cluster's row says only that it is there.
 
 use serde::{Deserialize, Serialize};
 use stolos_api::pks::{ConfigFile, CustomCa, Proxy};
