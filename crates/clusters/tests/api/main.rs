@@ -286,11 +286,11 @@ async fn bad_requests_change_nothing() {
             json!({"cluster_tags": [{"name": "a"}], "delete_all_tags": true}),
             "exclude each other",
         ),
-        (json!({"kubernetes_profile_name": "p"}), "kubernetes_profile_name"),
         (
-            json!({"kubernetes_profile_name": long}),
-            "kubernetes_profile_name",
+            json!({"kubernetes_profile_name": "p"}),
+            "Kubernetes profile `p` not found",
         ),
+        (json!({"kubernetes_profile_name": long}), "not found"),
     ] {
         let answer = world.ask(ALICE, Method::PATCH, "/v1/clusters/blue", &body).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
