@@ -11,6 +11,7 @@ mod import;
 mod login;
 mod metering;
 mod operations;
+mod patience;
 mod profiles;
 mod up;
 mod update;

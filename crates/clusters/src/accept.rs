@@ -14,7 +14,9 @@ mod upgrade;
 
 use std::sync::Arc;
 
-use stolos_api::pks::{ClusterTag, LastAction, OperationState};
+use stolos_api::pks::{
+    ClusterTag, ConfigFile, CustomCaCert, LastAction, LastActionState, OperationState, PrivateRegistries,
+};
 use stolos_base::ids::OperationId;
 use stolos_base::{Clock, IdSource};
 use stolos_flow::Flows;
@@ -24,15 +26,16 @@ pub(crate) use delete::Deletion;
 pub(crate) use preview::Mode;
 
 use crate::authorize::Caller;
-use crate::config_file::Secrets;
+use crate::config_file::{self, Secrets};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::Vault;
 use crate::error::{Error, Result};
-use crate::flows::{Input, flow_of};
+use crate::flows::{Input, flow_of, in_progress};
 use crate::plans::{Plan, Plans};
 use crate::profiles::Kind;
+use crate::registries;
 use crate::render::{Catalogue, Rollout, deployment_name};
-use crate::settings::Tag;
+use crate::settings::{Settings, Tag};
 use crate::shape::Amount;
 
 /// What this host can carry; `None` where the machines are not made on it.
@@ -87,17 +90,47 @@ impl Desk {
 
     /// Writes an operation together with its flow: there is never one without the other.
     async fn begin(&self, tx: &mut Tx, operation: &OperationRow, input: &Input) -> Result<()> {
-        begin(&self.flows, tx, operation, input).await
+        db::insert_operation(tx, operation).await?;
+        self.flows
+            .submit_in(tx, flow_of(operation, input))
+            .await
+            .map_err(|error| Error::service("begin the operation", error))?;
+        Ok(())
+    }
+
+    /// The same for a cluster that is there, which says from now on what is done to it.
+    async fn begin_change(&self, tx: &mut Tx, operation: &OperationRow, input: &Input) -> Result<()> {
+        self.begin(tx, operation, input).await?;
+        let (action, words) = (operation.action, in_progress(operation.action));
+        db::set_cluster_state(
+            tx,
+            operation.cluster_id,
+            action,
+            LastActionState::InProgress,
+            &words,
+        )
+        .await
     }
 
     fn operation(&self, cluster: &ClusterRow, action: LastAction, caller: &Caller) -> OperationRow {
+        self.operation_of(OperationId::new(&self.ids), cluster, action, caller.name())
+    }
+
+    /// An operation under an id that was chosen before.
+    fn operation_of(
+        &self,
+        id: OperationId,
+        cluster: &ClusterRow,
+        action: LastAction,
+        actor: &str,
+    ) -> OperationRow {
         OperationRow {
-            id: OperationId::new(&self.ids),
+            id,
             cluster_id: cluster.id,
             cluster: cluster.name.to_string(),
             owner: cluster.owner.clone(),
             action,
-            actor: caller.name().to_owned(),
+            actor: actor.to_owned(),
             created_at: self.clock.now(),
             cancel: false,
             state: OperationState::Queued,
@@ -179,17 +212,32 @@ impl Desk {
     }
 }
 
-/// Writes an operation together with its flow.
-///
-/// # Errors
-/// [`Error::Busy`], those of the database.
-pub(crate) async fn begin(flows: &Flows, tx: &mut Tx, operation: &OperationRow, input: &Input) -> Result<()> {
-    db::insert_operation(tx, operation).await?;
-    flows
-        .submit_in(tx, flow_of(operation, input))
-        .await
-        .map_err(|error| Error::service("begin the operation", error))?;
-    Ok(())
+/// What a request says about registries and in `--config-file`.
+struct GivenFiles<'a> {
+    registries: Option<&'a PrivateRegistries>,
+    /// PKS's older way for some registries.
+    authorities: Option<&'a [CustomCaCert]>,
+    /// The same for registries that are not verified.
+    insecure: Option<&'a [String]>,
+    config: Option<&'a ConfigFile>,
+}
+
+impl GivenFiles<'_> {
+    /// Takes it into the settings; gives what is secret, and what has no effect here.
+    fn take(&self, settings: &mut Settings, now: jiff::Timestamp) -> Result<(Secrets, Vec<String>)> {
+        if let Some(given) = self.registries {
+            settings.registries = registries::check(given)?;
+        }
+        registries::add_older(
+            &mut settings.registries,
+            self.authorities.unwrap_or_default(),
+            self.insecure.unwrap_or_default(),
+        )?;
+        match self.config {
+            Some(file) => Ok(config_file::take(file, &mut settings.proxies, now)?),
+            None => Ok((Secrets::default(), Vec::new())),
+        }
+    }
 }
 
 impl ClusterRow {
@@ -245,6 +293,16 @@ fn refuse_unknown(other: &indexmap::IndexMap<String, serde_json::Value>) -> Resu
             )))
         }
     }
+}
+
+/// Refuses what is left of a deletion.
+fn refuse_half_deleted(cluster: &ClusterRow) -> Result<()> {
+    if cluster.action == LastAction::Delete {
+        return Err(Error::HalfDeleted {
+            cluster: cluster.name.to_string(),
+        });
+    }
+    Ok(())
 }
 
 /// A text that says something; old clients send unset ones as empty.

@@ -3,12 +3,11 @@
 //! Each flow is one readable list of named steps. Steps can be repeated: what they make is keyed by the cluster or by the
 //! flow, so a second run finds the first one's work.
 
+mod change;
 mod create;
 mod delete;
 mod steps;
 mod task;
-mod update;
-mod upgrade;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -20,11 +19,10 @@ use stolos_base::{Class, Classify, chain};
 use stolos_flow::{Change, FlowState, NewFlow, StepContext, StepError};
 use stolos_store::{Db, Tx};
 
+pub(crate) use change::{Update, Upgrade};
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
 pub(crate) use task::{TaskInput, UpgradeClusters};
-pub(crate) use update::Update;
-pub(crate) use upgrade::Upgrade;
 
 use crate::db::{self, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
@@ -144,6 +142,21 @@ async fn masters(tools: &Tools, deployment: &str) -> Result<Vec<Ipv4Addr>, Error
         .collect())
 }
 
+/// PKS's word for what is done to a service instance.
+fn noun(action: LastAction) -> &'static str {
+    match action {
+        LastAction::Create => "provisioning",
+        LastAction::Delete => "deletion",
+        LastAction::Update => "update",
+        LastAction::Upgrade => "upgrade",
+    }
+}
+
+/// What a cluster says of itself while something is done to it.
+pub(crate) fn in_progress(action: LastAction) -> String {
+    format!("Instance {} in progress", noun(action))
+}
+
 /// Writes what a flow's new state means for the operation and its cluster.
 async fn write_state(
     tx: &mut Tx,
@@ -151,12 +164,7 @@ async fn write_state(
     action: LastAction,
     change: &Change<'_>,
 ) -> Result<(), stolos_store::Error> {
-    let noun = match action {
-        LastAction::Create => "provisioning",
-        LastAction::Delete => "deletion",
-        LastAction::Update => "update",
-        LastAction::Upgrade => "upgrade",
-    };
+    let noun = noun(action);
     let why = change.failure.map(|failure| match &failure.step {
         Some(step) => format!("step `{step}`: {}", failure.message),
         None => failure.message.clone(),
@@ -165,12 +173,12 @@ async fn write_state(
         FlowState::Pending => (
             OperationState::Queued,
             LastActionState::InProgress,
-            format!("Instance {noun} in progress"),
+            in_progress(action),
         ),
         FlowState::Running => (
             OperationState::Running,
             LastActionState::InProgress,
-            format!("Instance {noun} in progress"),
+            in_progress(action),
         ),
         FlowState::Succeeded => (
             OperationState::Succeeded,

@@ -80,8 +80,8 @@ impl Service {
         };
         let flows = Flows::builder(deps.db.clone(), config.holder.clone())
             .kind(Create(tools.clone()))
-            .kind(Update(tools.clone()))
-            .kind(Upgrade(tools.clone()))
+            .kind(Update::new(tools.clone()))
+            .kind(Upgrade::new(tools.clone()))
             .kind(Delete(tools.clone()))
             .start();
         let later = Arc::new(OnceLock::new());

@@ -3,19 +3,13 @@
 use std::time::Duration;
 
 use stolos_api::pks::{Client, Operation, OperationState};
-use stolos_base::Classify as _;
 
 use super::login::pks_client;
+use super::patience::{Patience, WAIT};
 use crate::args::Operations;
 use crate::failure::Failure;
 use crate::progress::{State, Steps};
 use crate::{output, program_name};
-
-/// How long the server may hold an answer back while nothing happens.
-const WAIT: Duration = Duration::from_secs(20);
-/// How often an unreachable server is asked again, and how long: `stolosd` may be restarting.
-const AGAIN: Duration = Duration::from_millis(500);
-const GIVE_UP_AFTER: u32 = 60;
 
 /// `stolos operations`
 pub(crate) async fn run(args: &Operations) -> Result<(), Failure> {
@@ -56,28 +50,11 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
     output::note(&format!("Operation {id}"));
     let following = async {
         let mut steps = Steps::new();
-        let mut unreachable = 0;
-        let mut client = client.clone();
+        let mut patience = Patience::new(client);
         loop {
-            let operation = match client.operation(id, WAIT).await {
-                Ok(operation) => operation,
-                Err(error) if error.retryable() && unreachable < GIVE_UP_AFTER => {
-                    unreachable += 1;
-                    tokio::time::sleep(AGAIN).await;
-                    continue;
-                }
-                // The token has ended while we waited: a create can take longer than ten minutes on a slow host.
-                Err(error)
-                    if error.class() == stolos_base::Class::Unauthenticated
-                        && unreachable < GIVE_UP_AFTER =>
-                {
-                    unreachable += 1;
-                    client = pks_client().await?;
-                    continue;
-                }
-                Err(error) => return Err(Failure::of_api(&error)),
-            };
-            unreachable = 0;
+            let operation = patience
+                .ask(async |client| client.operation(id, WAIT).await)
+                .await?;
             show_steps(&mut steps, &operation);
             match operation.state {
                 OperationState::Queued | OperationState::Running => {}

@@ -4,19 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stolos_api::pks::{Client, LastActionState, TaskInfo, TaskStatus, UpgradeClusters};
-use stolos_base::Classify as _;
 
 use super::clusters::{confirm, known};
 use super::login::pks_client;
+use super::patience::{Patience, WAIT};
 use crate::args::{Going, Id, Task, Tasks, UpgradeMany, UpgradeOne};
 use crate::failure::Failure;
 use crate::{output, program_name};
-
-/// How long the server may hold an answer back while nothing happens.
-const WAIT: Duration = Duration::from_secs(20);
-/// How often an unreachable server is asked again, and how long: `stolosd` may be restarting.
-const AGAIN: Duration = Duration::from_millis(500);
-const GIVE_UP_AFTER: u32 = 60;
 
 /// `stolos upgrade-cluster NAME`
 pub(crate) async fn one(args: &UpgradeOne) -> Result<(), Failure> {
@@ -104,29 +98,10 @@ fn listed(names: &[&str]) -> String {
 /// Follows a task to its end. Ctrl-C ends the following only.
 async fn follow(client: &Client, id: &str, quiet: bool) -> Result<TaskInfo, Failure> {
     let following = async {
-        let mut client = client.clone();
+        let mut patience = Patience::new(client);
         let mut told: BTreeMap<String, LastActionState> = BTreeMap::new();
-        let mut unreachable = 0;
         loop {
-            let task = match client.task(id, WAIT).await {
-                Ok(task) => task,
-                Err(error) if error.retryable() && unreachable < GIVE_UP_AFTER => {
-                    unreachable += 1;
-                    tokio::time::sleep(AGAIN).await;
-                    continue;
-                }
-                // The token has ended while we waited.
-                Err(error)
-                    if error.class() == stolos_base::Class::Unauthenticated
-                        && unreachable < GIVE_UP_AFTER =>
-                {
-                    unreachable += 1;
-                    client = pks_client().await?;
-                    continue;
-                }
-                Err(error) => return Err(Failure::of_api(&error)),
-            };
-            unreachable = 0;
+            let task = patience.ask(async |client| client.task(id, WAIT).await).await?;
             for line in news(&task, &mut told) {
                 if !quiet {
                     output::data(&line);

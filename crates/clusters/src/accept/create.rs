@@ -3,18 +3,18 @@
 use stolos_api::pks::{ClusterParameters, ClusterRequest, LastAction, LastActionState};
 use stolos_base::ids::ClusterId;
 
-use super::{Accepted, Desk, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
+use super::{Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
 use crate::authorize::{Caller, Right};
-use crate::config_file::{self, Secrets};
+use crate::config_file::Secrets;
 use crate::db::{self, ClusterRow};
 use crate::error::{Error, Result};
 use crate::flows::Input;
 use crate::model::{ClusterName, Hostname};
 use crate::plans::Plan;
 use crate::profiles::Kind;
+use crate::quotas;
 use crate::render::{API_PORT, Rollout, deployment_name};
 use crate::settings::Settings;
-use crate::{quotas, registries};
 
 impl Desk {
     /// Accepts a create request.
@@ -134,15 +134,13 @@ impl Desk {
             tags: checked_tags(parameters.cluster_tags.as_deref().unwrap_or_default())?,
             ..Settings::default()
         };
-        if let Some(given) = &parameters.private_registries {
-            settings.registries = registries::check(given)?;
-        }
-        let authorities = parameters.custom_ca_certs.as_deref().unwrap_or_default();
-        registries::add_older(&mut settings.registries, authorities, &[])?;
-        let (secrets, not_applied) = match &parameters.config_file {
-            Some(file) => config_file::take(file, &mut settings.proxies, self.clock.now())?,
-            None => (Secrets::default(), Vec::new()),
+        let given = GivenFiles {
+            registries: parameters.private_registries.as_ref(),
+            authorities: parameters.custom_ca_certs.as_deref(),
+            insecure: None,
+            config: parameters.config_file.as_ref(),
         };
+        let (secrets, not_applied) = given.take(&mut settings, self.clock.now())?;
         Ok((settings, secrets, not_applied))
     }
 

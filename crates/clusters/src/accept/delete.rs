@@ -1,6 +1,6 @@
 //! Accepting a cluster's end.
 
-use stolos_api::pks::{LastAction, LastActionState};
+use stolos_api::pks::LastAction;
 
 use super::Desk;
 use crate::authorize::{Caller, Right};
@@ -34,9 +34,7 @@ impl Desk {
                 let operation = self.operation(&cluster, LastAction::Delete, caller);
                 let mut tx = self.begin_tx("accept a deletion").await?;
                 let input = Input::new(&operation, Rollout::Fresh);
-                self.begin(&mut tx, &operation, &input).await?;
-                let (state, words) = (LastActionState::InProgress, "Instance deletion in progress");
-                db::set_cluster_state(&mut tx, cluster.id, LastAction::Delete, state, words).await?;
+                self.begin_change(&mut tx, &operation, &input).await?;
                 tx.commit()
                     .await
                     .map_err(Error::database("accept the deletion"))?;

@@ -1,8 +1,8 @@
 //! Accepting that a cluster's certificates are made anew.
 
-use stolos_api::pks::{LastAction, LastActionState};
+use stolos_api::pks::LastAction;
 
-use super::Desk;
+use super::{Desk, refuse_half_deleted};
 use crate::authorize::{Caller, Right};
 use crate::db::{self, OperationRow};
 use crate::error::{Error, Result};
@@ -14,11 +14,7 @@ impl Desk {
     pub(crate) async fn rotate(&self, caller: &Caller, name: &str) -> Result<OperationRow> {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
-        if cluster.action == LastAction::Delete {
-            return Err(Error::HalfDeleted {
-                cluster: cluster.name.to_string(),
-            });
-        }
+        refuse_half_deleted(&cluster)?;
         if !self.is_current(&cluster) {
             return Err(Error::Behind {
                 cluster: cluster.name.to_string(),
@@ -28,9 +24,7 @@ impl Desk {
         let mut input = Input::new(&operation, Rollout::Careful);
         input.renew = true;
         let mut tx = self.begin_tx("accept a rotation").await?;
-        self.begin(&mut tx, &operation, &input).await?;
-        let (state, words) = (LastActionState::InProgress, "Instance update in progress");
-        db::set_cluster_state(&mut tx, cluster.id, LastAction::Update, state, words).await?;
+        self.begin_change(&mut tx, &operation, &input).await?;
         tx.commit()
             .await
             .map_err(Error::database("accept the rotation"))?;

@@ -2,15 +2,18 @@
 
 use stolos_api::pks::{LastAction, LastActionState, PoolInstances, UpdateParameters};
 
-use super::{Accepted, Desk, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
+use super::{
+    Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_half_deleted, refuse_unknown,
+    worker_count,
+};
 use crate::authorize::{Caller, Right};
-use crate::config_file::{self, Secrets};
+use crate::config_file::Secrets;
 use crate::db::{self, ClusterRow};
 use crate::error::{Error, Result};
 use crate::flows::Input;
 use crate::profiles::compute::ComputeProfile;
+use crate::quotas;
 use crate::render::Rollout;
-use crate::{quotas, registries};
 
 impl Desk {
     /// Accepts a change. What is absent in it stays as it is; a plan that the operator changed applies from now on.
@@ -23,11 +26,7 @@ impl Desk {
     ) -> Result<Accepted> {
         caller.may(Right::Manage)?;
         let before = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
-        if before.action == LastAction::Delete {
-            return Err(Error::HalfDeleted {
-                cluster: before.name.to_string(),
-            });
-        }
+        refuse_half_deleted(&before)?;
         let (after, secrets, not_applied) = self.check_update(caller, &before, change).await?;
         let operation = self.operation(&after, LastAction::Update, caller);
         // What ended well and only gets more or fewer workers keeps every machine as it is.
@@ -42,7 +41,7 @@ impl Desk {
         let mut tx = self.begin_tx("accept a change").await?;
         // The operation first: with one in flight, nothing of the cluster may change.
         let input = Input::new(&operation, rollout);
-        self.begin(&mut tx, &operation, &input).await?;
+        self.begin_change(&mut tx, &operation, &input).await?;
         let (was, is) = (before.shape().amount(), after.shape().amount());
         // Who becomes smaller may, also above a limit that was lowered meanwhile.
         if is.memory_mib > was.memory_mib {
@@ -53,8 +52,6 @@ impl Desk {
         }
         self.hold_profiles(&mut tx, &after).await?;
         db::set_intent(&mut tx, &after).await?;
-        let (state, words) = (LastActionState::InProgress, "Instance update in progress");
-        db::set_cluster_state(&mut tx, after.id, LastAction::Update, state, words).await?;
         let accepted = Accepted {
             before: Some(before),
             cluster: after,
@@ -78,7 +75,7 @@ impl Desk {
         change: &UpdateParameters,
     ) -> Result<(ClusterRow, Secrets, Vec<String>)> {
         refuse_unknown(&change.other)?;
-        if *change == UpdateParameters::default() || names_nothing(change) {
+        if names_nothing(change) {
             return Err(Error::Request("the request names nothing to change".to_owned()));
         }
         let mut after = before.clone();
@@ -111,24 +108,22 @@ impl Desk {
             &mut after,
             change.node_pool_instances.as_deref().unwrap_or_default(),
         )?;
-        let settings = &mut after.settings;
-        if let Some(given) = &change.private_registries {
-            settings.registries = registries::check(given)?;
+        if change
+            .config_file
+            .as_ref()
+            .is_some_and(|file| file.custom_ca.is_some())
+        {
+            return Err(Error::Request(
+                "configuration: `custom_ca` can only be given when a cluster is made".to_owned(),
+            ));
         }
-        registries::add_older(
-            &mut settings.registries,
-            change.custom_ca_certs.as_deref().unwrap_or_default(),
-            change.insecure_registries.as_deref().unwrap_or_default(),
-        )?;
-        let (secrets, not_applied) = match &change.config_file {
-            Some(file) if file.custom_ca.is_some() => {
-                return Err(Error::Request(
-                    "configuration: `custom_ca` can only be given when a cluster is made".to_owned(),
-                ));
-            }
-            Some(file) => config_file::take(file, &mut settings.proxies, self.clock.now())?,
-            None => (Secrets::default(), Vec::new()),
+        let given = GivenFiles {
+            registries: change.private_registries.as_ref(),
+            authorities: change.custom_ca_certs.as_deref(),
+            insecure: change.insecure_registries.as_deref(),
+            config: change.config_file.as_ref(),
         };
+        let (secrets, not_applied) = given.take(&mut after.settings, self.clock.now())?;
         self.check_shape(&after)?;
         after.workers = after.shape().workers();
         Ok((after, secrets, not_applied))

@@ -2,11 +2,10 @@
 
 use stolos_api::pks::{LastAction, LastActionState, TaskInfo, UpgradeClusters};
 use stolos_base::ids::{OperationId, UpgradeId};
-use stolos_store::Tx;
 
-use super::{Desk, VERSION};
+use super::{Desk, VERSION, refuse_half_deleted};
 use crate::authorize::{Caller, Right};
-use crate::db::{self, ClusterRow, OperationRow};
+use crate::db::{self, ClusterRow};
 use crate::error::{Error, Result};
 use crate::flows::{Input, TaskInput, task_of};
 use crate::render::Rollout;
@@ -77,11 +76,7 @@ impl Desk {
 
     /// What an upgrade would bring the cluster to; an error when it may not, or need not.
     fn may_upgrade(&self, cluster: &ClusterRow) -> Result<ClusterRow> {
-        if cluster.action == LastAction::Delete {
-            return Err(Error::HalfDeleted {
-                cluster: cluster.name.to_string(),
-            });
-        }
+        refuse_half_deleted(cluster)?;
         if !cluster.state.is_final() {
             return Err(Error::Busy {
                 cluster: cluster.name.to_string(),
@@ -125,33 +120,15 @@ impl Desk {
         }
         let before = db::cluster_by_id(&self.db, cluster).await?;
         let after = self.may_upgrade(&before)?;
-        let operation = OperationRow {
-            id,
-            cluster_id: after.id,
-            cluster: after.name.to_string(),
-            owner: after.owner.clone(),
-            action: LastAction::Upgrade,
-            actor: actor.to_owned(),
-            created_at: self.clock.now(),
-            cancel: false,
-            state: stolos_api::pks::OperationState::Queued,
-            ended_at: None,
-            error: None,
-        };
+        let operation = self.operation_of(id, &after, LastAction::Upgrade, actor);
         let mut tx = self.begin_tx("begin an upgrade").await?;
         let mut input = Input::new(&operation, Rollout::Careful);
         input.in_flight = in_flight;
-        self.begin(&mut tx, &operation, &input).await?;
-        self.write_upgrade(&mut tx, &after).await?;
+        self.begin_change(&mut tx, &operation, &input).await?;
+        db::set_intent(&mut tx, &after).await?;
         tx.commit().await.map_err(Error::database("begin the upgrade"))?;
         self.flows.nudge();
         Ok(())
-    }
-
-    async fn write_upgrade(&self, tx: &mut Tx, after: &ClusterRow) -> Result<()> {
-        db::set_intent(tx, after).await?;
-        let (state, words) = (LastActionState::InProgress, "Instance upgrade in progress");
-        db::set_cluster_state(tx, after.id, LastAction::Upgrade, state, words).await
     }
 
     /// What a cluster can be upgraded to: its plan's newest Kubernetes and release.
