@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use stolos_base::pki::Identity;
-use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
 use stolos_kubernetes::settings::DrainSettings;
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
@@ -14,6 +14,7 @@ use stolos_kubernetes::{Cluster, Credentials, Endpoint};
 use crate::db::ClusterRow;
 use crate::deps::{AdminCredential, Kubernetes};
 use crate::error::{Error, Result};
+use crate::oidc::Oidc;
 use crate::plans::Drain;
 use crate::render::API_PORT;
 
@@ -122,10 +123,54 @@ impl Kubernetes for ApiServers {
                 ca: &admin.ca,
                 tls_server_name: None,
                 user: &format!("{}-{name}", cluster.name),
-                token: &token,
+                credential: Credential::Token(&token),
             }))
         })
     }
+
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let failed = |error| {
+                Error::service(
+                    format!("let `{subject}` administer cluster `{}`", cluster.name),
+                    error,
+                )
+            };
+            connect(address, admin)
+                .map_err(failed)?
+                .admit(&binding_name(subject), subject, BIND_LIMIT)
+                .await
+                .map_err(failed)
+        })
+    }
+}
+
+/// A kubeconfig for a person; there is nothing secret in it before its tokens are filled in.
+pub(crate) fn person(
+    cluster: &ClusterRow,
+    address: Ipv4Addr,
+    admin: &AdminCredential,
+    oidc: &Oidc,
+    user: &str,
+) -> serde_json::Value {
+    kubeconfig(&Kubeconfig {
+        cluster: cluster.name.as_str(),
+        server: &server(address),
+        ca: &admin.ca,
+        tls_server_name: None,
+        user,
+        credential: Credential::Oidc {
+            issuer: &oidc.issuer,
+            ca: &oidc.ca,
+            client: crate::oidc::CLIENT,
+        },
+    })
 }
 
 fn connect(

@@ -163,4 +163,12 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         user: &'a str,
     ) -> BoxFuture<'a, Result<serde_json::Value>>;
+    /// Lets a person administer the cluster, by the name that its API servers give the person; fine when that is so already.
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a crate::db::ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>>;
 }

@@ -19,6 +19,7 @@ use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
 use stolos_base::{Clock, IdSource, Instance, Secret, files, poll};
 use stolos_blobs::{Blobs, SealKey, Signer};
+use stolos_clusters::oidc::Oidc;
 use stolos_clusters::plans::Plans;
 use stolos_clusters::render::Catalogue;
 use stolos_credentials::{Credentials, Mode, Name, Parameters, Scope, Value, root_key};
@@ -196,6 +197,12 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Running> {
             plans,
             capacity: capacity(),
             artifacts,
+            oidc: config.oidc.enabled.then(|| Oidc {
+                issuer: identity.issuer().to_owned(),
+                ca: trust.ca.clone(),
+                claims: config.oidc.claims.clone(),
+            }),
+            personal_credentials: config.oidc.personal_credentials,
             holder: holder("clusters", instance),
         },
         stolos_clusters::Deps {

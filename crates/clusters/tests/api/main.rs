@@ -1,6 +1,7 @@
 //! The PKS API from outside: every endpoint as nobody and as the wrong role; what is accepted, what is refused, and what it leads to.
 
 mod old_client;
+mod people;
 mod profiles;
 mod upgrades;
 mod world;

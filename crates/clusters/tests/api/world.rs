@@ -19,6 +19,7 @@ use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
     AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Vault,
 };
+use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{Drain, MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
@@ -46,6 +47,8 @@ pub(crate) struct Below {
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
     /// What the last published address is balanced over.
     pub(crate) published: Mutex<Option<Vec<Ipv4Addr>>>,
+    /// `SUBJECT in CLUSTER` of everybody who was made an administrator by name.
+    pub(crate) admitted: Mutex<Vec<String>>,
     /// Deployments whose certificates were renewed.
     pub(crate) renewed: Mutex<Vec<String>>,
     /// Secrets by whole name.
@@ -241,6 +244,16 @@ impl Kubernetes for Below {
         let config = json!({"kind": "Config", "current-context": cluster.name.to_string(), "user": user});
         Box::pin(ready(Ok(config)))
     }
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a ClusterRow,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        lock(&self.admitted).push(format!("{subject} in {}", cluster.name));
+        Box::pin(ready(Ok(())))
+    }
 }
 
 /// The service and who may ask it.
@@ -324,8 +337,19 @@ impl World {
         artifacts: Catalogue,
         below: Arc<Below>,
     ) -> Self {
+        Self::configured(place, plans, artifacts, below, |_| {}).await
+    }
+
+    /// The same of an operator who has changed something else.
+    pub(crate) async fn configured(
+        place: &Place,
+        plans: Vec<Plan>,
+        artifacts: Catalogue,
+        below: Arc<Below>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mint = Mint::new();
-        let config = Config {
+        let mut config = Config {
             plans: Plans::new(plans, ZONES.map(str::to_owned).to_vec()).expect("valid plans"),
             capacity: Some(Capacity {
                 memory_mib: 24 * 1024,
@@ -338,8 +362,15 @@ impl World {
                 kubernetes_versions: vec!["1.37.1".into()],
             },
             artifacts,
+            oidc: Some(Oidc {
+                issuer: "https://identity.test/oauth/token".into(),
+                ca: "PEM".into(),
+                claims: Claims::default(),
+            }),
+            personal_credentials: false,
             holder: "test".into(),
         };
+        change(&mut config);
         let deps = Deps {
             db: place.open(&SCHEMA).await,
             verifier: mint.verifier(),
