@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use clusters::{
-    Certificates, Create, Credentials, Delete, Given, Going, List, LoadImage, Metering, Operations, Resize,
-    RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
+    Certificates, Create, Credentials, Delete, GetKubeconfig, Given, Going, List, LoadImage, Metering,
+    Operations, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
 };
 
 /// Makes, heals and deletes Kubernetes clusters.
@@ -23,7 +23,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Log in to a Stolos installation.
     #[command(
-        after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k"
+        after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k\n  stolos login -a api.example.com --sso-auto"
     )]
     Login(Login),
     /// Forget the session. The kubeconfig stays as it is.
@@ -86,6 +86,11 @@ pub(crate) enum Command {
     /// Write a cluster's credentials into the kubeconfig and make it the current context.
     #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
     GetCredentials(Credentials),
+    /// Write a kubeconfig under your own name, for a cluster in which somebody has given you rights. Needs no session.
+    #[command(
+        after_help = "Examples:\n  stolos get-kubeconfig demo -u naomi -a api.example.com --ca-cert ca.pem\n  stolos get-kubeconfig demo --sso-auto\n\nAn administrator gives rights to the user `oidc:naomi`:\n  kubectl create rolebinding naomi --clusterrole=edit --user=oidc:naomi -n web"
+    )]
+    GetKubeconfig(GetKubeconfig),
     /// Make a network profile.
     #[command(
         after_help = "Example:\n  stolos create-network-profile own-networks.json\n\nThe file:\n  {\"name\": \"own-networks\", \"description\": \"\", \"parameters\": {\"nodes_dns\": [\"10.0.0.53\"],\n   \"cni_configurations\": {\"type\": \"stolos\", \"parameters\": {\"pod_network\": \"172.20.0.0/16\", \"service_network\": \"10.96.0.0/20\"}}}}\n\nKeys of NSX-T are taken and named as not applied."
@@ -193,8 +198,26 @@ pub(crate) struct Login {
     /// Host of the API; port 9021 unless given.
     #[arg(short = 'a', long)]
     pub(crate) api: String,
-    /// User name.
-    #[arg(short = 'u', long, required_unless_present = "client_name")]
+    #[command(flatten)]
+    pub(crate) person: Person,
+    /// Client name, to log in as a client instead of a person.
+    #[arg(long, requires = "client_secret", conflicts_with_all = ["username", "sso", "sso_auto", "sso_passcode"])]
+    pub(crate) client_name: Option<String>,
+    /// Client secret.
+    #[arg(long)]
+    pub(crate) client_secret: Option<String>,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
+    /// Seconds that each answer may take.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+}
+
+/// Who somebody is, and how that is shown.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Person {
+    /// User name; asked for when absent.
+    #[arg(short = 'u', long)]
     pub(crate) username: Option<String>,
     /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
     #[arg(short = 'p', long, conflicts_with = "password_file")]
@@ -202,21 +225,34 @@ pub(crate) struct Login {
     /// File that holds the password, `-` for standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<Utf8PathBuf>,
-    /// Client name, to log in as a client instead of a person.
-    #[arg(long, requires = "client_secret", conflicts_with = "username")]
-    pub(crate) client_name: Option<String>,
-    /// Client secret.
-    #[arg(long)]
-    pub(crate) client_secret: Option<String>,
+    #[command(flatten)]
+    pub(crate) sso: Sso,
+}
+
+/// Logging in with a browser, which alone sees the password.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct Sso {
+    /// Log in with a browser and type the one-time code that it shows.
+    #[arg(long, conflicts_with_all = ["username", "password", "password_file"])]
+    pub(crate) sso: bool,
+    /// Log in with the browser of this machine, which is opened.
+    #[arg(long, conflicts_with_all = ["username", "password", "password_file"])]
+    pub(crate) sso_auto: bool,
+    /// The one-time code of the browser.
+    #[arg(long, value_name = "CODE", conflicts_with_all = ["username", "password", "password_file"])]
+    pub(crate) sso_passcode: Option<String>,
+}
+
+/// Which servers are trusted.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Trusted {
     /// File with the certificates to trust (PEM).
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<Utf8PathBuf>,
     /// Do not verify the server. Anybody between you and it can read the password.
     #[arg(short = 'k', long, alias = "skip-ssl-verification")]
     pub(crate) skip_ssl_validation: bool,
-    /// Seconds that each answer may take.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(crate) timeout: u64,
 }
 
 #[derive(Debug, Args)]

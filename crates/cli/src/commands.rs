@@ -8,11 +8,13 @@ mod doctor;
 mod down;
 mod images;
 mod import;
+mod kubeconfigs;
 mod login;
 mod metering;
 mod operations;
 mod patience;
 mod profiles;
+mod sign_in;
 mod up;
 mod update;
 mod upgrade;
@@ -54,7 +56,8 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::KubernetesProfiles(args) => profiles::list(Kubernetes, &args).await,
         Command::KubernetesProfile(args) => profiles::show(Kubernetes, &args).await,
         Command::DeleteKubernetesProfile(args) => profiles::delete(Kubernetes, &args).await,
-        Command::GetCredentials(args) => clusters::credentials(&args).await,
+        Command::GetCredentials(args) => kubeconfigs::credentials(&args).await,
+        Command::GetKubeconfig(args) => kubeconfigs::personal(&args).await,
         Command::LoadImage(args) => images::load(&args).await,
         Command::Metering(args) => metering::run(&args).await,
         Command::Operations(args) => operations::run(&args).await,

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use stolos_api::identity::PKS_CLUSTER_CLIENT;
 use stolos_base::pki::Identity;
 use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
 use stolos_kubernetes::settings::DrainSettings;
@@ -168,7 +169,7 @@ pub(crate) fn person(
         credential: Credential::Oidc {
             issuer: &oidc.issuer,
             ca: &oidc.ca,
-            client: crate::oidc::CLIENT,
+            client: PKS_CLUSTER_CLIENT,
         },
     })
 }

@@ -7,9 +7,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use stolos_api::identity::PKS_CLUSTER_CLIENT;
 
-/// The token service's client for kubeconfigs; its secret is empty.
-pub const CLIENT: &str = "pks_cluster_client";
 /// The beginning of the names of Kubernetes' own users and groups.
 const RESERVED: &str = "system:";
 
@@ -85,7 +84,7 @@ impl Oidc {
         let claims = &self.claims;
         [
             ("oidc-issuer-url", self.issuer.as_str()),
-            ("oidc-client-id", CLIENT),
+            ("oidc-client-id", PKS_CLUSTER_CLIENT),
             ("oidc-username-claim", "user_name"),
             ("oidc-username-prefix", &claims.username_prefix),
             ("oidc-groups-claim", "roles"),

@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use stolos_api::identity::{PKS_CLI, PKS_CLUSTER_CLIENT};
 use stolos_api::token::Verifier;
 use stolos_base::ids::{IdSource, UserId, random_hex};
 use stolos_base::{Clock, Secret};
@@ -306,7 +307,7 @@ fn public_clients() -> Vec<db::Client> {
     };
     vec![
         client(
-            "pks_cli",
+            PKS_CLI,
             &[
                 "bosh.admin",
                 "bosh.read",
@@ -315,6 +316,6 @@ fn public_clients() -> Vec<db::Client> {
                 "pks.clusters.manage",
             ],
         ),
-        client("pks_cluster_client", &["openid", "roles"]),
+        client(PKS_CLUSTER_CLIENT, &["openid", "roles"]),
     ]
 }

@@ -182,6 +182,15 @@ impl Client {
         http::json(self.request(Method::POST, &["v1", "clusters", cluster, "binds"])).await
     }
 
+    /// A kubeconfig for the caller, a person, without rights of its own in the cluster: tokens have to be filled in.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn bind_person(&self, cluster: &str, user: &str) -> Result<Value, Error> {
+        let request = self.request(Method::GET, &["v1", "clusters", cluster, "binds", user]);
+        http::json(request.query(&[("suppress_cluster_role_binding", "true")])).await
+    }
+
     /// The certificates of a cluster that end within so many days.
     ///
     /// # Errors

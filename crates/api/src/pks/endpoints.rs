@@ -97,6 +97,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/clusterdetails/{name}", "One cluster with its settings").gives(200, "Cluster"),
     post("/v1/clusters/{name}/binds", "A kubeconfig for the caller").gives(201, "Kubeconfig"),
     get("/v1/clusters/{name}/binds/{user}", "A kubeconfig for a user")
+        .query(&["suppress_cluster_role_binding"])
         .changes()
         .gives(200, "Kubeconfig"),
     get(

@@ -171,10 +171,10 @@ async fn a_cluster_is_made_as_its_profiles_say() {
     let api = job(group(&manifest, "master"), "kube-apiserver");
     assert_eq!(api["service_cluster_ip_range"], "10.96.0.0/20");
     assert_eq!(api["admission_plugins"], json!(["NamespaceAutoProvision"]));
-    let flags = &api["extra_args"];
-    assert_eq!(flags["service-node-port-range"], "30000-40000");
+    let extra = &api["extra_args"];
+    assert_eq!(extra["service-node-port-range"], "30000-40000");
     assert_eq!(
-        (&flags["oidc-issuer-url"], &api["oidc_ca_file"]),
+        (&extra["oidc-issuer-url"], &api["oidc_ca_file"]),
         (&json!("https://identity.test/oauth/token"), &json!("PEM"))
     );
     let reference = api["encryption_provider_config"].as_str().expect("a reference");
