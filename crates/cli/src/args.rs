@@ -201,7 +201,7 @@ pub(crate) struct Login {
     #[command(flatten)]
     pub(crate) person: Person,
     /// Client name, to log in as a client instead of a person.
-    #[arg(long, requires = "client_secret", conflicts_with_all = ["username", "sso", "sso_auto", "sso_passcode"])]
+    #[arg(long, requires = "client_secret", conflicts_with_all = ["username", "Sso"])]
     pub(crate) client_name: Option<String>,
     /// Client secret.
     #[arg(long)]
@@ -217,30 +217,30 @@ pub(crate) struct Login {
 #[derive(Debug, Default, Args)]
 pub(crate) struct Person {
     /// User name; asked for when absent.
-    #[arg(short = 'u', long)]
+    #[arg(short = 'u', long, conflicts_with = "Sso")]
     pub(crate) username: Option<String>,
     /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
-    #[arg(short = 'p', long, conflicts_with = "password_file")]
+    #[arg(short = 'p', long, conflicts_with_all = ["password_file", "Sso"])]
     pub(crate) password: Option<String>,
     /// File that holds the password, `-` for standard input.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "Sso")]
     pub(crate) password_file: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub(crate) sso: Sso,
 }
 
 /// Logging in with a browser, which alone sees the password.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[group(multiple = false)]
 pub(crate) struct Sso {
     /// Log in with a browser and type the one-time code that it shows.
-    #[arg(long, conflicts_with_all = ["username", "password", "password_file"])]
+    #[arg(long)]
     pub(crate) sso: bool,
     /// Log in with the browser of this machine, which is opened.
-    #[arg(long, conflicts_with_all = ["username", "password", "password_file"])]
+    #[arg(long)]
     pub(crate) sso_auto: bool,
     /// The one-time code of the browser.
-    #[arg(long, value_name = "CODE", conflicts_with_all = ["username", "password", "password_file"])]
+    #[arg(long, value_name = "CODE")]
     pub(crate) sso_passcode: Option<String>,
 }
 

@@ -8,12 +8,10 @@ use stolos_api::pks;
 
 use super::login::{Server, connect, current};
 use super::sign_in::sign_in;
-use crate::args::{Credentials, GetKubeconfig, Person, Sso};
+use crate::args::{Credentials, GetKubeconfig, Person};
 use crate::failure::Failure;
 use crate::{kubeconfig, output, session};
 
-/// Where scripts of PKS and of TKGI put the password.
-const PASSWORD_VARIABLES: [&str; 2] = ["PKS_USER_PASSWORD", "TKGI_USER_PASSWORD"];
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// `stolos get-credentials NAME`
@@ -31,14 +29,7 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
         let service = identity::Client::new(&session.identity, http);
         let person = Person {
             username: Some(user),
-            password: PASSWORD_VARIABLES
-                .iter()
-                .find_map(|name| std::env::var(name).ok()),
-            sso: Sso {
-                sso: args.sso.sso,
-                sso_auto: args.sso.sso_auto,
-                sso_passcode: args.sso.sso_passcode.clone(),
-            },
+            sso: args.sso.clone(),
             ..Person::default()
         };
         let (_, tokens) = sign_in(&service, PKS_CLUSTER_CLIENT, &person, None).await?;

@@ -16,6 +16,8 @@ use crate::output;
 const BROWSER_LIMIT: Duration = Duration::from_secs(300);
 /// The largest request of a browser that is looked at; ours is a line and a few headers.
 const REQUEST_LIMIT: u64 = 16 * 1024;
+/// Where scripts of PKS and of TKGI put the password for `get-credentials`.
+const PASSWORD_VARIABLES: [&str; 2] = ["PKS_USER_PASSWORD", "TKGI_USER_PASSWORD"];
 const DONE: &str = "You are logged in. Go on in the terminal; this page can be closed.\n";
 
 /// Tokens for `client`, and whose they are. `usual` is taken for who names nobody.
@@ -199,9 +201,16 @@ fn password(person: &Person) -> Result<Secret<String>, Failure> {
         let text = text.map_err(|error| Failure::user(format!("failed to read the password: {error}")))?;
         return Ok(Secret::from(text.trim_end_matches(['\r', '\n'])));
     }
+    if let Some(password) = PASSWORD_VARIABLES
+        .iter()
+        .find_map(|name| std::env::var(name).ok())
+    {
+        return Ok(Secret::from(password));
+    }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::user("no password was given")
-            .hint("Use --password-file FILE, or `-` for standard input."));
+        return Err(Failure::user("no password was given").hint(
+            "Put it into the variable PKS_USER_PASSWORD, or into a file for the verbs that have --password-file.",
+        ));
     }
     rpassword::prompt_password("Password: ")
         .map(Secret::from)
