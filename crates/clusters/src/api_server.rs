@@ -13,10 +13,9 @@ use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
 
 use crate::db::ClusterRow;
-use crate::deps::{AdminCredential, Kubernetes};
+use crate::deps::{AdminCredential, Kubernetes, Told};
 use crate::error::{Error, Result};
 use crate::oidc::Oidc;
-use crate::plans::Drain;
 use crate::render::API_PORT;
 
 /// The pod has to be scheduled, started and to get an answer from a DNS server that may be starting itself.
@@ -59,13 +58,13 @@ impl Kubernetes for ApiServers {
         &'a self,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let failed = |error| Error::service("apply the cluster's settings", error);
             let cluster = connect(address, admin).map_err(failed)?;
-            let settings = DrainSettings {
+            let drain = settings.drain;
+            let drain = DrainSettings {
                 timeout_minutes: drain.timeout,
                 grace_period_seconds: drain.grace_period,
                 force: drain.force,
@@ -74,11 +73,14 @@ impl Kubernetes for ApiServers {
                 force_node: drain.force_node,
             };
             cluster
-                .set_drain_settings(&settings, SETTINGS_LIMIT)
+                .set_drain_settings(&drain, SETTINGS_LIMIT)
                 .await
                 .map_err(failed)?;
+            if let Some(marks) = &settings.marks {
+                cluster.mark_nodes(marks, SETTINGS_LIMIT).await.map_err(failed)?;
+            }
             cluster
-                .scale_dns(dns_replicas, SETTINGS_LIMIT)
+                .scale_dns(settings.dns_replicas, SETTINGS_LIMIT)
                 .await
                 .map_err(failed)
         })

@@ -2,7 +2,7 @@
 //!
 //! Narrow, object safe, and implemented in `server` over the real services; tests put simulated ones in their place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
+use stolos_kubernetes::marks::Marks;
 
 use crate::error::Result;
 use crate::plans::Drain;
@@ -131,6 +132,17 @@ pub trait Director: Send + Sync + 'static {
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
 }
 
+/// What a cluster is told beside its manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// How nodes are drained; nodes read it when it comes to that.
+    pub drain: Drain,
+    /// How many DNS servers run.
+    pub dns_replicas: u32,
+    /// Labels and taints by group of nodes; `None` while they are to stay as they are.
+    pub marks: Option<BTreeMap<String, Marks>>,
+}
+
 /// A cluster's API server.
 pub trait Kubernetes: Send + Sync + 'static {
     /// Runs a pod that looks a name up, and takes it away again.
@@ -140,13 +152,12 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         progress: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<()>>;
-    /// Writes the cluster's drain settings where its nodes read them, and has so many DNS servers run.
+    /// Tells the cluster what it has to know beside its manifest.
     fn apply_settings<'a>(
         &'a self,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>>;
     /// Deletes the nodes that have no machine any more, all but `keep`; gives their names.
     fn forget_nodes<'a>(

@@ -17,10 +17,10 @@ use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
-    AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Vault,
+    AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Told, Vault,
 };
 use stolos_clusters::oidc::{Claims, Oidc};
-use stolos_clusters::plans::{Drain, MachineSize, Plan, Plans};
+use stolos_clusters::plans::{MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
 use stolos_store::testing::Place;
@@ -43,7 +43,7 @@ pub(crate) struct Below {
     pub(crate) hold: AtomicBool,
     /// While this is set, deploys fail.
     pub(crate) fail: AtomicBool,
-    pub(crate) settings: Mutex<Vec<(Drain, u32)>>,
+    pub(crate) settings: Mutex<Vec<Told>>,
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
     /// What the last published address is balanced over.
     pub(crate) published: Mutex<Option<Vec<Ipv4Addr>>>,
@@ -219,10 +219,9 @@ impl Kubernetes for Below {
         &'a self,
         _: Ipv4Addr,
         _: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>> {
-        lock(&self.settings).push((drain, dns_replicas));
+        lock(&self.settings).push(settings.clone());
         Box::pin(ready(Ok(())))
     }
     fn forget_nodes<'a>(
