@@ -61,7 +61,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
     /// Move a cluster to its plan's newest Kubernetes and release.
-    #[command(after_help = "Example:\n  stolos upgrade-cluster demo --wait")]
+    #[command(
+        after_help = "Examples:\n  stolos upgrade-cluster demo --wait\n  stolos upgrade-cluster demo --pre-check"
+    )]
     UpgradeCluster(UpgradeOne),
     /// Move several clusters to their plans' newest Kubernetes and release.
     #[command(
@@ -133,6 +135,20 @@ pub(crate) enum Command {
         after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
     )]
     LoadImage(LoadImage),
+    /// List quotas of owners.
+    Quotas(Json),
+    /// Limit what an owner's clusters may take together. Administrators are not limited.
+    #[command(
+        after_help = "Example:\n  stolos create-quota alice --cpu 16 --memory 32 --clusters 3\n\nWhat counts is the size of machines, not what pods use."
+    )]
+    CreateQuota(CreateQuota),
+    /// Change the limits of an owner.
+    #[command(after_help = "Example:\n  stolos update-quota alice --clusters 5")]
+    UpdateQuota(ChangeQuota),
+    /// Delete a quota: its owner has no limit from then on.
+    DeleteQuota(DeleteProfile),
+    /// Show what owners' clusters take.
+    Usages(Json),
     /// Show how large clusters were for how long, gone ones included: what can be billed.
     #[command(
         after_help = "Examples:\n  stolos metering\n  stolos metering --from 2026-10-01T00:00:00Z --to 2026-11-01T00:00:00Z --json"
@@ -163,6 +179,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  om staged-config -p pivotal-container-service > tile.yml\n  stolos import tile.yml\n  stolos import tile.yml --vm-type worker.big=8:32768:65536 --write && stolos up\n\nWithout --write it says line by line what it takes, what it changes and what has no place here, prints the configuration, and changes nothing."
     )]
     Import(Import),
+    /// Verbs of PKS for what is not here.
+    #[command(
+        name = "create-sink",
+        aliases = ["delete-sink", "sinks"],
+        hide = true
+    )]
+    Sinks(Rest),
+    /// A verb of PKS for NSX-T.
+    #[command(name = "promote-cluster-to-policy", hide = true)]
+    PromoteToPolicy(Rest),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(stolos completion bash)")]
     Completion {
@@ -296,6 +322,51 @@ pub(crate) struct DeleteProfile {
     /// Ask nothing.
     #[arg(long)]
     pub(crate) non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateQuota {
+    /// User or client.
+    pub(crate) owner: String,
+    /// Processors of all machines together.
+    #[arg(long)]
+    pub(crate) cpu: i64,
+    /// Memory of all machines together, in GB.
+    #[arg(long, value_name = "GB")]
+    pub(crate) memory: f64,
+    /// Clusters.
+    #[arg(long)]
+    pub(crate) clusters: i64,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "limits", required = true, multiple = true, args = ["cpu", "memory", "clusters"])]
+pub(crate) struct ChangeQuota {
+    /// User or client.
+    pub(crate) owner: String,
+    /// Processors of all machines together.
+    #[arg(long)]
+    pub(crate) cpu: Option<i64>,
+    /// Memory of all machines together, in GB.
+    #[arg(long, value_name = "GB")]
+    pub(crate) memory: Option<f64>,
+    /// Clusters.
+    #[arg(long)]
+    pub(crate) clusters: Option<i64>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Whatever else was typed.
+#[derive(Debug, Args)]
+pub(crate) struct Rest {
+    /// Ignored.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) rest: Vec<String>,
 }
 
 /// Which installation on this host.

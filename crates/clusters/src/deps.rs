@@ -98,6 +98,19 @@ pub struct Instance {
     pub address: Option<Ipv4Addr>,
 }
 
+/// How a machine is, as its agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineHealth {
+    /// `GROUP/ID`.
+    pub name: String,
+    /// `running` when everything runs; else the director's word.
+    pub state: String,
+    /// Processes that do not run.
+    pub not_running: Vec<String>,
+    /// Name and fill of each disk, in percent.
+    pub disks: Vec<(String, u32)>,
+}
+
 /// How a director task stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskState {
@@ -128,6 +141,8 @@ pub trait Director: Send + Sync + 'static {
     fn task<'a>(&'a self, id: u64, seen: &'a str) -> BoxFuture<'a, Result<TaskState>>;
     /// Asks a task to stop.
     fn cancel(&self, id: u64) -> BoxFuture<'_, Result<()>>;
+    /// How the machines of a deployment are; asks their agents, and waits a few seconds for those that do not answer.
+    fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>>;
     /// The instances of a deployment; empty when there is none.
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::flows::{Create, Delete, Tools, Update, Upgrade, UpgradeClusters};
 use crate::oidc::Oidc;
 use crate::plans::Plans;
+use crate::precheck;
 use crate::render::Catalogue;
 
 /// What the operator decides.
@@ -210,6 +211,15 @@ impl Service {
             steps,
             error: row.error.clone(),
         }
+    }
+
+    /// Whether a cluster is well enough to be upgraded.
+    pub(crate) async fn pre_check(&self, cluster: &ClusterRow) -> Result<pks::PreCheck> {
+        let deployment = crate::render::deployment_name(cluster.id);
+        let tools = &self.0.tools;
+        let certificates = tools.vault.certificates(&deployment).await?;
+        let machines = tools.director.health(&deployment).await?;
+        Ok(precheck::check(certificates, &machines, self.0.desk.clock.now()))
     }
 
     /// Whether people get kubeconfigs under their own names.

@@ -106,6 +106,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .query(&["days"])
     .gives(200, "[Certificate]"),
+    get(
+        "/stolos/v1/clusters/{name}/pre-check",
+        "Whether a cluster is well enough to be upgraded",
+    )
+    .gives(200, "PreCheck"),
     post(
         "/v1/clusters/{name}/certificates",
         "Make a cluster's certificates anew, but for its authorities",

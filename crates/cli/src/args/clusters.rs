@@ -172,6 +172,9 @@ pub(crate) struct Delete {
 pub(crate) struct UpgradeOne {
     /// Name of the cluster.
     pub(crate) name: String,
+    /// Look at certificates, processes and disks first; what is not well stops the upgrade.
+    #[arg(long)]
+    pub(crate) pre_check: bool,
     /// Workers that are upgraded at the same time, 1 or 2; the plan's number when absent.
     #[arg(long, value_name = "N")]
     pub(crate) nodes_parallel: Option<u32>,

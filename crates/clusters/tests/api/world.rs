@@ -17,7 +17,8 @@ use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
-    AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Told, Vault,
+    AdminCredential, Certificate, Director, Instance, Kubernetes, MachineHealth, Network, TaskState, Told,
+    Vault,
 };
 use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{MachineSize, Plan, Plans};
@@ -200,6 +201,23 @@ impl Director for Below {
         lock(&self.tasks).insert(id, TaskState::Failed("cancelled".to_owned()));
         self.hold.store(false, Ordering::Relaxed);
         Box::pin(ready(Ok(())))
+    }
+    fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>> {
+        let machines = self
+            .instances_of(deployment)
+            .into_iter()
+            .map(|instance| MachineHealth {
+                name: format!("{}/{}", instance.group, instance.index),
+                state: if self.fail.load(Ordering::Relaxed) {
+                    "failing"
+                } else {
+                    "running"
+                }
+                .to_owned(),
+                not_running: Vec::new(),
+                disks: Vec::new(),
+            });
+        Box::pin(ready(Ok(machines.collect())))
     }
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>> {
         Box::pin(ready(Ok(self.instances_of(deployment))))
