@@ -447,6 +447,9 @@ pub struct Metered {
     pub cpu_seconds: i64,
     /// Memory in MiB.
     pub memory_mib_seconds: i64,
+    /// Pods, without those of the cluster itself.
+    #[serde(default)]
+    pub pod_seconds: i64,
 }
 
 /// A certificate of a cluster.

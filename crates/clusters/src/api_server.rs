@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use stolos_api::identity::PKS_CLUSTER_CLIENT;
 use stolos_base::pki::Identity;
 use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
+use stolos_kubernetes::running::PodRun;
 use stolos_kubernetes::settings::DrainSettings;
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
@@ -24,6 +25,8 @@ const SMOKE_LIMIT: Duration = Duration::from_secs(4 * 60);
 const BIND_LIMIT: Duration = Duration::from_secs(30);
 /// An API server that answers takes milliseconds; one that was restarted just now takes seconds.
 const SETTINGS_LIMIT: Duration = Duration::from_secs(30);
+/// A cluster that does not answer at once is looked at again in a minute.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 const SMOKE_POD: &str = "stolos-smoke-test";
 
 /// Real API servers.
@@ -83,6 +86,18 @@ impl Kubernetes for ApiServers {
                 .scale_dns(settings.dns_replicas, SETTINGS_LIMIT)
                 .await
                 .map_err(failed)
+        })
+    }
+
+    fn pod_runs<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+    ) -> BoxFuture<'a, Result<Vec<PodRun>>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("look at the pods", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            cluster.pod_runs(LOOK_LIMIT).await.map_err(failed)
         })
     }
 

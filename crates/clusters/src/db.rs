@@ -69,6 +69,7 @@ pub static TABLES: Part = Part {
         crate::profiles::TABLE,
         crate::upgrades::TABLES,
         crate::metering::TABLE,
+        crate::pods::TABLE,
     ],
 };
 
@@ -317,7 +318,8 @@ pub async fn delete_cluster(tx: &mut Tx, id: ClusterId) -> Result<()> {
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("forget the cluster")(e.into()))?;
-    crate::metering::end(tx, id).await
+    crate::metering::end(tx, id).await?;
+    crate::pods::end(tx, id).await
 }
 
 /// Writes how an operation stands; a final state sets the time of its end.

@@ -12,6 +12,7 @@ use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
 use stolos_kubernetes::marks::Marks;
+use stolos_kubernetes::running::PodRun;
 
 use crate::error::Result;
 use crate::plans::Drain;
@@ -174,6 +175,12 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>>;
+    /// The pods that run or have run and are still there.
+    fn pod_runs<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+    ) -> BoxFuture<'a, Result<Vec<PodRun>>>;
     /// Deletes the nodes that have no machine any more, all but `keep`; gives their names.
     fn forget_nodes<'a>(
         &'a self,

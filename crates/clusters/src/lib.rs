@@ -20,6 +20,7 @@ mod metering;
 pub mod model;
 pub mod oidc;
 pub mod plans;
+mod pods;
 mod precheck;
 pub mod profiles;
 mod quotas;

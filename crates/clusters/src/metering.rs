@@ -9,6 +9,7 @@ use stolos_store::{Db, Migration, Tx, query};
 
 use crate::db::{self, ClusterRow, Whose};
 use crate::error::{Error, Result};
+use crate::pods;
 
 /// The intervals. Clusters of before this table are metered from their next change on.
 pub(crate) const TABLE: Migration = Migration {
@@ -130,9 +131,13 @@ pub(crate) async fn report(db: &Db, whose: Whose<'_>, from: i64, to: i64) -> Res
             }
         }
     }
+    let pods = pods::report(db, from, to).await?;
     Ok(sums
         .into_iter()
-        .map(|(metered, sum)| sum.shown(metered))
+        .map(|(metered, sum)| Metered {
+            pod_seconds: pods.get(&metered.uuid).copied().unwrap_or(0) / 1000,
+            ..sum.shown(metered)
+        })
         .collect())
 }
 

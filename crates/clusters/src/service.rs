@@ -7,9 +7,11 @@ use axum::Router;
 use stolos_api::pks;
 use stolos_api::token::Verifier;
 use stolos_base::ids::{FlowId, OperationId, UpgradeId};
+use stolos_base::task::{self, Kind};
 use stolos_base::{Clock, IdSource, chain};
 use stolos_flow::{Flows, StepState};
 use stolos_store::Db;
+use tokio::task::JoinHandle;
 
 use crate::accept::{Capacity, Desk};
 use crate::api_server::person;
@@ -19,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::flows::{Create, Delete, Tools, Update, Upgrade, UpgradeClusters};
 use crate::oidc::Oidc;
 use crate::plans::Plans;
-use crate::precheck;
 use crate::render::Catalogue;
+use crate::{pods, precheck};
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ struct Inner {
     verifier: Verifier,
     info: pks::Info,
     personal_credentials: bool,
+    /// Looks at pods; ends with the service.
+    meter: JoinHandle<()>,
 }
 
 impl Service {
@@ -87,6 +91,11 @@ impl Service {
             kubernetes: deps.kubernetes,
             artifacts: config.artifacts.clone(),
         };
+        let meter = task::spawn(
+            Kind::Service,
+            "metering of pods",
+            pods::run(deps.db.clone(), deps.vault.clone(), tools.kubernetes.clone()),
+        );
         let flows = Flows::builder(deps.db.clone(), config.holder.clone())
             .kind(Create(tools.clone()))
             .kind(Update::new(tools.clone()))
@@ -118,6 +127,7 @@ impl Service {
             verifier: deps.verifier,
             info: config.info,
             personal_credentials: config.personal_credentials,
+            meter,
         }))
     }
 
@@ -128,6 +138,7 @@ impl Service {
 
     /// Stops taking up work; running steps are interrupted and go on in the next process.
     pub async fn stop(&self) {
+        self.0.meter.abort();
         self.0.desk.tasks.stop().await;
         self.0.flows.stop().await;
     }

@@ -17,6 +17,7 @@ pub mod images;
 pub mod marks;
 pub mod nodes;
 mod pods;
+pub mod running;
 pub mod settings;
 pub mod smoke;
 pub mod volumes;

@@ -26,6 +26,7 @@ pub(crate) async fn run(args: &Metering) -> Result<(), Failure> {
                 hours(one.machine_seconds),
                 hours(one.cpu_seconds),
                 hours(one.memory_mib_seconds / 1024),
+                hours(one.pod_seconds),
             ]
         })
         .collect();
@@ -36,6 +37,7 @@ pub(crate) async fn run(args: &Metering) -> Result<(), Failure> {
         "Machine hours",
         "CPU hours",
         "GiB hours",
+        "Pod hours",
     ];
     output::data(&output::table(&header, &rows));
     Ok(())

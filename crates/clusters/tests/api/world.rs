@@ -24,6 +24,7 @@ use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
+use stolos_kubernetes::running::PodRun;
 use stolos_store::testing::Place;
 use tower::ServiceExt as _;
 
@@ -241,6 +242,9 @@ impl Kubernetes for Below {
     ) -> BoxFuture<'a, Result<()>> {
         lock(&self.settings).push(settings.clone());
         Box::pin(ready(Ok(())))
+    }
+    fn pod_runs<'a>(&'a self, _: Ipv4Addr, _: &'a AdminCredential) -> BoxFuture<'a, Result<Vec<PodRun>>> {
+        Box::pin(ready(Ok(Vec::new())))
     }
     fn forget_nodes<'a>(
         &'a self,
