@@ -4,6 +4,7 @@ mod etcd;
 mod faults;
 mod installation;
 mod refusals;
+mod surroundings;
 mod upgrade;
 mod workload;
 
@@ -48,11 +49,13 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     workload::helm(&installation);
     workload::load_image(&installation);
     upgrade::a_cluster_with_profiles_is_upgraded(&installation);
+    surroundings::a_cluster_in_a_company(&installation);
     refusals::of_ports(&installation);
     faults::processes_are_killed(&installation);
     faults::operations_survive(&installation);
     faults::every_machine_is_killed(&installation);
 
+    workload::pods_are_metered(&installation);
     installation.stolos(&["delete-cluster", "live", "--non-interactive", "--wait"]);
     assert_eq!(
         installation.machines().len(),

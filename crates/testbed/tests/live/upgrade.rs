@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::installation::Installation;
+use crate::workload::file;
 
 const OLDER: &str = "1.36.3";
 const NEWER: &str = "1.37.1";
@@ -35,12 +36,6 @@ fn write(installation: &Installation, version: &str) {
     fs_err::write(&path, text).expect("the configuration");
 }
 
-fn file(installation: &Installation, name: &str, content: &serde_json::Value) -> String {
-    let path = installation.home.path().join(name);
-    fs_err::write(&path, content.to_string()).expect("a file");
-    path.into_string()
-}
-
 /// Made as its profiles say, upgraded with what is in it, deleted.
 pub(crate) fn a_cluster_with_profiles_is_upgraded(installation: &Installation) {
     let pools = json!({"name": "pools", "parameters": {"cluster_customization": {"node_pools": [
@@ -55,15 +50,15 @@ pub(crate) fn a_cluster_with_profiles_is_upgraded(installation: &Installation) {
         "arguments": {"service-node-port-range": "31000-31999"}, "file-arguments": {"encryption-provider-config": encryption}}]});
     installation.stolos(&[
         "create-compute-profile",
-        &file(installation, "pools.json", &pools),
+        &file(installation, "pools.json", &pools.to_string()),
     ]);
     installation.stolos(&[
         "create-network-profile",
-        &file(installation, "own.json", &network),
+        &file(installation, "own.json", &network.to_string()),
     ]);
     installation.stolos(&[
         "create-k8s-profile",
-        &file(installation, "sealed.json", &kubernetes),
+        &file(installation, "sealed.json", &kubernetes.to_string()),
     ]);
     let create = [
         "create-cluster",

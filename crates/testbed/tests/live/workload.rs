@@ -1,6 +1,8 @@
 //! What people run on a cluster, with their own tools.
 
-use crate::installation::{Installation, said};
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::installation::{Installation, eventually, said};
 
 const STATEFUL_SET: &str = r#"
 apiVersion: apps/v1
@@ -197,9 +199,8 @@ spec:
     run(&["uninstall", "app", "--wait"]);
 }
 
-/// An image that no registry has runs after `load-image`, and not before.
-pub(crate) fn load_image(installation: &Installation) {
-    const NAME: &str = "example.com/team/app:1";
+/// The archive of the image that pods of these tests run.
+pub(crate) fn image_archive(installation: &Installation) -> Utf8PathBuf {
     let output = installation
         .command(&stolos_testbed::programs::ours("stolos-build"))
         .args(["--json", "images"])
@@ -213,15 +214,37 @@ pub(crate) fn load_image(installation: &Installation) {
         .find(|image| image["name"] == "stolos.local/busybox:1")
         .and_then(|image| image["path"].as_str())
         .expect("an archive");
-    // The same image under another name: only the index says what it is called.
-    let directory = installation.home.path().join("image");
+    archive.into()
+}
+
+/// An archive's directory, unpacked for whoever calls.
+pub(crate) fn unpacked(installation: &Installation, archive: &Utf8Path) -> Utf8PathBuf {
+    let directory = installation
+        .home
+        .path()
+        .join(format!("image-{}", stolos_base::ids::random_hex(4)));
     fs_err::create_dir_all(&directory).expect("a directory");
     said(
         installation
             .command("tar".into())
-            .args(["-xf", archive, "-C", directory.as_str()]),
+            .args(["-xf", archive.as_str(), "-C", directory.as_str()]),
     )
     .expect("unpacked");
+    directory
+}
+
+/// A file of that content; gives its path.
+pub(crate) fn file(installation: &Installation, name: &str, content: &str) -> String {
+    let path = installation.home.path().join(name);
+    fs_err::write(&path, content).expect("a file");
+    path.into_string()
+}
+
+/// An image that no registry has runs after `load-image`, and not before.
+pub(crate) fn load_image(installation: &Installation) {
+    const NAME: &str = "example.com/team/app:1";
+    // The same image under another name: only the index says what it is called.
+    let directory = unpacked(installation, &image_archive(installation));
     let index = directory.join("index.json");
     let text = fs_err::read_to_string(&index)
         .expect("the index")
@@ -269,4 +292,18 @@ pub(crate) fn load_image(installation: &Installation) {
         ])
         .expect("pods");
     assert_eq!(left, "", "no pod of the loader is left");
+}
+
+/// The pods of the tests have run for minutes, and that is in the metering by now.
+pub(crate) fn pods_are_metered(installation: &Installation) {
+    eventually("metered pods", || {
+        let metered = installation.json(&["metering", "--json"]);
+        let live = metered
+            .as_array()
+            .and_then(|all| all.iter().find(|one| one["cluster"] == "live"));
+        match live.and_then(|one| one["pod_seconds"].as_i64()) {
+            Some(seconds) if seconds > 0 => Ok(()),
+            _ => Err(metered.to_string()),
+        }
+    });
 }
