@@ -29,6 +29,8 @@ mod render;
 mod states;
 mod steps;
 mod tasks;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod variables;
 
 use std::sync::Arc;

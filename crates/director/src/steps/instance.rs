@@ -87,7 +87,7 @@ pub(crate) async fn stop<T>(attempt: &Attempt<T>, stopping: Stopping<'_>) -> Res
     let machine = stopping.machine;
     match drain_and_stop(attempt, stopping).await {
         Err(Error::Agent(error)) if matches!(*error, client::Error::Timeout { .. }) => {
-            if attempt.app.machines.has_vm(&machine.cid).await? {
+            if attempt.machines().has_vm(&machine.cid).await? {
                 return Err(Error::Agent(error));
             }
             attempt.app.tasks.debug(
