@@ -44,8 +44,8 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// The machines, what was asked of them, and what goes wrong. A member is `GROUP/INDEX` (in every deployment), or
-/// `DEPLOYMENT GROUP/INDEX`.
+/// The machines, what was asked of them, and what goes wrong. A label is the value of one of a deployment's tags; a member is `GROUP/INDEX`
+/// (in every deployment), or `LABEL GROUP/INDEX`.
 #[derive(Default)]
 pub struct State {
     /// Replies of CPI calls by id: the journal of the real runner.
@@ -63,14 +63,15 @@ pub struct State {
     pub hanging: Vec<String>,
     /// `MEMBER METHOD` (or script) that fails, with what it says.
     pub failing: HashMap<String, String>,
-    /// Deployments whose machines are made and never heard of.
+    /// Labels of machines that are made and never heard of.
     pub silent: BTreeSet<String>,
-    /// Deployments whose machines the CPI does not make: its calls go on until the token is cancelled.
+    /// Labels of machines that the CPI does not make: its calls go on until the token is cancelled.
     pub stuck: BTreeMap<String, CancellationToken>,
 }
 
 /// What an agent knows.
 pub struct Machine {
+    labels: Vec<String>,
     /// What it is to be.
     pub spec: ApplySpec,
     /// How its jobs are.
@@ -138,7 +139,8 @@ impl Outside {
             return;
         }
         let stop = CancellationToken::new();
-        self.state().machines.insert(agent, Machine::new(stop.clone()));
+        let machine = Machine::new(labels(request), stop.clone());
+        self.state().machines.insert(agent, machine);
         let mut endpoint = Endpoint::start(transport, agent)
             .await
             .expect("an agent on the bus");
@@ -193,9 +195,10 @@ impl Outside {
             Call::RunScript { script, .. } => script.clone(),
             other => other.method().to_owned(),
         };
-        let exact = format!("{} {who}", spec.deployment);
-        let keys = [format!("{who} {what}"), format!("{exact} {what}")];
-        let broken = state.broken.iter().any(|member| [&who, &exact].contains(&member));
+        let labelled = machine.labels.iter().map(|label| format!("{label} {who}"));
+        let members: Vec<String> = std::iter::once(who.clone()).chain(labelled).collect();
+        let broken = state.broken.iter().any(|member| members.contains(member));
+        let keys: Vec<String> = members.iter().map(|member| format!("{member} {what}")).collect();
         if !call.is_read() {
             state.calls.push(keys[0].clone());
         }
@@ -220,8 +223,9 @@ impl std::fmt::Debug for Outside {
 }
 
 impl Machine {
-    fn new(stop: CancellationToken) -> Self {
+    fn new(labels: Vec<String>, stop: CancellationToken) -> Self {
         Self {
+            labels,
             spec: ApplySpec::default(),
             job_state: JobState::Unknown,
             mounted: Vec::new(),
@@ -346,11 +350,11 @@ impl Infrastructure for Outside {
     }
 }
 
-/// Whether a machine is of a deployment: the director tells agents so.
-fn is_of(request: &CreateVm, deployment: &str) -> bool {
-    let name = stolos_manifest::canonical_name(deployment);
-    let groups = request.env["bosh"]["groups"].as_array();
-    groups.is_some_and(|groups| groups.iter().any(|group| group == name.as_str()))
+/// The values of the tags of a machine's deployment: the director tells agents so.
+fn labels(request: &CreateVm) -> Vec<String> {
+    let tags = request.env["bosh"]["tags"].as_object();
+    let values = tags.into_iter().flat_map(|tags| tags.values());
+    values.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// One call: remembers disks by its id, boots and ends agents with machines, leaves the rest to the books.
@@ -386,9 +390,10 @@ impl Cpi for Caller {
         Box::pin(async move {
             let (stuck, silent) = {
                 let state = self.outside.state();
-                let stuck = state.stuck.iter().find(|(name, _)| is_of(request, name));
-                let silent = state.silent.iter().any(|name| is_of(request, name));
-                (stuck.map(|(_, token)| token.clone()), silent)
+                let labels = labels(request);
+                let stuck = labels.iter().find_map(|label| state.stuck.get(label));
+                let silent = labels.iter().any(|label| state.silent.contains(label));
+                (stuck.cloned(), silent)
             };
             if let Some(stuck) = stuck {
                 stuck.cancelled().await;
