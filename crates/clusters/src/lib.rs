@@ -18,6 +18,7 @@ mod flows;
 mod http;
 mod metering;
 pub mod model;
+mod pages;
 pub mod plans;
 pub mod profiles;
 mod quotas;

@@ -1,10 +1,11 @@
 //! One bad cluster, or many of them, block no other.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use stolos_api::pks::{self, ClusterParameters, ClusterRequest, ClusterTag, LastActionState, OperationState};
 use stolos_store::testing::each;
+use stolos_testbed::note;
 use stolos_testbed::simulated::Simulation;
 use tokio_util::sync::CancellationToken;
 
@@ -79,9 +80,16 @@ async fn bad_clusters_block_no_other_and_can_be_deleted() {
         for number in 0..GOOD {
             good.push(create(&client, &format!("good-{number}"), "good").await);
         }
+        let began = Instant::now();
         for operation in join_all(good.iter().map(|id| ended(&client, id))).await {
             assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
         }
+        note(format!(
+            "{GOOD} good clusters among {} bad ones on {}: {:?}",
+            bad.len(),
+            place.engine(),
+            began.elapsed()
+        ));
         for cluster in client.clusters().await.expect("the clusters") {
             let expected: &[LastActionState] = match cluster.name.split('-').next() {
                 Some("good") => &[LastActionState::Succeeded],
