@@ -21,6 +21,7 @@ pub mod value;
 use std::fmt;
 use std::sync::Arc;
 
+use stolos_base::compute;
 use stolos_base::ids::{CredentialId, IdSource};
 use stolos_store::Db;
 
@@ -143,8 +144,7 @@ impl Credentials {
         let now = self.0.db.clock().now();
         let (subject, options) = (name.clone(), parameters.clone());
         let signer = authority.and_then(|authority| authority.value.certificate().cloned());
-        let made =
-            tokio::task::spawn_blocking(move || generate::generate(&subject, &options, signer.as_ref(), now));
+        let made = compute::run(move || generate::generate(&subject, &options, signer.as_ref(), now));
         let (value, expires_at) = made.await.map_err(|source| Error::Make {
             name: name.to_string(),
             source: source.into(),

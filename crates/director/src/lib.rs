@@ -15,6 +15,7 @@
 //! - A task's final state is seen only after all of its output.
 
 mod app;
+mod cloud;
 mod db;
 mod deps;
 mod error;

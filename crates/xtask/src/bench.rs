@@ -85,6 +85,9 @@ mod tests {
         assert_eq!(times(&[4, 1, 2, 10]).median(), 3);
         assert_eq!((times(&[]).percentile(99), times(&[7]).percentile(99)), (0, 7));
         let hundred: Vec<u64> = (1..=100).rev().collect();
-        assert_eq!((times(&hundred).percentile(99), times(&hundred).percentile(50)), (99, 50));
+        assert_eq!(
+            (times(&hundred).percentile(99), times(&hundred).percentile(50)),
+            (99, 50)
+        );
     }
 }

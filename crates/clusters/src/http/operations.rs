@@ -40,12 +40,8 @@ pub(super) async fn operation_list(
     let next = page::cut(&mut rows, limit, |row| {
         (row.created_at.as_millisecond(), row.id.to_string())
     });
-    let mut items = Vec::with_capacity(rows.len());
-    for row in &rows {
-        items.push(app.show_operation(row).await);
-    }
     Ok(Json(pks::Page {
-        items,
+        items: app.show_operations(&rows).await,
         next,
         total: None,
     }))

@@ -89,7 +89,14 @@ impl Arguments {
             Database::Postgres => "postgres",
         };
         let mut command = cargo();
-        command.args(["run", "--quiet", "--package", "stolos-testbed", "--example", "simulated"]);
+        command.args([
+            "run",
+            "--quiet",
+            "--package",
+            "stolos-testbed",
+            "--example",
+            "simulated",
+        ]);
         command.args(["--", "bench", "--database", database]);
         command.arg(format!("--clusters={}", self.clusters));
         command.arg(format!("--rounds={}", self.rounds));
@@ -112,7 +119,9 @@ impl Measured {
         );
         let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
         for (name, title) in REQUESTS {
-            let Some(times) = self.requests_us.get(name) else { continue };
+            let Some(times) = self.requests_us.get(name) else {
+                continue;
+            };
             text.push_str(&format!(
                 "{title:<28}{:>7}{:>12}{:>12}{:>12}\n",
                 times.all().len(),
