@@ -242,7 +242,7 @@ impl Credentials {
         // As the database keeps it, so that what is returned now and what is read later are equal.
         let created_at = jiff::Timestamp::from_millisecond(inner.db.clock().now_millis())
             .expect("the clock gives times that its own type can hold");
-        let mut tx = inner.db.begin("keep a credential").await?;
+        let mut tx = inner.db.begin_background("keep a credential").await?;
         let newest = db::newest_in(&mut tx, name).await?;
         let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
         if let Some(newest) = newest {

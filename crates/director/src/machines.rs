@@ -4,7 +4,7 @@
 //! reply of a call that was made in an earlier life instead of making it again.
 //!
 //! The limit is there for the host, which makes one machine as fast as eight but not eighty; it is no queue in which one deployment stands in
-//! the way of others (`docs/design/0009-one-bad-cluster.md`): a flow has at most half of the places, and a call that takes long, which waits
+//! the way of others (`docs/design/0010-one-bad-cluster.md`): a flow has at most half of the places, and a call that takes long, which waits
 //! for something rather than works, gives its place to the next one while it goes on.
 
 use std::collections::HashMap;

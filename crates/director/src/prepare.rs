@@ -502,7 +502,7 @@ async fn keep(app: &App, flow: FlowId, request: &Request, prepared: &Prepared) -
     let kept = &prepared.kept;
     let body = to_json(kept)?;
     let plan = &kept.plan;
-    let mut tx = app.db.begin("keep a plan").await?;
+    let mut tx = app.db.begin_background("keep a plan").await?;
     if !rows::insert_plan(&mut tx, flow, &plan.deployment, plan.generation, &body).await? {
         return Ok(false);
     }

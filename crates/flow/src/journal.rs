@@ -199,7 +199,7 @@ pub(crate) async fn blocker(db: &Db, id: FlowId) -> Result<Option<(FlowId, Strin
 
 /// Takes the flow's lease, unless somebody else holds it or it is no longer to be run.
 pub(crate) async fn take(db: &Db, id: FlowId, holder: &str, ttl: Duration) -> Result<Option<Taken>> {
-    let mut tx = db.begin("take a flow").await?;
+    let mut tx = db.begin_background("take a flow").await?;
     // Asked again inside the transaction: an earlier flow with the same lock may have been told to go on meanwhile, or
     // another process may have ended this one.
     let row = query(
