@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use serde_json::{Value, json};
 use stolos_api::http::Error;
 use stolos_api::pks::{
@@ -182,38 +182,32 @@ struct Bench {
 impl Bench {
     /// Asks for everything, reads all the while, and waits for the end of all operations; how long the asking took.
     async fn phase(&mut self, phase: Phase) -> anyhow::Result<Duration> {
-        let began = Instant::now();
-        let mut asking = Vec::new();
-        for first in 0..ASKING {
-            let (access, times, clusters) = (self.access.clone(), self.times.clone(), self.clusters);
-            asking.push(tokio::spawn(async move {
-                let client = access.client().await?;
-                for number in (first..clusters).step_by(ASKING as usize) {
-                    ask(&client, &times, phase, number).await?;
+        let (began, asked) = (Instant::now(), OnceLock::new());
+        let (access, times, all) = (self.access.clone(), self.times.clone(), self.clusters);
+        let asking = async {
+            try_join_all((0..ASKING).map(|first| ask_for_some(&access, &times, phase, first, all))).await?;
+            let _ = asked.set(began.elapsed());
+            anyhow::Ok(())
+        };
+        let reading = async {
+            let mut client = (self.access.client().await?, Instant::now());
+            loop {
+                if client.1.elapsed() > TOKEN_AGE {
+                    client = (self.access.client().await?, Instant::now());
                 }
-                anyhow::Ok(())
-            }));
-        }
-        let asked = tokio::spawn(async move {
-            for result in try_join_all(asking).await? {
-                result?;
+                let clusters = self.read(&client.0).await?;
+                if let Some(asked) = asked.get()
+                    && phase.through(&clusters, all)? == all
+                {
+                    return anyhow::Ok(*asked);
+                }
+                if began.elapsed() > PHASE_LIMIT {
+                    bail!("{} does not end", phase.name());
+                }
+                tokio::time::sleep(PAUSE).await;
             }
-            anyhow::Ok(began.elapsed())
-        });
-        let mut client = (self.access.client().await?, Instant::now());
-        loop {
-            if client.1.elapsed() > TOKEN_AGE {
-                client = (self.access.client().await?, Instant::now());
-            }
-            let clusters = self.read(&client.0).await?;
-            if asked.is_finished() && phase.through(&clusters, self.clusters)? == self.clusters {
-                return asked.await?;
-            }
-            if began.elapsed() > PHASE_LIMIT {
-                bail!("{} does not end", phase.name());
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        };
+        try_join(asking, reading).await.map(|((), asked)| asked)
     }
 
     /// Everything that is read, one after the other, and the floor beside it.
@@ -233,9 +227,8 @@ impl Bench {
         if page.after.is_some() {
             times.of("page", client.cluster_page(None, page)).await?;
         }
-        times
-            .of("search", client.cluster_page(Some("-1"), page_of_search()))
-            .await?;
+        let page = PageOf { after: None, ..page };
+        times.of("search", client.cluster_page(Some("-1"), page)).await?;
         times
             .of("operations", client.operation_page(None, PageOf::default()))
             .await?;
@@ -252,13 +245,6 @@ impl Bench {
     }
 }
 
-fn page_of_search() -> PageOf<'static> {
-    PageOf {
-        limit: Some(PAGE),
-        after: None,
-    }
-}
-
 async fn insert(db: &Db, id: i64) -> Result<(), stolos_store::Error> {
     let mut tx = db.begin("the floor").await?;
     query("INSERT INTO rows (id, body) VALUES ($1, $2)")
@@ -267,6 +253,21 @@ async fn insert(db: &Db, id: i64) -> Result<(), stolos_store::Error> {
         .execute(tx.conn())
         .await?;
     tx.commit().await
+}
+
+/// Every so-manyth cluster, on one connection.
+async fn ask_for_some(
+    access: &Access,
+    times: &Times,
+    phase: Phase,
+    first: u32,
+    all: u32,
+) -> anyhow::Result<()> {
+    let client = access.client().await?;
+    for number in (first..all).step_by(ASKING as usize) {
+        ask(&client, times, phase, number).await?;
+    }
+    Ok(())
 }
 
 async fn ask(client: &Client, times: &Times, phase: Phase, number: u32) -> anyhow::Result<()> {
