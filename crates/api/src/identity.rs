@@ -5,7 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+use stolos_base::ids::random_hex;
 use stolos_base::{Clock, Secret};
 use tokio::sync::Mutex;
 
@@ -14,6 +18,8 @@ use crate::token::KeySet;
 
 /// The client that PKS's command line uses; its secret is empty.
 pub const PKS_CLI: &str = "pks_cli";
+/// The client of kubeconfigs; its secret is empty too.
+pub const PKS_CLUSTER_CLIENT: &str = "pks_cluster_client";
 /// A cached token is renewed when it has less than this left, so that it does not end on its way.
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 
@@ -66,6 +72,35 @@ pub struct App {
     pub version: String,
 }
 
+/// What a command line keeps to itself while a browser fetches a code for it (RFC 7636): whoever else sees the code can do nothing with it.
+#[derive(Debug)]
+pub struct Challenge {
+    verifier: Secret<String>,
+    state: String,
+}
+
+impl Challenge {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self {
+            verifier: random_hex(32).into(),
+            state: random_hex(16),
+        }
+    }
+
+    /// What comes back with the code; a code with another state was not asked for here.
+    #[must_use]
+    pub fn state(&self) -> &str {
+        &self.state
+    }
+
+    fn text(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.verifier.expose().as_bytes());
+        URL_SAFE_NO_PAD.encode(digest)
+    }
+}
+
 /// A client of one token service. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -109,6 +144,55 @@ impl Client {
             ],
         )
         .await
+    }
+
+    /// A person's tokens by the one-time code that the page `/passcode` shows.
+    ///
+    /// # Errors
+    /// A refusal with code `unauthorized` when the code is wrong, used or too old.
+    pub async fn passcode(&self, client: &str, code: &Secret<String>) -> Result<Tokens, Error> {
+        let form = [("grant_type", "password"), ("passcode", code.expose().as_str())];
+        self.token(client, &Secret::from(""), &form).await
+    }
+
+    /// A person's tokens by the code that a browser brought to `redirect`.
+    ///
+    /// # Errors
+    /// A refusal with code `invalid_grant` when the code is wrong, used or too old.
+    pub async fn authorization_code(
+        &self,
+        client: &str,
+        code: &Secret<String>,
+        redirect: &str,
+        challenge: &Challenge,
+    ) -> Result<Tokens, Error> {
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("code", code.expose().as_str()),
+            ("redirect_uri", redirect),
+            ("code_verifier", challenge.verifier.expose()),
+        ];
+        self.token(client, &Secret::from(""), &form).await
+    }
+
+    /// Where a browser gets a code for `client` that it then brings to `redirect`, an address of this machine's loopback interface.
+    #[must_use]
+    pub fn authorize_url(&self, client: &str, redirect: &str, challenge: &Challenge) -> String {
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        format!(
+            "{}/oauth/authorize?response_type=code&client_id={}&redirect_uri={}&state={}&code_challenge={}&code_challenge_method=S256",
+            self.base,
+            encoded(client),
+            encoded(redirect),
+            challenge.state,
+            challenge.text(),
+        )
+    }
+
+    /// The page where a person gets a one-time code.
+    #[must_use]
+    pub fn passcode_url(&self) -> String {
+        format!("{}/passcode", self.base)
     }
 
     /// A client's own token.

@@ -496,6 +496,42 @@ pub struct Certificate {
     pub valid_until: String,
 }
 
+/// What `GET /stolos/v1/clusters/{name}/pre-check` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PreCheck {
+    /// What was looked at.
+    pub checks: Vec<CheckResult>,
+    /// Certificates that end within 180 days; they stop nothing.
+    pub ends_soon: Vec<Certificate>,
+}
+
+/// What came out of one check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheckResult {
+    /// What was looked at.
+    #[serde(rename = "check")]
+    pub kind: CheckKind,
+    /// Whether nothing stands against an upgrade.
+    pub passed: bool,
+    /// What does.
+    pub problems: Vec<String>,
+}
+
+/// What is looked at before an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CheckKind {
+    /// None has ended.
+    Certificates,
+    /// All that should run on the machines does.
+    Processes,
+    /// No disk is full.
+    Storage,
+}
+
 /// Error body: PKS's `body`, and ours beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -6,8 +6,8 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use clusters::{
-    Certificates, Create, Credentials, Delete, Given, Going, List, LoadImage, Metering, Operations, Resize,
-    RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
+    Certificates, Create, Credentials, Delete, GetKubeconfig, Given, Going, List, LoadImage, Metering,
+    Operations, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
 };
 
 /// Makes, heals and deletes Kubernetes clusters.
@@ -23,7 +23,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Log in to a Stolos installation.
     #[command(
-        after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k"
+        after_help = "Examples:\n  stolos login -a 10.117.0.1 -u admin --ca-cert /var/lib/stolos/stolos/ca.pem\n  stolos login -a api.example.com -u admin -p \"$PASSWORD\" -k\n  stolos login -a api.example.com --sso-auto"
     )]
     Login(Login),
     /// Forget the session. The kubeconfig stays as it is.
@@ -61,7 +61,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
     /// Move a cluster to its plan's newest Kubernetes and release.
-    #[command(after_help = "Example:\n  stolos upgrade-cluster demo --wait")]
+    #[command(
+        after_help = "Examples:\n  stolos upgrade-cluster demo --wait\n  stolos upgrade-cluster demo --pre-check"
+    )]
     UpgradeCluster(UpgradeOne),
     /// Move several clusters to their plans' newest Kubernetes and release.
     #[command(
@@ -86,6 +88,11 @@ pub(crate) enum Command {
     /// Write a cluster's credentials into the kubeconfig and make it the current context.
     #[command(after_help = "Example:\n  stolos get-credentials demo && kubectl get nodes")]
     GetCredentials(Credentials),
+    /// Write a kubeconfig under your own name, for a cluster in which somebody has given you rights. Needs no session.
+    #[command(
+        after_help = "Examples:\n  stolos get-kubeconfig demo -u naomi -a api.example.com --ca-cert ca.pem\n  stolos get-kubeconfig demo --sso-auto\n\nAn administrator gives rights to the user `oidc:naomi`:\n  kubectl create rolebinding naomi --clusterrole=edit --user=oidc:naomi -n web"
+    )]
+    GetKubeconfig(GetKubeconfig),
     /// Make a network profile.
     #[command(
         after_help = "Example:\n  stolos create-network-profile own-networks.json\n\nThe file:\n  {\"name\": \"own-networks\", \"description\": \"\", \"parameters\": {\"nodes_dns\": [\"10.0.0.53\"],\n   \"cni_configurations\": {\"type\": \"stolos\", \"parameters\": {\"pod_network\": \"172.20.0.0/16\", \"service_network\": \"10.96.0.0/20\"}}}}\n\nKeys of NSX-T are taken and named as not applied."
@@ -128,6 +135,20 @@ pub(crate) enum Command {
         after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
     )]
     LoadImage(LoadImage),
+    /// List quotas of owners.
+    Quotas(Json),
+    /// Limit what an owner's clusters may take together. Administrators are not limited.
+    #[command(
+        after_help = "Example:\n  stolos create-quota alice --cpu 16 --memory 32 --clusters 3\n\nWhat counts is the size of machines, not what pods use."
+    )]
+    CreateQuota(CreateQuota),
+    /// Change the limits of an owner.
+    #[command(after_help = "Example:\n  stolos update-quota alice --clusters 5")]
+    UpdateQuota(ChangeQuota),
+    /// Delete a quota: its owner has no limit from then on.
+    DeleteQuota(DeleteProfile),
+    /// Show what owners' clusters take.
+    Usages(Json),
     /// Show how large clusters were for how long, gone ones included: what can be billed.
     #[command(
         after_help = "Examples:\n  stolos metering\n  stolos metering --from 2026-10-01T00:00:00Z --to 2026-11-01T00:00:00Z --json"
@@ -158,6 +179,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  om staged-config -p pivotal-container-service > tile.yml\n  stolos import tile.yml\n  stolos import tile.yml --vm-type worker.big=8:32768:65536 --write && stolos up\n\nWithout --write it says line by line what it takes, what it changes and what has no place here, prints the configuration, and changes nothing."
     )]
     Import(Import),
+    /// Verbs of PKS for what is not here.
+    #[command(
+        name = "create-sink",
+        aliases = ["delete-sink", "sinks"],
+        hide = true
+    )]
+    Sinks(Rest),
+    /// A verb of PKS for NSX-T.
+    #[command(name = "promote-cluster-to-policy", hide = true)]
+    PromoteToPolicy(Rest),
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  source <(stolos completion bash)")]
     Completion {
@@ -193,30 +224,61 @@ pub(crate) struct Login {
     /// Host of the API; port 9021 unless given.
     #[arg(short = 'a', long)]
     pub(crate) api: String,
-    /// User name.
-    #[arg(short = 'u', long, required_unless_present = "client_name")]
-    pub(crate) username: Option<String>,
-    /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
-    #[arg(short = 'p', long, conflicts_with = "password_file")]
-    pub(crate) password: Option<String>,
-    /// File that holds the password, `-` for standard input.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) password_file: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub(crate) person: Person,
     /// Client name, to log in as a client instead of a person.
-    #[arg(long, requires = "client_secret", conflicts_with = "username")]
+    #[arg(long, requires = "client_secret", conflicts_with_all = ["username", "Sso"])]
     pub(crate) client_name: Option<String>,
     /// Client secret.
     #[arg(long)]
     pub(crate) client_secret: Option<String>,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
+    /// Seconds that each answer may take.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+}
+
+/// Who somebody is, and how that is shown.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Person {
+    /// User name; asked for when absent.
+    #[arg(short = 'u', long, conflicts_with = "Sso")]
+    pub(crate) username: Option<String>,
+    /// Password; asked for when absent. Others can see arguments of a process: prefer the question or --password-file.
+    #[arg(short = 'p', long, conflicts_with_all = ["password_file", "Sso"])]
+    pub(crate) password: Option<String>,
+    /// File that holds the password, `-` for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "Sso")]
+    pub(crate) password_file: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub(crate) sso: Sso,
+}
+
+/// Logging in with a browser, which alone sees the password.
+#[derive(Clone, Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct Sso {
+    /// Log in with a browser and type the one-time code that it shows.
+    #[arg(long)]
+    pub(crate) sso: bool,
+    /// Log in with the browser of this machine, which is opened.
+    #[arg(long)]
+    pub(crate) sso_auto: bool,
+    /// The one-time code of the browser.
+    #[arg(long, value_name = "CODE")]
+    pub(crate) sso_passcode: Option<String>,
+}
+
+/// Which servers are trusted.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Trusted {
     /// File with the certificates to trust (PEM).
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Option<Utf8PathBuf>,
     /// Do not verify the server. Anybody between you and it can read the password.
     #[arg(short = 'k', long, alias = "skip-ssl-verification")]
     pub(crate) skip_ssl_validation: bool,
-    /// Seconds that each answer may take.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(crate) timeout: u64,
 }
 
 #[derive(Debug, Args)]
@@ -260,6 +322,51 @@ pub(crate) struct DeleteProfile {
     /// Ask nothing.
     #[arg(long)]
     pub(crate) non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateQuota {
+    /// User or client.
+    pub(crate) owner: String,
+    /// Processors of all machines together.
+    #[arg(long)]
+    pub(crate) cpu: i64,
+    /// Memory of all machines together, in GB.
+    #[arg(long, value_name = "GB")]
+    pub(crate) memory: f64,
+    /// Clusters.
+    #[arg(long)]
+    pub(crate) clusters: i64,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "limits", required = true, multiple = true, args = ["cpu", "memory", "clusters"])]
+pub(crate) struct ChangeQuota {
+    /// User or client.
+    pub(crate) owner: String,
+    /// Processors of all machines together.
+    #[arg(long)]
+    pub(crate) cpu: Option<i64>,
+    /// Memory of all machines together, in GB.
+    #[arg(long, value_name = "GB")]
+    pub(crate) memory: Option<f64>,
+    /// Clusters.
+    #[arg(long)]
+    pub(crate) clusters: Option<i64>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Whatever else was typed.
+#[derive(Debug, Args)]
+pub(crate) struct Rest {
+    /// Ignored.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) rest: Vec<String>,
 }
 
 /// Which installation on this host.

@@ -8,11 +8,14 @@ mod doctor;
 mod down;
 mod images;
 mod import;
+mod kubeconfigs;
 mod login;
 mod metering;
 mod operations;
 mod patience;
 mod profiles;
+mod quotas;
+mod sign_in;
 mod up;
 mod update;
 mod upgrade;
@@ -54,8 +57,14 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::KubernetesProfiles(args) => profiles::list(Kubernetes, &args).await,
         Command::KubernetesProfile(args) => profiles::show(Kubernetes, &args).await,
         Command::DeleteKubernetesProfile(args) => profiles::delete(Kubernetes, &args).await,
-        Command::GetCredentials(args) => clusters::credentials(&args).await,
+        Command::GetCredentials(args) => kubeconfigs::credentials(&args).await,
+        Command::GetKubeconfig(args) => kubeconfigs::personal(&args).await,
         Command::LoadImage(args) => images::load(&args).await,
+        Command::Quotas(args) => quotas::list(&args).await,
+        Command::CreateQuota(args) => quotas::create(&args).await,
+        Command::UpdateQuota(args) => quotas::update(&args).await,
+        Command::DeleteQuota(args) => quotas::delete(&args).await,
+        Command::Usages(args) => quotas::usages(&args).await,
         Command::Metering(args) => metering::run(&args).await,
         Command::Operations(args) => operations::run(&args).await,
         Command::Deploy(args) => deployments::deploy(&args).await,
@@ -67,6 +76,11 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Up(args) => up::run(&args).await,
         Command::Down(args) => down::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Sinks(_) => Err(Failure::user("there are no sinks here yet")
+            .hint("The verbs went from PKS's command line with version 1.6. Until sinks come back, run a collector such as fluent-bit as a daemon set of the cluster.")),
+        Command::PromoteToPolicy(_) => {
+            Err(Failure::user("there is no NSX-T here, so no cluster has anything to promote to its Policy API"))
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "stolos", &mut std::io::stdout());
             Ok(())

@@ -84,6 +84,13 @@ mod tests {
     }
 
     #[test]
+    fn the_arguments_make_sense_together() {
+        args::Cli::command().debug_assert();
+        let refused = said(&["stolos", "login", "-a", "x", "--sso", "-u", "me"]);
+        assert!(refused.contains("cannot be used with"), "{refused}");
+    }
+
+    #[test]
     fn it_answers_with_the_name_it_was_called_by() {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(

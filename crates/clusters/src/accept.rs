@@ -31,6 +31,7 @@ use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::Vault;
 use crate::error::{Error, Result};
 use crate::flows::{Input, flow_of, in_progress};
+use crate::oidc::Oidc;
 use crate::plans::{Plan, Plans};
 use crate::profiles::Kind;
 use crate::registries;
@@ -54,6 +55,8 @@ pub(crate) struct Desk {
     pub(crate) capacity: Option<Capacity>,
     /// What machines of new and of upgraded clusters are made of.
     pub(crate) artifacts: Catalogue,
+    /// The token service that API servers of new and of changed clusters trust.
+    pub(crate) oidc: Option<Oidc>,
     pub(crate) vault: Arc<dyn Vault>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,

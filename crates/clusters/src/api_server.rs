@@ -5,16 +5,17 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use stolos_api::identity::PKS_CLUSTER_CLIENT;
 use stolos_base::pki::Identity;
-use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
 use stolos_kubernetes::settings::DrainSettings;
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
 
 use crate::db::ClusterRow;
-use crate::deps::{AdminCredential, Kubernetes};
+use crate::deps::{AdminCredential, Kubernetes, Told};
 use crate::error::{Error, Result};
-use crate::plans::Drain;
+use crate::oidc::Oidc;
 use crate::render::API_PORT;
 
 /// The pod has to be scheduled, started and to get an answer from a DNS server that may be starting itself.
@@ -57,13 +58,13 @@ impl Kubernetes for ApiServers {
         &'a self,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let failed = |error| Error::service("apply the cluster's settings", error);
             let cluster = connect(address, admin).map_err(failed)?;
-            let settings = DrainSettings {
+            let drain = settings.drain;
+            let drain = DrainSettings {
                 timeout_minutes: drain.timeout,
                 grace_period_seconds: drain.grace_period,
                 force: drain.force,
@@ -72,11 +73,14 @@ impl Kubernetes for ApiServers {
                 force_node: drain.force_node,
             };
             cluster
-                .set_drain_settings(&settings, SETTINGS_LIMIT)
+                .set_drain_settings(&drain, SETTINGS_LIMIT)
                 .await
                 .map_err(failed)?;
+            if let Some(marks) = &settings.marks {
+                cluster.mark_nodes(marks, SETTINGS_LIMIT).await.map_err(failed)?;
+            }
             cluster
-                .scale_dns(dns_replicas, SETTINGS_LIMIT)
+                .scale_dns(settings.dns_replicas, SETTINGS_LIMIT)
                 .await
                 .map_err(failed)
         })
@@ -122,10 +126,54 @@ impl Kubernetes for ApiServers {
                 ca: &admin.ca,
                 tls_server_name: None,
                 user: &format!("{}-{name}", cluster.name),
-                token: &token,
+                credential: Credential::Token(&token),
             }))
         })
     }
+
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let failed = |error| {
+                Error::service(
+                    format!("let `{subject}` administer cluster `{}`", cluster.name),
+                    error,
+                )
+            };
+            connect(address, admin)
+                .map_err(failed)?
+                .admit(&binding_name(subject), subject, BIND_LIMIT)
+                .await
+                .map_err(failed)
+        })
+    }
+}
+
+/// A kubeconfig for a person; there is nothing secret in it before its tokens are filled in.
+pub(crate) fn person(
+    cluster: &ClusterRow,
+    address: Ipv4Addr,
+    admin: &AdminCredential,
+    oidc: &Oidc,
+    user: &str,
+) -> serde_json::Value {
+    kubeconfig(&Kubeconfig {
+        cluster: cluster.name.as_str(),
+        server: &server(address),
+        ca: &admin.ca,
+        tls_server_name: None,
+        user,
+        credential: Credential::Oidc {
+            issuer: &oidc.issuer,
+            ca: &oidc.ca,
+            client: PKS_CLUSTER_CLIENT,
+        },
+    })
 }
 
 fn connect(

@@ -48,6 +48,12 @@ impl Caller {
         &self.0.name
     }
 
+    /// Whether it is a person, not a client on its own.
+    #[must_use]
+    pub(crate) fn is_person(&self) -> bool {
+        self.0.user_id.is_some()
+    }
+
     /// Whether the caller has the right.
     ///
     /// # Errors

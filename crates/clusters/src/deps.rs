@@ -2,7 +2,7 @@
 //!
 //! Narrow, object safe, and implemented in `server` over the real services; tests put simulated ones in their place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
+use stolos_kubernetes::marks::Marks;
 
 use crate::error::Result;
 use crate::plans::Drain;
@@ -97,6 +98,19 @@ pub struct Instance {
     pub address: Option<Ipv4Addr>,
 }
 
+/// How a machine is, as its agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineHealth {
+    /// `GROUP/ID`.
+    pub name: String,
+    /// `running` when everything runs; else the director's word.
+    pub state: String,
+    /// Processes that do not run.
+    pub not_running: Vec<String>,
+    /// Name and fill of each disk, in percent.
+    pub disks: Vec<(String, u32)>,
+}
+
 /// How a director task stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskState {
@@ -127,8 +141,21 @@ pub trait Director: Send + Sync + 'static {
     fn task<'a>(&'a self, id: u64, seen: &'a str) -> BoxFuture<'a, Result<TaskState>>;
     /// Asks a task to stop.
     fn cancel(&self, id: u64) -> BoxFuture<'_, Result<()>>;
+    /// How the machines of a deployment are; asks their agents, and waits a few seconds for those that do not answer.
+    fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>>;
     /// The instances of a deployment; empty when there is none.
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
+}
+
+/// What a cluster is told beside its manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// How nodes are drained; nodes read it when it comes to that.
+    pub drain: Drain,
+    /// How many DNS servers run.
+    pub dns_replicas: u32,
+    /// Labels and taints by group of nodes; `None` while they are to stay as they are.
+    pub marks: Option<BTreeMap<String, Marks>>,
 }
 
 /// A cluster's API server.
@@ -140,13 +167,12 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         progress: &'a (dyn Fn(String) + Send + Sync),
     ) -> BoxFuture<'a, Result<()>>;
-    /// Writes the cluster's drain settings where its nodes read them, and has so many DNS servers run.
+    /// Tells the cluster what it has to know beside its manifest.
     fn apply_settings<'a>(
         &'a self,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>>;
     /// Deletes the nodes that have no machine any more, all but `keep`; gives their names.
     fn forget_nodes<'a>(
@@ -163,4 +189,12 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         user: &'a str,
     ) -> BoxFuture<'a, Result<serde_json::Value>>;
+    /// Lets a person administer the cluster, by the name that its API servers give the person; fine when that is so already.
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a crate::db::ClusterRow,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>>;
 }

@@ -95,6 +95,14 @@ pub enum Error {
         /// That of its plan.
         to: String,
     },
+    /// The cluster's API servers do not trust the token service.
+    #[error("cluster `{cluster}` does not know people of this installation: {why}")]
+    NotPersonal {
+        /// The cluster.
+        cluster: String,
+        /// Why.
+        why: String,
+    },
     /// No such task, or one that the caller may not see.
     #[error("task `{0}` not found")]
     NoTask(String),
@@ -271,6 +279,7 @@ impl Classify for Error {
             | Self::ProfileTaken { .. }
             | Self::ProfileInUse { .. }
             | Self::Behind { .. }
+            | Self::NotPersonal { .. }
             | Self::UpToDate { .. }
             | Self::Skew { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
@@ -288,6 +297,9 @@ impl Classify for Error {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
             Self::NotBuilt { .. } => vec!["`stolos up` builds the versions that the plans name.".to_owned()],
             Self::Behind { cluster } => vec![format!("Upgrade it with `stolos upgrade-cluster {cluster}`.")],
+            Self::NotPersonal { cluster, .. } => vec![format!(
+                "Use `get-credentials {cluster}`, which needs none of that; where the operator's `oidc` is on, any `update-cluster` makes the cluster trust the token service."
+            )],
             Self::ProfileInUse { clusters, .. } => vec![format!(
                 "Give {} another profile with `update-cluster`, or delete {} first.",
                 clusters.join(", "),

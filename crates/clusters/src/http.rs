@@ -95,6 +95,10 @@ pub(crate) fn router(service: Service) -> Router {
         .route("/v1/tasks/{id}", get(tasks::task_view).put(tasks::task_cancel))
         .route("/v1/upgradable", get(tasks::upgradable))
         .route("/stolos/v1/info", get(info))
+        .route(
+            "/stolos/v1/clusters/{name}/pre-check",
+            get(certificates::pre_check),
+        )
         .route("/stolos/v1/metering", get(metering::report))
         .route("/stolos/v1/clusters", get(clusters::cluster_page))
         .route("/stolos/v1/operations", get(operations::operation_list))

@@ -18,6 +18,7 @@ use stolos_base::ids::ClusterId;
 use crate::config_file;
 use crate::error::{Error, Result};
 use crate::model::Hostname;
+use crate::oidc::Oidc;
 use crate::plans::Plan;
 use crate::settings::Settings;
 use crate::shape::{Group, MASTERS, Shape};
@@ -451,6 +452,8 @@ impl Cluster<'_> {
                 .filter(|name| !name.is_empty())
                 .map(str::to_owned),
         );
+        let oidc = spec.settings.trusted_oidc();
+        flags.extend(oidc.map(Oidc::flags).unwrap_or_default());
         let mut properties = json!({
             "port": API_PORT,
             "allow_privileged": plan.allow_privileged_containers,
@@ -458,6 +461,7 @@ impl Cluster<'_> {
             "pod_security": plan.pod_security,
             "service_cluster_ip_range": spec.networks.services.to_string(),
             "extra_args": flags,
+            "oidc_ca_file": oidc.map(|oidc| oidc.ca.as_str()).unwrap_or_default(),
             "service_account": {
                 "public_key": "((service_account_key.public_key))",
                 "private_key": "((service_account_key.private_key))",

@@ -13,11 +13,14 @@ use stolos_flow::{FlowView, Flows, StepState};
 use stolos_store::Db;
 
 use crate::accept::{Capacity, Desk};
+use crate::api_server::person;
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::{Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
 use crate::flows::{Create, Delete, Tools, Update, Upgrade, UpgradeClusters};
+use crate::oidc::Oidc;
 use crate::plans::Plans;
+use crate::precheck;
 use crate::render::Catalogue;
 
 /// What the operator decides.
@@ -31,6 +34,11 @@ pub struct Config {
     pub info: pks::Info,
     /// What machines are made of.
     pub artifacts: Catalogue,
+    /// The token service that clusters trust; `None` when they trust none.
+    pub oidc: Option<Oidc>,
+    /// Whether `get-credentials` gives people kubeconfigs under their own names, as PKS did where OIDC was on; else, and always for clients,
+    /// those of service accounts.
+    pub personal_credentials: bool,
     /// This process among those that share the database.
     pub holder: String,
 }
@@ -65,6 +73,7 @@ struct Inner {
     tools: Tools,
     verifier: Verifier,
     info: pks::Info,
+    personal_credentials: bool,
 }
 
 impl Service {
@@ -99,6 +108,7 @@ impl Service {
             plans: config.plans,
             capacity: config.capacity,
             artifacts: config.artifacts,
+            oidc: config.oidc,
             vault: deps.vault,
             clock: deps.clock,
             ids: deps.ids,
@@ -113,6 +123,7 @@ impl Service {
             tools,
             verifier: deps.verifier,
             info: config.info,
+            personal_credentials: config.personal_credentials,
         }))
     }
 
@@ -225,8 +236,22 @@ impl Service {
         }
     }
 
+    /// Whether a cluster is well enough to be upgraded.
+    pub(crate) async fn pre_check(&self, cluster: &ClusterRow) -> Result<pks::PreCheck> {
+        let deployment = crate::render::deployment_name(cluster.id);
+        let tools = &self.0.tools;
+        let certificates = tools.vault.certificates(&deployment).await?;
+        let machines = tools.director.health(&deployment).await?;
+        Ok(precheck::check(certificates, &machines, self.0.desk.clock.now()))
+    }
+
+    /// Whether people get kubeconfigs under their own names.
+    pub(crate) fn gives_personal(&self) -> bool {
+        self.0.personal_credentials
+    }
+
     /// A kubeconfig for a cluster.
-    pub(crate) async fn bind(&self, cluster: &ClusterRow, user: &str) -> Result<serde_json::Value> {
+    pub(crate) async fn bind(&self, cluster: &ClusterRow, access: Access<'_>) -> Result<serde_json::Value> {
         let not_ready = || Error::NotReady {
             cluster: cluster.name.to_string(),
             action: cluster.action.as_str(),
@@ -240,14 +265,53 @@ impl Service {
             .and_then(|text| text.parse().ok())
             .filter(|_| settled);
         let address = address.ok_or_else(not_ready)?;
-        let admin = self
-            .0
-            .tools
+        let tools = &self.0.tools;
+        let admin = tools
             .vault
             .admin(&crate::render::deployment_name(cluster.id))
             .await?;
-        self.0.tools.kubernetes.bind(cluster, address, &admin, user).await
+        match access {
+            Access::ServiceAccount { of } => tools.kubernetes.bind(cluster, address, &admin, of).await,
+            Access::Person { user, administers } => {
+                let oidc = trusted(cluster)?;
+                if administers {
+                    let subject = oidc.subject(user);
+                    tools.kubernetes.admit(cluster, address, &admin, &subject).await?;
+                }
+                Ok(person(cluster, address, &admin, oidc, user))
+            }
+        }
     }
+}
+
+/// For whom a kubeconfig is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access<'a> {
+    /// For whoever has it: a service account that administers the cluster, one for each person.
+    ServiceAccount {
+        /// The person.
+        of: &'a str,
+    },
+    /// For a person, whose tokens have to be filled in.
+    Person {
+        /// What the person types to log in.
+        user: &'a str,
+        /// Whether the person is to administer the cluster.
+        administers: bool,
+    },
+}
+
+/// The token service that the cluster trusts.
+fn trusted(cluster: &ClusterRow) -> Result<&Oidc> {
+    let why = match (&cluster.settings.oidc, cluster.settings.trusted_oidc()) {
+        (_, Some(oidc)) => return Ok(oidc),
+        (Some(_), None) => "its Kubernetes profile names an identity provider of its own",
+        (None, None) => "its API servers do not trust the token service",
+    };
+    Err(Error::NotPersonal {
+        cluster: cluster.name.to_string(),
+        why: why.to_owned(),
+    })
 }
 
 /// Waits until something happens in a flow, or for `limit`.

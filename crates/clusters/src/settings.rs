@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::config_file::Proxies;
+use crate::oidc::Oidc;
 use crate::plans::Drain;
 use crate::profiles::Invalid;
 use crate::profiles::compute::ComputeProfile;
@@ -44,6 +45,9 @@ pub struct Settings {
     /// Proxies of its nodes' container runtime.
     #[serde(skip_serializing_if = "is_default")]
     pub proxies: Proxies,
+    /// The token service that its API servers trust, as it was when the cluster was made or changed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<Oidc>,
     /// Version of Stolos that made it or changed it last; empty for the first versions, which did not write it down.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
@@ -65,6 +69,14 @@ impl Settings {
             .as_ref()
             .and_then(|profile| profile.services);
         self.network_profile.as_ref().unwrap_or(&usual).networks(services)
+    }
+
+    /// The token service that its API servers trust; an identity provider of its Kubernetes profile takes its place.
+    #[must_use]
+    pub fn trusted_oidc(&self) -> Option<&Oidc> {
+        let profile = self.kubernetes_profile.as_ref();
+        let has_own = profile.is_some_and(KubernetesProfile::has_identity_provider);
+        self.oidc.as_ref().filter(|_| !has_own)
     }
 }
 

@@ -56,6 +56,22 @@ pub static TABLES: Part = Part {
                 "CREATE INDEX identity_refresh_tokens_expiry ON identity_refresh_tokens (expires_at)",
             ],
         },
+        Migration {
+            number: 2,
+            name: "tickets of browsers",
+            statements: &[
+                // `digest`: of the ticket, which itself is kept nowhere. `kind`: `session`, `passcode` or `code`. `detail`: JSON.
+                "CREATE TABLE identity_tickets (
+                    digest TEXT PRIMARY KEY,
+                    kind TEXT NOT NULL,
+                    user_id TEXT NOT NULL REFERENCES identity_users (id) ON DELETE CASCADE,
+                    detail TEXT NOT NULL,
+                    auth_time BIGINT NOT NULL,
+                    expires_at BIGINT NOT NULL
+                )",
+                "CREATE INDEX identity_tickets_expiry ON identity_tickets (expires_at)",
+            ],
+        },
         // new migrations go above this line, with the next number
     ],
 };
@@ -204,6 +220,12 @@ pub(crate) async fn set_password(tx: &mut Tx, name: &str, hash: &str) -> Result<
     .execute(tx.conn())
     .await;
     store(ended)?;
+    let ended =
+        query("DELETE FROM identity_tickets WHERE user_id IN (SELECT id FROM identity_users WHERE key = $1)")
+            .bind(name.to_lowercase())
+            .execute(tx.conn())
+            .await;
+    store(ended)?;
     Ok(store(changed)?.rows_affected() > 0)
 }
 
@@ -330,4 +352,74 @@ pub(crate) async fn end_login(tx: &mut Tx, login: &str) -> Result<()> {
         .execute(tx.conn())
         .await;
     store(done).map(drop)
+}
+
+/// A ticket, as kept.
+#[derive(Clone, Debug)]
+pub(crate) struct TicketRow {
+    pub(crate) digest: String,
+    pub(crate) kind: &'static str,
+    pub(crate) user: UserId,
+    pub(crate) detail: String,
+    /// Seconds.
+    pub(crate) auth_time: i64,
+    /// Milliseconds.
+    pub(crate) expires_at: i64,
+}
+
+/// Adds a ticket, and forgets those that have expired.
+pub(crate) async fn insert_ticket(tx: &mut Tx, ticket: &TicketRow) -> Result<()> {
+    let now = tx.now_millis();
+    let gone = query("DELETE FROM identity_tickets WHERE expires_at <= $1")
+        .bind(now)
+        .execute(tx.conn())
+        .await;
+    store(gone)?;
+    let added = query(
+        "INSERT INTO identity_tickets (digest, kind, user_id, detail, auth_time, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(ticket.digest.clone())
+    .bind(ticket.kind)
+    .bind(ticket.user.to_string())
+    .bind(ticket.detail.clone())
+    .bind(ticket.auth_time)
+    .bind(ticket.expires_at)
+    .execute(tx.conn())
+    .await;
+    store(added).map(drop)
+}
+
+/// The ticket of that kind, if it has not expired.
+pub(crate) async fn ticket(db: &Db, kind: &'static str, digest: &str, now: i64) -> Result<Option<TicketRow>> {
+    let row = query(
+        "SELECT user_id, detail, auth_time, expires_at FROM identity_tickets
+         WHERE digest = $1 AND kind = $2 AND expires_at > $3",
+    )
+    .bind(digest.to_owned())
+    .bind(kind)
+    .bind(now)
+    .fetch_optional(db.read())
+    .await;
+    let Some(row) = store(row)? else {
+        return Ok(None);
+    };
+    let user: String = store(row.try_get("user_id"))?;
+    Ok(Some(TicketRow {
+        digest: digest.to_owned(),
+        kind,
+        user: user.parse().map_err(|_| Error::Corrupt("user id"))?,
+        detail: store(row.try_get("detail"))?,
+        auth_time: store(row.try_get("auth_time"))?,
+        expires_at: store(row.try_get("expires_at"))?,
+    }))
+}
+
+/// Deletes a ticket; whether it was there, so that of two who use it at once only one has it.
+pub(crate) async fn delete_ticket(tx: &mut Tx, digest: &str) -> Result<bool> {
+    let done = query("DELETE FROM identity_tickets WHERE digest = $1")
+        .bind(digest.to_owned())
+        .execute(tx.conn())
+        .await;
+    Ok(store(done)?.rows_affected() > 0)
 }

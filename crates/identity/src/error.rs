@@ -83,6 +83,10 @@ pub(crate) enum OAuthError {
     InvalidScope(String),
     /// A refresh token is not valid any more; one has to log in again.
     InvalidRefreshToken,
+    /// A one-time code is not valid any more.
+    InvalidPasscode,
+    /// A code of a browser is not valid any more, or was not given to this client.
+    InvalidCode,
     /// A token to be checked is not valid. Status 400, unlike the others of this name.
     InvalidToken(String),
     /// The caller lacks a scope.
@@ -129,6 +133,12 @@ impl IntoResponse for OAuthError {
                 401,
                 "invalid_token",
                 "The refresh token is not valid or has expired. Log in again.".to_owned(),
+            ),
+            Self::InvalidPasscode => (401, "unauthorized", "Invalid passcode".to_owned()),
+            Self::InvalidCode => (
+                400,
+                "invalid_grant",
+                "The code is not valid or has expired. Log in again.".to_owned(),
             ),
             Self::InvalidToken(text) => (400, "invalid_token", text),
             Self::InsufficientScope(scope) => (

@@ -12,6 +12,7 @@ use stolos_base::ids::random_hex;
 use crate::Inner;
 use crate::db::{self, Client, RefreshToken, User};
 use crate::error::{Error, OAuthError};
+use crate::tickets::{Kind, random_text};
 
 /// A refresh token that was used is accepted once more for so long (milliseconds): two commands may refresh at once, and
 /// an answer may be lost. After that, its use ends the login, because somebody has copied it.
@@ -27,6 +28,12 @@ pub(crate) struct Form {
     pub(crate) username: Option<String>,
     pub(crate) password: Option<Secret<String>>,
     pub(crate) refresh_token: Option<Secret<String>>,
+    /// In place of name and password: the one-time code of `/passcode`.
+    pub(crate) passcode: Option<Secret<String>>,
+    /// The code of `/oauth/authorize`, with where it went and what its challenge was made of.
+    pub(crate) code: Option<Secret<String>>,
+    pub(crate) redirect_uri: Option<String>,
+    pub(crate) code_verifier: Option<Secret<String>>,
     pub(crate) scope: Option<String>,
     pub(crate) token_format: Option<String>,
 }
@@ -67,7 +74,10 @@ impl Inner {
             ));
         }
         let grant = form.grant_type.as_str();
-        if !matches!(grant, "password" | "client_credentials" | "refresh_token") {
+        if !matches!(
+            grant,
+            "password" | "client_credentials" | "refresh_token" | "authorization_code"
+        ) {
             return Err(OAuthError::UnsupportedGrant(grant.to_owned()));
         }
         if !client.grants.iter().any(|own| own == grant) {
@@ -76,6 +86,7 @@ impl Inner {
         match grant {
             "password" => self.password(client, form).await,
             "client_credentials" => self.client_credentials(client, &form),
+            "authorization_code" => self.authorization_code(client, form).await,
             _ => self.refresh(client, form).await,
         }
     }
@@ -92,25 +103,69 @@ impl Inner {
         Ok(self.issue(&grant)?)
     }
 
+    /// By name and password, or by the code of `/passcode`, which stands for both.
     async fn password(&self, client: &Client, form: Form) -> Result<TokenReply, OAuthError> {
-        let (Some(name), Some(password)) = (form.username, form.password) else {
+        let (user, auth_time) = match (form.passcode, form.username, form.password) {
+            (Some(code), ..) => {
+                let code = code.expose().trim().to_ascii_uppercase();
+                let shown = self.use_ticket(Kind::Passcode, &code).await?;
+                let shown = shown.ok_or(OAuthError::InvalidPasscode)?;
+                (shown.user, shown.auth_time)
+            }
+            (None, Some(name), Some(password)) => (self.check_user(&name, password).await?, self.now()),
+            _ => {
+                return Err(OAuthError::InvalidRequest(
+                    "No username or password in the request".to_owned(),
+                ));
+            }
+        };
+        self.log_in(client, &user, form.scope.as_deref(), "password", auth_time)
+            .await
+    }
+
+    /// By the code that a browser brought back. A code that is shown with anything wrong is void.
+    async fn authorization_code(&self, client: &Client, form: Form) -> Result<TokenReply, OAuthError> {
+        let (Some(code), Some(verifier)) = (form.code, form.code_verifier) else {
             return Err(OAuthError::InvalidRequest(
-                "No username or password in the request".to_owned(),
+                "No code or code_verifier in the request".to_owned(),
             ));
         };
-        let user = self.check_user(&name, password).await?;
-        let scopes = choose(&client.scopes, Some(&user.scopes), form.scope.as_deref())?;
+        let shown = self.use_ticket(Kind::Code, code.expose()).await?;
+        let shown = shown.ok_or(OAuthError::InvalidCode)?;
+        let made_of = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, verifier.expose().as_bytes());
+        let detail = &shown.detail;
+        let fits = detail.client == client.id
+            && form.redirect_uri.as_deref() == Some(detail.redirect_uri.as_str())
+            && detail.challenge == URL_SAFE_NO_PAD.encode(made_of.as_ref());
+        if !fits {
+            return Err(OAuthError::InvalidCode);
+        }
+        let scope = detail.scope.as_deref();
+        self.log_in(client, &shown.user, scope, "authorization_code", shown.auth_time)
+            .await
+    }
+
+    /// Tokens of somebody who has shown who it is.
+    async fn log_in(
+        &self,
+        client: &Client,
+        user: &User,
+        scope: Option<&str>,
+        grant_type: &str,
+        auth_time: i64,
+    ) -> Result<TokenReply, OAuthError> {
+        let scopes = choose(&client.scopes, Some(&user.scopes), scope)?;
         let grant = Grant {
             client,
-            user: Some(&user),
+            user: Some(user),
             scopes,
-            grant_type: "password",
-            auth_time: self.now(),
+            grant_type,
+            auth_time,
         };
         let mut reply = self.issue(&grant)?;
         if client.grants.iter().any(|own| own == "refresh_token") {
             let expires_at = self.clock.now_millis() + client.refresh_validity * 1000;
-            let (token, row) = new_refresh_token(&grant, &user, random_hex(16), expires_at);
+            let (token, row) = new_refresh_token(&grant, user, random_hex(16), expires_at);
             self.keep(&row).await?;
             reply.refresh_token = Some(token);
         }
@@ -119,7 +174,7 @@ impl Inner {
     }
 
     /// The user, if the password is right. An unknown name takes the same way and the same time as a wrong password.
-    async fn check_user(&self, name: &str, password: Secret<String>) -> Result<User, OAuthError> {
+    pub(crate) async fn check_user(&self, name: &str, password: Secret<String>) -> Result<User, OAuthError> {
         let key = name.to_lowercase();
         let now = self.clock.now_millis();
         if self.lockout.is_locked(&key, now) {
@@ -206,7 +261,8 @@ impl Inner {
         Ok((!is_copied).then_some(row))
     }
 
-    fn now(&self) -> i64 {
+    /// Seconds.
+    pub(crate) fn now(&self) -> i64 {
         self.clock.now().as_second()
     }
 
@@ -329,9 +385,7 @@ fn new_refresh_token(
     login: String,
     expires_at: i64,
 ) -> (String, RefreshToken) {
-    let mut bytes = [0_u8; 32];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system gives random bytes");
-    let token = format!("{}-r", URL_SAFE_NO_PAD.encode(bytes));
+    let token = format!("{}-r", random_text());
     let row = RefreshToken {
         digest: digest(&token),
         login,
@@ -346,7 +400,7 @@ fn new_refresh_token(
 }
 
 /// The token is random, so a plain digest keeps it secret.
-fn digest(token: &str) -> String {
+pub(crate) fn digest(token: &str) -> String {
     hex::encode(aws_lc_rs::digest::digest(
         &aws_lc_rs::digest::SHA256,
         token.as_bytes(),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use stolos_base::Secret;
 
 use crate::Inner;
+use crate::browser;
 use crate::db::{self, Client};
 use crate::error::OAuthError;
 use crate::grant::{Form, TokenReply};
@@ -38,7 +39,10 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
         .route("/token_keys", get(token_keys))
         .route("/token_key", get(token_key))
         .route("/info", get(info))
-        .route("/login", get(info))
+        .route("/login", get(browser::login_page).post(browser::log_in))
+        .route("/logout.do", get(browser::log_out))
+        .route("/passcode", get(browser::passcode))
+        .route("/oauth/authorize", get(browser::authorize))
         .route("/healthz", get(async || "ok\n"))
         .fallback(async || {
             let body = json!({"error": "not_found", "error_description": "There is no such path."});
@@ -134,12 +138,14 @@ async fn discovery(State(app): App) -> Json<Value> {
     let base = &app.external_url;
     Json(json!({
         "issuer": app.issuer,
+        "authorization_endpoint": format!("{base}/oauth/authorize"),
         "token_endpoint": format!("{base}/oauth/token"),
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
         "jwks_uri": app.jku,
         "scopes_supported": ["openid", "roles"],
-        "grant_types_supported": ["password", "client_credentials", "refresh_token"],
-        "response_types_supported": ["id_token"],
+        "grant_types_supported": ["authorization_code", "password", "client_credentials", "refresh_token"],
+        "code_challenge_methods_supported": ["S256"],
+        "response_types_supported": ["code", "id_token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
         "claim_types_supported": ["normal"],
@@ -151,8 +157,13 @@ async fn discovery(State(app): App) -> Json<Value> {
 }
 
 async fn info(State(app): App) -> Json<Value> {
+    Json(information(&app))
+}
+
+/// What a program wants to know before anybody has logged in.
+pub(crate) fn information(app: &Inner) -> Value {
     let base = &app.external_url;
-    Json(json!({
+    json!({
         "app": {"version": env!("CARGO_PKG_VERSION")},
         "links": {"uaa": base, "login": base},
         "prompts": {
@@ -162,7 +173,7 @@ async fn info(State(app): App) -> Json<Value> {
         "zone_name": "uaa",
         "entityID": base,
         "idpDefinitions": {},
-    }))
+    })
 }
 
 fn read_form<T>(form: Result<axum::Form<T>, FormRejection>) -> Result<T, OAuthError> {

@@ -1,7 +1,7 @@
 //! Who people and programs are: a token service that speaks UAA's wire.
 //!
 //! Owns: users and their scopes, clients, passwords, access and refresh tokens, the key set that verifies them, the
-//! router of port 8443. Never does: deciding what a scope allows (each service does), keeping the signing key (given
+//! router of port 8443 with its few pages for browsers. Never does: deciding what a scope allows (each service does), keeping the signing key (given
 //! by the caller, from `credentials`).
 //!
 //! Invariants:
@@ -9,6 +9,7 @@
 //! - Passwords and client secrets are in the database as argon2id hashes, refresh tokens as digests.
 //! - Users are made once and then belong to people; clients belong to the configuration and follow it.
 
+mod browser;
 mod db;
 mod error;
 mod grant;
@@ -16,11 +17,13 @@ mod http;
 mod keys;
 mod lockout;
 mod password;
+mod tickets;
 
 use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use stolos_api::identity::{PKS_CLI, PKS_CLUSTER_CLIENT};
 use stolos_api::token::Verifier;
 use stolos_base::ids::{IdSource, UserId, random_hex};
 use stolos_base::{Clock, Secret};
@@ -294,7 +297,9 @@ fn public_clients() -> Vec<db::Client> {
     let client = |id: &str, scopes: &[&str]| db::Client {
         id: id.to_owned(),
         secret: None,
-        grants: vec!["password".to_owned(), "refresh_token".to_owned()],
+        grants: ["authorization_code", "password", "refresh_token"]
+            .map(str::to_owned)
+            .to_vec(),
         scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
         authorities: Vec::new(),
         access_validity: ACCESS_VALIDITY,
@@ -302,7 +307,7 @@ fn public_clients() -> Vec<db::Client> {
     };
     vec![
         client(
-            "pks_cli",
+            PKS_CLI,
             &[
                 "bosh.admin",
                 "bosh.read",
@@ -311,6 +316,6 @@ fn public_clients() -> Vec<db::Client> {
                 "pks.clusters.manage",
             ],
         ),
-        client("pks_cluster_client", &["openid", "roles"]),
+        client(PKS_CLUSTER_CLIENT, &["openid", "roles"]),
     ]
 }

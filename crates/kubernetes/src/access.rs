@@ -60,6 +60,20 @@ impl Cluster {
         Ok(token.into())
     }
 
+    /// Lets the user `subject` administer the cluster, by a cluster role binding called after `name`.
+    ///
+    /// # Errors
+    /// When the API server refuses, or does not answer within `limit`.
+    pub async fn admit(&self, name: &str, subject: &str, limit: Duration) -> Result<(), Error> {
+        let documents = Document::parse(&json_documents(&[json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": role_binding(name)},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": subject}],
+        })]))?;
+        self.apply(&documents, limit, |_| {}).await
+    }
+
     /// Removes the binding `name`; its token is worthless from then on. One that is not there is as good as removed.
     ///
     /// # Errors
@@ -121,11 +135,44 @@ pub struct Kubeconfig<'a> {
     pub tls_server_name: Option<&'a str>,
     /// Name of the user entry.
     pub user: &'a str,
-    /// The bearer token.
-    pub token: &'a Secret<String>,
+    /// What shows who the user is.
+    pub credential: Credential<'a>,
 }
 
-/// A kubeconfig as PKS's `binds` answers it: one cluster, one user with a token, one context named like the cluster.
+/// What shows an API server who somebody is.
+#[derive(Debug)]
+pub enum Credential<'a> {
+    /// A bearer token.
+    Token(&'a Secret<String>),
+    /// Tokens of a token service, which have yet to be filled in as `id-token` and `refresh-token`; kubectl renews them by itself.
+    Oidc {
+        /// `iss` of the tokens.
+        issuer: &'a str,
+        /// Authority of the issuer's certificate (PEM).
+        ca: &'a str,
+        /// The client that they are issued to; its secret is empty.
+        client: &'a str,
+    },
+}
+
+impl Credential<'_> {
+    fn user(&self) -> Value {
+        match self {
+            Self::Token(token) => json!({"token": token.expose()}),
+            // PKS's shape (pks.md, section 2.5), which client-go's plug-in `oidc` reads.
+            Self::Oidc { issuer, ca, client } => json!({"auth-provider": {"name": "oidc", "config": {
+                "client-id": client,
+                "cluster_client_secret": "",
+                "id-token": "",
+                "idp-certificate-authority-data": base64_text(ca.as_bytes()),
+                "idp-issuer-url": issuer,
+                "refresh-token": "",
+            }}}),
+        }
+    }
+}
+
+/// A kubeconfig as PKS's `binds` answers it: one cluster, one user, one context named like the cluster.
 #[must_use]
 pub fn kubeconfig(parts: &Kubeconfig<'_>) -> Value {
     let mut cluster = json!({
@@ -142,7 +189,7 @@ pub fn kubeconfig(parts: &Kubeconfig<'_>) -> Value {
         "clusters": [{"name": parts.cluster, "cluster": cluster}],
         "contexts": [{"name": parts.cluster, "context": {"cluster": parts.cluster, "user": parts.user}}],
         "current-context": parts.cluster,
-        "users": [{"name": parts.user, "user": {"token": parts.token.expose()}}],
+        "users": [{"name": parts.user, "user": parts.credential.user()}],
     })
 }
 
@@ -159,7 +206,7 @@ mod tests {
             ca: "PEM",
             tls_server_name: Some("demo.example.com"),
             user: "0b1f",
-            token: &token,
+            credential: Credential::Token(&token),
         };
         let read =
             kube::config::Kubeconfig::from_yaml(&kubeconfig(&parts).to_string()).expect("a kubeconfig");

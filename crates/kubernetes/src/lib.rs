@@ -11,8 +11,10 @@
 pub mod access;
 pub mod apply;
 pub mod client;
+pub mod conditions;
 pub mod error;
 pub mod images;
+pub mod marks;
 pub mod nodes;
 mod pods;
 pub mod settings;

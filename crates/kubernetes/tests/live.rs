@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use stolos_base::{Class, Classify as _};
-use stolos_kubernetes::access::{Kubeconfig, kubeconfig};
+use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document, Error};
 
@@ -186,7 +186,7 @@ async fn a_binding_lets_its_holder_in_until_it_is_removed() {
         ca: &ca,
         tls_server_name: Some("kubernetes.default.svc"),
         user: "holder",
-        token: &token,
+        credential: Credential::Token(&token),
     };
     let dir = camino_tempfile::tempdir().expect("a directory");
     let file = dir.path().join("config");

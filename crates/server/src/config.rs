@@ -5,6 +5,7 @@
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
+use stolos_clusters::oidc::{Claims, InvalidClaims};
 use stolos_clusters::plans::{
     Drain, InvalidPlans, KubeletReservations, MachineSize, Plan, Plans, PodSecurity,
 };
@@ -25,6 +26,36 @@ pub struct Config {
     /// Availability zones, in order. On one host they are labels: machines of all zones share its power and its disk.
     #[serde(default = "default_zones")]
     pub zones: Vec<String>,
+    /// How people are known in clusters.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub oidc: Oidc,
+}
+
+/// Whether clusters know people by the tokens of our token service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Oidc {
+    /// Whether API servers of new and of changed clusters trust the token service, so that `get-kubeconfig` works.
+    pub enabled: bool,
+    /// Whether `get-credentials`, too, gives people kubeconfigs under their own names. They need their password for that, and role bindings and
+    /// audit logs name them. Otherwise it gives each a service account's.
+    pub personal_credentials: bool,
+    /// What people and groups are called in clusters.
+    pub claims: Claims,
+}
+
+impl Default for Oidc {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            personal_credentials: false,
+            claims: Claims::default(),
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Paths of programs.
@@ -66,6 +97,15 @@ pub enum Error {
         #[source]
         source: InvalidPlans,
     },
+    /// Names of people make no sense.
+    #[error("the configuration `{path}` is not valid")]
+    Claims {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The cause.
+        #[source]
+        source: InvalidClaims,
+    },
     /// A plan has a Kubernetes version that was not built.
     #[error("the configuration `{path}` offers what is not there; run `stolos up` to have it built")]
     NotBuilt {
@@ -93,6 +133,10 @@ impl Config {
         let config: Self = serde_saphyr::from_str(&text).map_err(|error| Error::Parse {
             path: path.to_owned(),
             problem: error.to_string(),
+        })?;
+        config.oidc.claims.check().map_err(|source| Error::Claims {
+            path: path.to_owned(),
+            source,
         })?;
         let newest = built.versions().first().copied().ok_or(Error::NothingBuilt)?;
         let offered = config.plans.clone().unwrap_or_else(|| default_plans(newest));
@@ -223,6 +267,19 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn people_are_known_in_clusters_unless_the_operator_says_otherwise() {
+        let rest = "programs: {nats_server: /n, cpi_host: /c}\n";
+        let (config, _) = read(rest).expect("valid");
+        assert!(config.oidc.enabled && !config.oidc.personal_credentials);
+        let (config, _) = read(&format!("{rest}oidc: {{enabled: false}}\n")).expect("valid");
+        assert!(!config.oidc.enabled);
+        let error = read(&format!("{rest}oidc: {{claims: {{groups_prefix: 'system:'}}}}\n"))
+            .expect_err("a reserved name");
+        let text = stolos_base::chain(&error);
+        assert!(text.contains("`groups_prefix` of `oidc`"), "{text}");
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use stolos_api::director::{
-    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, OutputKind, TaskFilter, code,
+    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, InstanceState, OutputKind, TaskFilter,
+    code,
 };
 use stolos_clusters::Result;
-use stolos_clusters::deps::{Director, Instance, TaskState};
+use stolos_clusters::deps::{Director, Instance, MachineHealth, TaskState};
 
 /// How long one look at a running task waits for news.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
@@ -129,6 +130,43 @@ impl Director for RemoteDirector {
                 Err(error) => Err(service("list the instances", error)),
             }
         })
+    }
+
+    fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>> {
+        Box::pin(async move {
+            match self.0.instance_states(deployment).await {
+                Ok(states) => Ok(states.into_iter().map(health).collect()),
+                Err(error) if is_missing(&error) => Ok(Vec::new()),
+                Err(error) => Err(service("ask the machines how they are", error)),
+            }
+        })
+    }
+}
+
+/// What is said of a machine, as far as it matters before an upgrade.
+fn health(state: InstanceState) -> MachineHealth {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let not_running = state
+        .processes
+        .iter()
+        .flatten()
+        .filter(|process| process["state"] != "running")
+        .map(|process| text(&process["name"]))
+        .collect();
+    let disks = state
+        .vitals
+        .as_ref()
+        .and_then(|vitals| vitals["disk"].as_object())
+        .into_iter()
+        .flatten()
+        // Percents are texts on BOSH's wire; one that is none was not measured.
+        .filter_map(|(name, disk)| Some((name.clone(), text(&disk["percent"]).parse().ok()?)))
+        .collect();
+    MachineHealth {
+        name: format!("{}/{}", state.job_name, state.id),
+        state: state.job_state.unwrap_or_else(|| "no machine".to_owned()),
+        not_running,
+        disks,
     }
 }
 

@@ -17,6 +17,7 @@ use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
 use stolos_base::{Clock, IdSource, Instance, Secret};
 use stolos_blobs::{Blobs, SealKey, Signer};
+use stolos_clusters::oidc::Oidc;
 use stolos_clusters::plans::Plans;
 use stolos_clusters::render::Catalogue;
 use stolos_credentials::{Credentials, root_key};
@@ -170,6 +171,12 @@ impl Installation {
                 plans: outside.plans,
                 capacity: outside.capacity,
                 artifacts: outside.artifacts,
+                oidc: outside.people.enabled.then(|| Oidc {
+                    issuer: identity.issuer().to_owned(),
+                    ca: trust.ca.clone(),
+                    claims: outside.people.claims.clone(),
+                }),
+                personal_credentials: outside.people.personal_credentials,
                 holder: holder("clusters", instance),
             },
             stolos_clusters::Deps {

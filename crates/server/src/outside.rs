@@ -18,6 +18,8 @@ use stolos_director::Infrastructure;
 use stolos_mbus::Transport;
 use stolos_store::DatabaseUrl;
 
+use crate::config::Oidc;
+
 /// The outside of an installation.
 pub struct Outside {
     /// Where the services listen.
@@ -38,6 +40,8 @@ pub struct Outside {
     pub artifacts: Catalogue,
     /// What the machines may take together; `None` where they take nothing.
     pub capacity: Option<Capacity>,
+    /// How people are known in clusters.
+    pub people: Oidc,
     /// The bus.
     pub bus: Arc<dyn Buses>,
     /// Machines.

@@ -39,6 +39,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Installation> {
         plans,
         artifacts,
         capacity: capacity(),
+        people: config.oidc,
         bus: Arc::new(HostBus {
             instance: instance.clone(),
             program: config.programs.nats_server.clone(),

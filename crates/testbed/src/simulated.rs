@@ -25,7 +25,7 @@ use stolos_cpi::null::NullCpi;
 use stolos_director::testing::Outside as Machines;
 use stolos_mbus::Peer;
 use stolos_mbus::memory::MemoryBus;
-use stolos_server::config::{default_plans, default_zones};
+use stolos_server::config::{Oidc, default_plans, default_zones};
 use stolos_server::{Addresses, Buses, Connected, Ground, Installation, Outside, Ports};
 use stolos_store::DatabaseUrl;
 
@@ -84,6 +84,7 @@ impl Simulation {
                 .into_iter()
                 .collect(),
             capacity: None,
+            people: Oidc::default(),
             bus: Arc::new(Bus(machines.bus().clone())),
             cpi: Arc::new(machines.clone()),
             addresses: Arc::new(Unpublished),

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Page, PageOf, Plan, Preview, TaskInfo,
-    UpdateParameters, UpgradeClusters,
+    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Page, PageOf, Plan, PreCheck, Preview,
+    Quota, QuotaChange, TaskInfo, UpdateParameters, UpgradeClusters, Usage,
 };
 use crate::http::{self, Error};
 
@@ -182,6 +182,15 @@ impl Client {
         http::json(self.request(Method::POST, &["v1", "clusters", cluster, "binds"])).await
     }
 
+    /// A kubeconfig for the caller, a person, without rights of its own in the cluster: tokens have to be filled in.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn bind_person(&self, cluster: &str, user: &str) -> Result<Value, Error> {
+        let request = self.request(Method::GET, &["v1", "clusters", cluster, "binds", user]);
+        http::json(request.query(&[("suppress_cluster_role_binding", "true")])).await
+    }
+
     /// The certificates of a cluster that end within so many days.
     ///
     /// # Errors
@@ -189,6 +198,57 @@ impl Client {
     pub async fn certificates(&self, cluster: &str, days: i64) -> Result<Vec<Certificate>, Error> {
         let request = self.request(Method::GET, &["v1", "clusters", cluster, "certificates"]);
         http::json(request.query(&[("days", days.to_string())])).await
+    }
+
+    /// Whether a cluster is well enough to be upgraded.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn pre_check(&self, cluster: &str) -> Result<PreCheck, Error> {
+        http::json(self.request(Method::GET, &["stolos", "v1", "clusters", cluster, "pre-check"])).await
+    }
+
+    /// All quotas.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn quotas(&self) -> Result<Vec<Quota>, Error> {
+        http::json(self.request(Method::GET, &["v1", "quotas"])).await
+    }
+
+    /// Makes a quota.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create_quota(&self, quota: &Quota) -> Result<Quota, Error> {
+        http::json(self.request(Method::POST, &["v1", "quotas"]).json(quota)).await
+    }
+
+    /// Changes the limits of a quota.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn update_quota(&self, owner: &str, change: &QuotaChange) -> Result<Quota, Error> {
+        let request = self.request(Method::PATCH, &["v1", "quotas", owner]);
+        http::json(request.json(change)).await
+    }
+
+    /// Deletes a quota: its owner has no limit from then on.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_quota(&self, owner: &str) -> Result<(), Error> {
+        http::send(self.request(Method::DELETE, &["v1", "quotas", owner]))
+            .await
+            .map(drop)
+    }
+
+    /// What all owners have that the caller may see.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn usages(&self) -> Result<Vec<Usage>, Error> {
+        http::json(self.request(Method::GET, &["v1", "usages"])).await
     }
 
     /// Asks for new certificates of a cluster; gives the operation's id.

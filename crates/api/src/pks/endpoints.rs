@@ -97,6 +97,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/clusterdetails/{name}", "One cluster with its settings").gives(200, "Cluster"),
     post("/v1/clusters/{name}/binds", "A kubeconfig for the caller").gives(201, "Kubeconfig"),
     get("/v1/clusters/{name}/binds/{user}", "A kubeconfig for a user")
+        .query(&["suppress_cluster_role_binding"])
         .changes()
         .gives(200, "Kubeconfig"),
     get(
@@ -105,6 +106,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .query(&["days"])
     .gives(200, "[Certificate]"),
+    get(
+        "/stolos/v1/clusters/{name}/pre-check",
+        "Whether a cluster is well enough to be upgraded",
+    )
+    .gives(200, "PreCheck"),
     post(
         "/v1/clusters/{name}/certificates",
         "Make a cluster's certificates anew, but for its authorities",

@@ -34,6 +34,7 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Value {
         "Operation" => of::<super::Operation>(generator),
         "Info" => of::<super::Info>(generator),
         "Preview" => of::<super::Preview>(generator),
+        "PreCheck" => of::<super::PreCheck>(generator),
         "Certificate" => of::<super::Certificate>(generator),
         "Metered" => of::<super::Metered>(generator),
         "ErrorBody" => of::<super::ErrorBody>(generator),

@@ -66,7 +66,7 @@ impl Mint {
     #[must_use]
     pub fn token(&self, user: &str, scopes: &[&str], lives_for: i64) -> String {
         let now = Clock::system().now().as_second();
-        let claims = json!({"iss": ISSUER, "exp": now + lives_for, "iat": now - 700, "client_id": "pks_cli", "user_name": user,
+        let claims = json!({"iss": ISSUER, "exp": now + lives_for, "iat": now - 700, "client_id": "pks_cli", "user_name": user, "user_id": format!("id-of-{user}"),
                             "scope": scopes, "jti": "j"});
         let header = Header {
             kid: Some("k".into()),

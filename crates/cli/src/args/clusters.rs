@@ -3,6 +3,8 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 
+use super::{Person, Sso, Trusted};
+
 /// How a request that takes a while is made.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Going {
@@ -170,6 +172,9 @@ pub(crate) struct Delete {
 pub(crate) struct UpgradeOne {
     /// Name of the cluster.
     pub(crate) name: String,
+    /// Look at certificates, processes and disks first; what is not well stops the upgrade.
+    #[arg(long)]
+    pub(crate) pre_check: bool,
     /// Workers that are upgraded at the same time, 1 or 2; the plan's number when absent.
     #[arg(long, value_name = "N")]
     pub(crate) nodes_parallel: Option<u32>,
@@ -232,6 +237,24 @@ pub(crate) struct RotateCertificates {
 pub(crate) struct Credentials {
     /// Name of the cluster.
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) sso: Sso,
+    /// Print the kubeconfig instead of merging it.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetKubeconfig {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// Host of the API; that of the session unless given.
+    #[arg(short = 'a', long)]
+    pub(crate) api: Option<String>,
+    #[command(flatten)]
+    pub(crate) person: Person,
+    #[command(flatten)]
+    pub(crate) trusted: Trusted,
     /// Print the kubeconfig instead of merging it.
     #[arg(long)]
     pub(crate) json: bool,

@@ -6,9 +6,9 @@ use stolos_api::pks::{Client, Cluster};
 
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Credentials, Delete, Json, List, Show};
+use crate::args::{Delete, Json, List, Show};
 use crate::failure::Failure;
-use crate::{kubeconfig, output, program_name};
+use crate::{output, program_name};
 
 /// `stolos plans`
 pub(crate) async fn plans(args: &Json) -> Result<(), Failure> {
@@ -152,25 +152,6 @@ pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
         Some(operation) if args.wait => operations::follow(&client, &operation).await,
         _ => Ok(()),
     }
-}
-
-/// `stolos get-credentials NAME`
-pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
-    let config = pks_client()
-        .await?
-        .bind(&args.name)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
-    if args.json {
-        return output::json(&config);
-    }
-    output::note(&format!("\nFetching credentials for cluster {}.", args.name));
-    kubeconfig::merge_into_file(&kubeconfig::path()?, &config)?;
-    output::note(&format!(
-        "Context set for cluster {}.\n\nYou can now switch between clusters by using:\n$kubectl config use-context <cluster-name>",
-        args.name
-    ));
-    Ok(())
 }
 
 /// Asked before a question, so that nobody confirms what a typing error would do.

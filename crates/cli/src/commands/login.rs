@@ -1,14 +1,13 @@
 //! Sessions.
 
-use std::io::IsTerminal as _;
-use std::io::Read as _;
 use std::time::Duration;
 
 use stolos_api::http::{Trust, client};
 use stolos_api::{identity, pks};
 use stolos_base::{Class, Clock, Secret, files};
 
-use crate::args::Login;
+use super::sign_in::{refused, sign_in};
+use crate::args::{Login, Trusted};
 use crate::failure::Failure;
 use crate::output;
 use crate::session::{self, Session};
@@ -20,9 +19,42 @@ const RENEW_BEFORE: i64 = 30;
 /// The port of the token service.
 const IDENTITY_PORT: u16 = 8443;
 
-/// `stolos login`
-pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
-    let trust = match (&args.ca_cert, args.skip_ssl_validation) {
+/// An API and its token service.
+pub(crate) struct Server {
+    /// Base address of the API.
+    pub(crate) api: String,
+    pub(crate) identity: identity::Client,
+    pub(crate) http: reqwest::Client,
+    trust: Trust,
+}
+
+impl Server {
+    /// Those of a session.
+    ///
+    /// # Errors
+    /// When its certificates are none.
+    pub(crate) fn of_session(session: &Session, limit: Duration) -> Result<Self, Failure> {
+        let trust = match (session.skip_ssl_verification, session.ca_cert.is_empty()) {
+            (true, _) => Trust::Everybody,
+            (false, true) => Trust::System,
+            (false, false) => Trust::Authorities(session.ca_cert.clone()),
+        };
+        let http = client(&trust, Some(limit)).map_err(|error| Failure::from_error(&error))?;
+        Ok(Self {
+            api: session.api.clone(),
+            identity: identity::Client::new(&session.identity, http.clone()),
+            http,
+            trust,
+        })
+    }
+}
+
+/// Finds an API, and from there its token service.
+///
+/// # Errors
+/// When it does not answer, or is not trusted.
+pub(crate) async fn connect(api: &str, trusted: &Trusted, limit: Duration) -> Result<Server, Failure> {
+    let trust = match (&trusted.ca_cert, trusted.skip_ssl_validation) {
         (_, true) => Trust::Everybody,
         (Some(path), false) => Trust::Authorities(
             fs_err::read_to_string(path)
@@ -30,9 +62,8 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
         ),
         (None, false) => Trust::System,
     };
-    let api = base_address(&args.api, pks::PORT)?;
-    let identity = base_address(host_of(&api), IDENTITY_PORT)?;
-    let limit = Duration::from_secs(args.timeout);
+    let api = base_address(api, pks::PORT)?;
+    let usual = base_address(host_of(&api), IDENTITY_PORT)?;
     let http = client(&trust, Some(limit)).map_err(|error| Failure::from_error(&error))?;
     // The API says where tokens are to be had; an installation may have moved that.
     let info = pks::Client::new(&api, http.clone(), Secret::from(""))
@@ -40,46 +71,44 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
         .await;
     let identity = match info {
         Ok(info) => info.identity,
-        Err(error) if error.refusal().is_some_and(|refusal| refusal.status == 404) => identity,
+        Err(error) if error.refusal().is_some_and(|refusal| refusal.status == 404) => usual,
         Err(error) => return Err(Failure::from_error(&error)),
     };
-    let service = identity::Client::new(&identity, http);
+    Ok(Server {
+        api,
+        identity: identity::Client::new(&identity, http.clone()),
+        http,
+        trust,
+    })
+}
+
+/// `stolos login`
+pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
+    let server = connect(&args.api, &args.trusted, Duration::from_secs(args.timeout)).await?;
     let (name, tokens) = match (&args.client_name, &args.client_secret) {
-        (Some(name), Some(secret)) => (
-            name.clone(),
-            service
-                .client_credentials(name, &Secret::from(secret.as_str()))
-                .await,
-        ),
-        _ => {
-            let user = args.username.clone().unwrap_or_default();
-            let password = password(args)?;
-            let tokens = service.password(identity::PKS_CLI, &user, &password).await;
-            (user, tokens)
+        (Some(name), Some(secret)) => {
+            let secret = Secret::from(secret.as_str());
+            let tokens = server.identity.client_credentials(name, &secret).await;
+            (name.clone(), tokens.map_err(refused)?)
         }
-    };
-    let tokens = tokens.map_err(|error| match error.refusal().map(|refusal| refusal.status) {
-        // PKS's words; scripts match them.
-        Some(400 | 401) => Failure::user("Credentials were rejected, please try again."),
-        _ => Failure::from_error(&error),
-    })?;
-    let ca_cert = match &trust {
-        Trust::Authorities(pem) => pem.clone(),
-        Trust::System | Trust::Everybody => String::new(),
+        _ => sign_in(&server.identity, identity::PKS_CLI, &args.person, None).await?,
     };
     session::save(&Session {
-        api: api.clone(),
-        identity,
+        api: server.api.clone(),
+        identity: server.identity.base().to_owned(),
         username: name.clone(),
-        ca_cert,
-        skip_ssl_verification: args.skip_ssl_validation,
+        ca_cert: match &server.trust {
+            Trust::Authorities(pem) => pem.clone(),
+            Trust::System | Trust::Everybody => String::new(),
+        },
+        skip_ssl_verification: args.trusted.skip_ssl_validation,
         access_token: tokens.access_token.expose().clone(),
         refresh_token: tokens
             .refresh_token
             .map(|token| token.expose().clone())
             .unwrap_or_default(),
     })?;
-    output::data(&format!("\nAPI Endpoint: {}\nUser: {name}", host_of(&api)));
+    output::data(&format!("\nAPI Endpoint: {}\nUser: {name}", host_of(&server.api)));
     Ok(())
 }
 
@@ -93,19 +122,14 @@ pub(crate) fn logout() -> Result<(), Failure> {
 /// The session with a token that lives, and the HTTP client that goes with it.
 pub(crate) async fn current() -> Result<(Session, reqwest::Client), Failure> {
     let mut session = session::load()?;
-    let trust = match (session.skip_ssl_verification, session.ca_cert.is_empty()) {
-        (true, _) => Trust::Everybody,
-        (false, true) => Trust::System,
-        (false, false) => Trust::Authorities(session.ca_cert.clone()),
-    };
-    let http = client(&trust, Some(REQUEST_LIMIT)).map_err(|error| Failure::from_error(&error))?;
+    let server = Server::of_session(&session, REQUEST_LIMIT)?;
     if !lives(&session.access_token) {
         if session.refresh_token.is_empty() {
             return Err(Failure::not_logged_in());
         }
-        let service = identity::Client::new(&session.identity, http.clone());
         let refresh = Secret::from(session.refresh_token.as_str());
-        let tokens = service
+        let tokens = server
+            .identity
             .refresh(identity::PKS_CLI, &refresh)
             .await
             .map_err(|error| {
@@ -121,7 +145,7 @@ pub(crate) async fn current() -> Result<(Session, reqwest::Client), Failure> {
         }
         session::save(&session)?;
     }
-    Ok((session, http))
+    Ok((session, server.http))
 }
 
 /// A client of the PKS API for the current session.
@@ -140,29 +164,6 @@ fn lives(token: &str) -> bool {
         .ok()
         .and_then(|claims| claims.get("exp")?.as_i64());
     end.is_some_and(|end| end > Clock::system().now().as_second() + RENEW_BEFORE)
-}
-
-fn password(args: &Login) -> Result<Secret<String>, Failure> {
-    if let Some(password) = &args.password {
-        return Ok(Secret::from(password.as_str()));
-    }
-    if let Some(path) = &args.password_file {
-        let text = if path == "-" {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map(|_| text)
-        } else {
-            fs_err::read_to_string(path)
-        };
-        let text = text.map_err(|error| Failure::user(format!("failed to read the password: {error}")))?;
-        return Ok(Secret::from(text.trim_end_matches(['\r', '\n'])));
-    }
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::user("no password was given")
-            .hint("Use --password-file FILE, or `-` for standard input."));
-    }
-    rpassword::prompt_password("Password: ")
-        .map(Secret::from)
-        .map_err(|error| Failure::user(format!("failed to read the password: {error}")))
 }
 
 /// `HOST`, `HOST:PORT` and `https://HOST[:PORT]` are all taken, as PKS did.

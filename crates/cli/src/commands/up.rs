@@ -18,8 +18,8 @@ use stolos_base::{Class, Classify as _, Instance, Secret, files, poll};
 use stolos_build::{Builder, Cache, Event, Progress, Release, Seed, Stemcell};
 
 use super::down::sibling;
-use super::{clusters, create, deployments, doctor, login};
-use crate::args::{Create, Credentials, Given, Going, Login, Up};
+use super::{create, deployments, doctor, kubeconfigs, login};
+use crate::args::{Create, Credentials, Given, Going, Login, Person, Sso, Trusted, Up};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::{State, Steps};
@@ -371,13 +371,17 @@ async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failur
     }
     login::login(&Login {
         api: host,
-        username: Some("admin".to_owned()),
-        password: None,
-        password_file: Some(instance.root.join("admin.password")),
+        person: Person {
+            username: Some("admin".to_owned()),
+            password_file: Some(instance.root.join("admin.password")),
+            ..Person::default()
+        },
         client_name: None,
         client_secret: None,
-        ca_cert: Some(instance.ca_file()),
-        skip_ssl_validation: false,
+        trusted: Trusted {
+            ca_cert: Some(instance.ca_file()),
+            skip_ssl_validation: false,
+        },
         timeout: START_LIMIT.as_secs(),
     })
     .await
@@ -480,7 +484,8 @@ async fn demo() -> Result<(), Failure> {
         }
         Err(error) => return Err(Failure::from_error(&error)),
     }
-    clusters::credentials(&Credentials {
+    kubeconfigs::credentials(&Credentials {
+        sso: Sso::default(),
         name: DEMO.to_owned(),
         json: false,
     })

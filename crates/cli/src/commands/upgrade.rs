@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stolos_api::pks::{Client, LastActionState, TaskInfo, TaskStatus, UpgradeClusters};
+use stolos_api::pks::{CheckKind, Client, LastActionState, PreCheck, TaskInfo, TaskStatus, UpgradeClusters};
 
 use super::clusters::{confirm, known};
 use super::login::pks_client;
@@ -14,12 +14,82 @@ use crate::{output, program_name};
 
 /// `stolos upgrade-cluster NAME`
 pub(crate) async fn one(args: &UpgradeOne) -> Result<(), Failure> {
+    if args.pre_check {
+        let client = pks_client().await?;
+        let found = client
+            .pre_check(&args.name)
+            .await
+            .map_err(|error| Failure::of_api(&error))?;
+        for line in looked_at(&found) {
+            output::note(&line);
+        }
+        judge_check(&found)?;
+    }
     let request = UpgradeClusters {
         clusters: vec![args.name.clone()],
         nodes_parallel: args.nodes_parallel,
         ..UpgradeClusters::default()
     };
     run(&request, &args.going).await
+}
+
+/// What the pre-check looked at, with what ends soon; PKS's words where they are known (pks.md, section 1.6).
+fn looked_at(found: &PreCheck) -> Vec<String> {
+    let mut lines: Vec<String> = found
+        .checks
+        .iter()
+        .map(|check| format!("Validating {}.", words(check.kind).0))
+        .collect();
+    if !found.ends_soon.is_empty() {
+        lines.push("The following certificates end within 180 days:".to_owned());
+        lines.extend(
+            found
+                .ends_soon
+                .iter()
+                .map(|certificate| format!("  {} ({} days left)", certificate.name, certificate.days_left)),
+        );
+    }
+    lines
+}
+
+/// What is validated, what is said of it when it is not well, and the check's name.
+fn words(kind: CheckKind) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        CheckKind::Certificates => (
+            "cluster certificates",
+            "The following certificates have expired. Rotate them with `rotate-certificates --all`.",
+            "certificate status",
+        ),
+        CheckKind::Processes => (
+            "cluster VM processes",
+            "Processes on the following VMs are not running. Use the BOSH CLI to investigate.",
+            "VM process status",
+        ),
+        CheckKind::Storage => (
+            "cluster VM storage",
+            "Storage on the following VMs is full. Use the BOSH CLI to investigate.",
+            "VM storage status",
+        ),
+    }
+}
+
+fn judge_check(found: &PreCheck) -> Result<(), Failure> {
+    let failed: Vec<_> = found.checks.iter().filter(|check| !check.passed).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    for check in &failed {
+        output::note(&format!(
+            "Error: {}\n  {}",
+            words(check.kind).1,
+            check.problems.join("\n  ")
+        ));
+    }
+    let names: Vec<_> = failed.iter().map(|check| words(check.kind).2).collect();
+    Err(Failure::user(format!(
+        "upgrade pre-check failure: {}",
+        names.join(", ")
+    )))
 }
 
 /// `stolos upgrade-clusters`
@@ -269,6 +339,37 @@ mod tests {
         two   queued       ---                   ---       false
         ");
         assert_eq!(listed(&["a", "b", "c"]), "a, b and c");
+    }
+
+    #[test]
+    fn a_pre_check_says_what_stands_against_an_upgrade() {
+        let found = |storage: bool| -> PreCheck {
+            let problems = if storage {
+                json!([])
+            } else {
+                json!(["worker/0: the persistent disk is 100 % full"])
+            };
+            serde_json::from_value(json!({"checks": [
+                {"check": "certificates", "passed": true, "problems": []},
+                {"check": "storage", "passed": storage, "problems": problems}],
+                "ends_soon": [{"name": "/x/etcd", "type": "Leaf", "days_left": 9, "valid_until": "2030-01-01T00:00:00Z"}]}))
+            .expect("a pre-check")
+        };
+        assert_eq!(
+            looked_at(&found(true)),
+            [
+                "Validating cluster certificates.",
+                "Validating cluster VM storage.",
+                "The following certificates end within 180 days:",
+                "  /x/etcd (9 days left)",
+            ]
+        );
+        assert!(judge_check(&found(true)).is_ok());
+        let failure = judge_check(&found(false)).expect_err("a full disk");
+        assert_eq!(
+            failure.to_string(),
+            "Error: upgrade pre-check failure: VM storage status"
+        );
     }
 
     #[test]

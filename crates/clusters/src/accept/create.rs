@@ -130,6 +130,7 @@ impl Desk {
     ) -> Result<(Settings, Secrets, Vec<String>)> {
         let mut settings = Settings {
             artifacts: Some(self.artifacts.for_plan(plan)?.clone()),
+            oidc: self.oidc.clone(),
             version: VERSION.to_owned(),
             tags: checked_tags(parameters.cluster_tags.as_deref().unwrap_or_default())?,
             ..Settings::default()

@@ -80,7 +80,7 @@ impl Desk {
         }
         let mut after = before.clone();
         if self.is_current(before) {
-            self.refresh_plan(&mut after);
+            self.refresh(&mut after);
             VERSION.clone_into(&mut after.settings.version);
         } else if !is_only_size(change) {
             // What is made of older artefacts may not know what is asked; PKS had the same rule.
@@ -129,9 +129,10 @@ impl Desk {
         Ok((after, secrets, not_applied))
     }
 
-    /// Takes over what the operator changed in the plan, but for the number of masters, which a cluster keeps. A plan that is no longer on
-    /// offer goes on for those who have it.
-    pub(super) fn refresh_plan(&self, cluster: &mut ClusterRow) {
+    /// Takes over what the operator changed: who is trusted, and the plan, but for the number of masters, which a cluster keeps. A plan that is
+    /// no longer on offer goes on for those who have it.
+    pub(super) fn refresh(&self, cluster: &mut ClusterRow) {
+        cluster.settings.oidc.clone_from(&self.oidc);
         if let Some(plan) = self.plans.find(&cluster.plan.name) {
             let masters = cluster.plan.master_instances;
             cluster.plan = plan.clone();
@@ -286,6 +287,7 @@ fn touches_machines(before: &ClusterRow, after: &ClusterRow) -> bool {
     let (old, new) = (&before.settings, &after.settings);
     before.plan != after.plan
         || old.artifacts != new.artifacts
+        || old.oidc != new.oidc
         || old.network_profile != new.network_profile
         || old.compute_profile != new.compute_profile
         || old.kubernetes_profile != new.kubernetes_profile

@@ -83,7 +83,7 @@ impl Desk {
             });
         }
         let mut after = cluster.clone();
-        self.refresh_plan(&mut after);
+        self.refresh(&mut after);
         after.settings.artifacts = Some(self.artifacts.for_plan(&after.plan)?.clone());
         VERSION.clone_into(&mut after.settings.version);
         let (from, to) = (&cluster.plan.kubernetes_version, &after.plan.kubernetes_version);

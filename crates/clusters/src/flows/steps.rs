@@ -1,17 +1,19 @@
 //! The steps that creating and updating share: from a cluster's row to machines that are as the row says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use stolos_base::Class;
 use stolos_flow::{Graph, Interrupt, Step, StepContext, StepError, StepRef};
+use stolos_kubernetes::marks::{Mark, Marks};
 
 use super::{Input, Tools, follow, masters};
 use crate::db::{self, ClusterRow};
-use crate::deps::Instance;
+use crate::deps::{Instance, Told};
 use crate::render::{ClusterSpec, NetworkLease, deployment_name, dns_replicas, render};
+use crate::shape::Group;
 
 /// A lease is a transaction; longer means that the database is stuck.
 const LEASE_DEADLINE: Duration = Duration::from_secs(60);
@@ -219,11 +221,15 @@ pub(super) fn settings(
             let lease: NetworkLease = ctx.output(&from)?;
             let told = async {
                 let admin = tools.vault.admin(&deployment_name(cluster.id)).await?;
-                let drain = cluster.settings.drain.over(cluster.plan.drain);
-                let replicas = dns_replicas(cluster.workers);
+                let settings = Told {
+                    drain: cluster.settings.drain.over(cluster.plan.drain),
+                    dns_replicas: dns_replicas(cluster.workers),
+                    // Before a deploy, nodes are as they were.
+                    marks: (!best_effort).then(|| marks(&cluster)),
+                };
                 tools
                     .kubernetes
-                    .apply_settings(lease.virtual_address, &admin, drain, replicas)
+                    .apply_settings(lease.virtual_address, &admin, &settings)
                     .await
             };
             if !best_effort {
@@ -241,6 +247,25 @@ pub(super) fn settings(
     .after(lease)
     .deadline(SETTINGS_DEADLINE)
     .interrupt(Interrupt::Anytime)
+}
+
+/// Labels and taints of the groups of nodes.
+fn marks(cluster: &ClusterRow) -> BTreeMap<String, Marks> {
+    let of = |group: &Group| Marks {
+        labels: group.labels.clone(),
+        taints: group
+            .taints
+            .iter()
+            .map(|taint| Mark {
+                key: taint.key.clone(),
+                value: taint.value.clone(),
+                effect: taint.effect.clone(),
+            })
+            .collect(),
+    };
+    let shape = cluster.shape();
+    let pools = shape.pools.iter();
+    pools.map(|group| (group.name.clone(), of(group))).collect()
 }
 
 /// Makes the leaves anew that are older than the request. Again after a death, it finds those that are new already.

@@ -1,4 +1,5 @@
-//! Certificates of a cluster. PKS's command line has the verbs; its paths were never published, so these are ours.
+//! Certificates of a cluster, and whether it may be upgraded. PKS's command line has the verbs; its paths were never published, so these are
+//! ours.
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -41,6 +42,17 @@ pub(super) async fn certificate_list(
             .filter(|certificate| query.days.is_none_or(|days| certificate.days_left <= days))
             .collect(),
     ))
+}
+
+/// Whether the cluster may be upgraded.
+pub(super) async fn pre_check(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<pks::PreCheck>, Failure> {
+    caller.may(Right::Read)?;
+    let cluster = db::cluster(&app.desk().db, &name, caller.own(Right::ReadAll)).await?;
+    Ok(Json(app.pre_check(&cluster).await?))
 }
 
 pub(super) async fn certificates_rotate(

@@ -14,6 +14,7 @@ use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::error::Error;
 use crate::pages;
+use crate::service::Access;
 use crate::show;
 
 /// Ours beside the foreign API: everything is checked as for the request itself, and nothing is written.
@@ -178,6 +179,7 @@ pub(super) async fn cluster_delete(
         .into_response())
 }
 
+/// For a person, under the person's own name where the operator wants that and the cluster can.
 pub(super) async fn bind_create(
     State(app): State<App>,
     caller: Caller,
@@ -185,27 +187,54 @@ pub(super) async fn bind_create(
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
-    let kubeconfig = app.bind(&row, caller.name()).await?;
-    Ok((
-        StatusCode::CREATED,
-        [(header::CACHE_CONTROL, "no-store")],
-        Json(kubeconfig),
-    )
-        .into_response())
+    let user = caller.name();
+    let personal = app.gives_personal() && caller.is_person() && row.settings.trusted_oidc().is_some();
+    let access = if personal {
+        Access::Person {
+            user,
+            administers: true,
+        }
+    } else {
+        Access::ServiceAccount { of: user }
+    };
+    Ok(credentials(StatusCode::CREATED, app.bind(&row, access).await?))
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct BindQuery {
+    /// Give no rights in the cluster; an operator has given some, or will.
+    #[serde(default)]
+    suppress_cluster_role_binding: bool,
+}
+
+/// Everybody may have a kubeconfig without rights for themselves, as PKS's end users did: it says where the cluster is, and what the person
+/// may do there is Kubernetes' business.
 pub(super) async fn bind_view(
     State(app): State<App>,
     caller: Caller,
     Path((name, user)): Path<(String, String)>,
+    Query(query): Query<BindQuery>,
 ) -> Result<Response, Failure> {
-    caller.may(Right::Manage)?;
-    let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
-    let kubeconfig = app.bind(&row, &user).await?;
-    Ok((
-        StatusCode::OK,
-        [(header::CACHE_CONTROL, "no-store")],
-        Json(kubeconfig),
-    )
-        .into_response())
+    let suppress = query.suppress_cluster_role_binding;
+    let whose = if suppress && caller.is_person() && caller.name() == user {
+        db::Whose::All
+    } else {
+        caller.may(Right::Manage)?;
+        caller.own(Right::ManageAll)
+    };
+    let row = db::cluster(&app.desk().db, &name, whose).await?;
+    let access = if suppress || app.gives_personal() {
+        Access::Person {
+            user: &user,
+            administers: !suppress,
+        }
+    } else {
+        Access::ServiceAccount { of: &user }
+    };
+    Ok(credentials(StatusCode::OK, app.bind(&row, access).await?))
+}
+
+fn credentials(status: StatusCode, kubeconfig: serde_json::Value) -> Response {
+    let no_store = [(header::CACHE_CONTROL, "no-store")];
+    (status, no_store, Json(kubeconfig)).into_response()
 }

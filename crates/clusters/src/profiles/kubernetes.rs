@@ -87,6 +87,15 @@ impl KubernetesProfile {
         self.files.iter().any(|file| file == ENCRYPTION)
     }
 
+    /// Whether people of the cluster come from an identity provider that it names.
+    #[must_use]
+    pub fn has_identity_provider(&self) -> bool {
+        let flags = self.flags.get(API_SERVER).into_iter().flat_map(BTreeMap::keys);
+        flags
+            .chain(&self.files)
+            .any(|flag| flag.starts_with("oidc-") || flag == "authentication-config")
+    }
+
     /// The name of the credential that holds a file.
     #[must_use]
     pub fn file_name(&self, flag: &str) -> String {

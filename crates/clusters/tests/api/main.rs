@@ -2,6 +2,7 @@
 
 mod old_client;
 mod pages;
+mod people;
 mod profiles;
 mod upgrades;
 mod world;
@@ -331,8 +332,9 @@ async fn a_cluster_grows_shrinks_and_keeps_its_settings() {
             assert_eq!(manifest["update"]["canaries"], 0, "machines that are there do not change");
             assert_eq!(manifest["tags"], json!({"team": "a", "stage": ""}));
         }
-        let (drain, dns) = *lock(&world.below.settings).last().expect("settings");
-        assert_eq!((drain.timeout, drain.force_node, drain.grace_period, dns), (3, true, 10, 2));
+        let told = lock(&world.below.settings).last().cloned().expect("settings");
+        let drain = told.drain;
+        assert_eq!((drain.timeout, drain.force_node, drain.grace_period, told.dns_replicas), (3, true, 10, 2));
         let kept: Vec<String> = lock(&world.below.kept_nodes).iter().cloned().collect();
         assert_eq!(kept, ["master-0", "worker-0", "worker-1", "worker-2", "worker-3"]);
         let details = world.ask(ALICE, Method::GET, "/v1/clusterdetails/blue", &Value::Null).await;
@@ -347,7 +349,7 @@ async fn a_cluster_grows_shrinks_and_keeps_its_settings() {
         assert_eq!(shown.body["last_action"], "UPDATE");
         assert_eq!(shown.body["last_action_description"], "Instance update completed");
         assert_eq!(shown.body["parameters"]["cluster_tags"], Value::Null);
-        assert_eq!(lock(&world.below.settings).last().expect("settings").0.timeout, 3, "settings stay");
+        assert_eq!(lock(&world.below.settings).last().expect("settings").drain.timeout, 3, "settings stay");
         world.stop().await;
     })
     .await;

@@ -171,9 +171,15 @@ async fn a_cluster_is_made_as_its_profiles_say() {
     let api = job(group(&manifest, "master"), "kube-apiserver");
     assert_eq!(api["service_cluster_ip_range"], "10.96.0.0/20");
     assert_eq!(api["admission_plugins"], json!(["NamespaceAutoProvision"]));
+    let told = lock(&world.below.settings).last().cloned().expect("settings");
+    let marks = told.marks.expect("marks after the deploy");
+    assert_eq!(marks["worker-web"].labels["tier"], "web");
+    assert_eq!(marks["worker-batch"].taints[0].key, "only");
+    let extra = &api["extra_args"];
+    assert_eq!(extra["service-node-port-range"], "30000-40000");
     assert_eq!(
-        api["extra_args"],
-        json!({"service-node-port-range": "30000-40000"})
+        (&extra["oidc-issuer-url"], &api["oidc_ca_file"]),
+        (&json!("https://identity.test/oauth/token"), &json!("PEM"))
     );
     let reference = api["encryption_provider_config"].as_str().expect("a reference");
     let name = reference.trim_start_matches("((").trim_end_matches("))");

@@ -20,6 +20,29 @@ async fn upgrade(world: &World, who: (&str, &str), body: Value) -> crate::world:
     world.ask(who, Method::PATCH, "/v1/clusters", &body).await
 }
 
+#[tokio::test]
+async fn a_pre_check_looks_at_machines_and_certificates() {
+    let place = Place::sqlite();
+    let world = World::new(&place).await;
+    let created = world.create(ALICE, "blue", 1).await;
+    assert_eq!(world.ended(&created).await, "succeeded");
+    let path = "/stolos/v1/clusters/blue/pre-check";
+    let well = world.ask(ALICE, Method::GET, path, &Value::Null).await;
+    assert_eq!(well.status, StatusCode::OK, "{well:?}");
+    let passed = |answer: &Value| -> Vec<bool> {
+        let checks = answer["checks"].as_array().expect("checks").iter();
+        checks.map(|check| check["passed"] == true).collect()
+    };
+    assert_eq!(passed(&well.body), [true, true, true]);
+    world.below.fail.store(true, Ordering::Relaxed);
+    let ill = world.ask(ALICE, Method::GET, path, &Value::Null).await;
+    assert_eq!(passed(&ill.body), [true, false, true]);
+    assert_eq!(ill.body["checks"][1]["problems"][0], "master/0: failing");
+    let foreign = world.ask(BOB, Method::GET, path, &Value::Null).await;
+    assert_eq!(foreign.status, StatusCode::NOT_FOUND);
+    world.stop().await;
+}
+
 /// Waits until a task has ended.
 async fn ended(world: &World, id: &Value) -> Value {
     let path = format!("/v1/tasks/{}?wait_ms=1000", id.as_str().expect("an id"));

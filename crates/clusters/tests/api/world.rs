@@ -17,9 +17,11 @@ use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
-    AdminCredential, Certificate, Director, Instance, Kubernetes, Network, TaskState, Vault,
+    AdminCredential, Certificate, Director, Instance, Kubernetes, MachineHealth, Network, TaskState, Told,
+    Vault,
 };
-use stolos_clusters::plans::{Drain, MachineSize, Plan, Plans};
+use stolos_clusters::oidc::{Claims, Oidc};
+use stolos_clusters::plans::{MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
 use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
 use stolos_store::testing::Place;
@@ -42,10 +44,12 @@ pub(crate) struct Below {
     pub(crate) hold: AtomicBool,
     /// While this is set, deploys fail.
     pub(crate) fail: AtomicBool,
-    pub(crate) settings: Mutex<Vec<(Drain, u32)>>,
+    pub(crate) settings: Mutex<Vec<Told>>,
     pub(crate) kept_nodes: Mutex<BTreeSet<String>>,
     /// What the last published address is balanced over.
     pub(crate) published: Mutex<Option<Vec<Ipv4Addr>>>,
+    /// `SUBJECT in CLUSTER` of everybody who was made an administrator by name.
+    pub(crate) admitted: Mutex<Vec<String>>,
     /// Deployments whose certificates were renewed.
     pub(crate) renewed: Mutex<Vec<String>>,
     /// Secrets by whole name.
@@ -198,6 +202,23 @@ impl Director for Below {
         self.hold.store(false, Ordering::Relaxed);
         Box::pin(ready(Ok(())))
     }
+    fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>> {
+        let machines = self
+            .instances_of(deployment)
+            .into_iter()
+            .map(|instance| MachineHealth {
+                name: format!("{}/{}", instance.group, instance.index),
+                state: if self.fail.load(Ordering::Relaxed) {
+                    "failing"
+                } else {
+                    "running"
+                }
+                .to_owned(),
+                not_running: Vec::new(),
+                disks: Vec::new(),
+            });
+        Box::pin(ready(Ok(machines.collect())))
+    }
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>> {
         Box::pin(ready(Ok(self.instances_of(deployment))))
     }
@@ -216,10 +237,9 @@ impl Kubernetes for Below {
         &'a self,
         _: Ipv4Addr,
         _: &'a AdminCredential,
-        drain: Drain,
-        dns_replicas: u32,
+        settings: &'a Told,
     ) -> BoxFuture<'a, Result<()>> {
-        lock(&self.settings).push((drain, dns_replicas));
+        lock(&self.settings).push(settings.clone());
         Box::pin(ready(Ok(())))
     }
     fn forget_nodes<'a>(
@@ -240,6 +260,16 @@ impl Kubernetes for Below {
     ) -> BoxFuture<'a, Result<Value>> {
         let config = json!({"kind": "Config", "current-context": cluster.name.to_string(), "user": user});
         Box::pin(ready(Ok(config)))
+    }
+    fn admit<'a>(
+        &'a self,
+        cluster: &'a ClusterRow,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        subject: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        lock(&self.admitted).push(format!("{subject} in {}", cluster.name));
+        Box::pin(ready(Ok(())))
     }
 }
 
@@ -324,8 +354,19 @@ impl World {
         artifacts: Catalogue,
         below: Arc<Below>,
     ) -> Self {
+        Self::configured(place, plans, artifacts, below, |_| {}).await
+    }
+
+    /// The same of an operator who has changed something else.
+    pub(crate) async fn configured(
+        place: &Place,
+        plans: Vec<Plan>,
+        artifacts: Catalogue,
+        below: Arc<Below>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mint = Mint::new();
-        let config = Config {
+        let mut config = Config {
             plans: Plans::new(plans, ZONES.map(str::to_owned).to_vec()).expect("valid plans"),
             capacity: Some(Capacity {
                 memory_mib: 24 * 1024,
@@ -338,8 +379,15 @@ impl World {
                 kubernetes_versions: vec!["1.37.1".into()],
             },
             artifacts,
+            oidc: Some(Oidc {
+                issuer: "https://identity.test/oauth/token".into(),
+                ca: "PEM".into(),
+                claims: Claims::default(),
+            }),
+            personal_credentials: false,
             holder: "test".into(),
         };
+        change(&mut config);
         let deps = Deps {
             db: place.open(&SCHEMA).await,
             verifier: mint.verifier(),

@@ -28,7 +28,7 @@ const TOPICS: &[Topic] = &[
     Topic {
         words: &["=uaa_oidc"],
         what: "the token service as identity provider of clusters",
-        next: "Give clusters a provider of yours by a Kubernetes profile with the arguments `oidc-…` of kube-apiserver: `stolos create-kubernetes-profile FILE`; the same `oidc-username-prefix` and `oidc-groups-prefix` keep role bindings as they are",
+        next: "Clusters trust the token service already, with PKS's prefix `oidc:` for people and groups, and `get-kubeconfig` works; write `oidc: {personal_credentials: true}` into config.yml to have `get-credentials` give people their own names too, as it did with PKS. Other prefixes are `claims` there",
     },
     Topic {
         words: &["lifetime"],

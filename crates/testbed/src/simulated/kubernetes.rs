@@ -7,8 +7,7 @@ use futures::future::{BoxFuture, ready};
 use serde_json::{Value, json};
 use stolos_clusters::Result;
 use stolos_clusters::db::ClusterRow;
-use stolos_clusters::deps::{AdminCredential, Kubernetes};
-use stolos_clusters::plans::Drain;
+use stolos_clusters::deps::{AdminCredential, Kubernetes, Told};
 
 /// Every API server.
 pub(super) struct Simulated;
@@ -27,8 +26,7 @@ impl Kubernetes for Simulated {
         &'a self,
         _: Ipv4Addr,
         _: &'a AdminCredential,
-        _: Drain,
-        _: u32,
+        _: &'a Told,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(ready(Ok(())))
     }
@@ -58,5 +56,15 @@ impl Kubernetes for Simulated {
             "users": [{"name": user}],
         });
         Box::pin(ready(Ok(config)))
+    }
+
+    fn admit<'a>(
+        &'a self,
+        _: &'a ClusterRow,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(ready(Ok(())))
     }
 }

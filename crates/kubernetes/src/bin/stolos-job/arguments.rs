@@ -10,7 +10,7 @@ use stolos_kubernetes::nodes::{DrainOptions, Drained, Loss};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document};
 
-use crate::{images, note, ready, volumes};
+use crate::{images, note, problems, ready, volumes};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
@@ -42,6 +42,8 @@ enum Command {
     PlaceImages(images::PlaceImages),
     /// Makes and removes the local volumes of a node, for ever
     LocalVolumes(volumes::LocalVolumes),
+    /// Says on the node object what is wrong with its machine, for ever
+    NodeProblems(problems::NodeProblems),
 }
 
 #[derive(Args)]
@@ -161,6 +163,7 @@ impl Command {
             Self::Drain(drain) => drain.run().await,
             Self::SmokeTest(smoke) => smoke.run().await,
             Self::LocalVolumes(volumes) => volumes.run().await,
+            Self::NodeProblems(problems) => problems.run().await,
         }
     }
 }

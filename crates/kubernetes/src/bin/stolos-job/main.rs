@@ -3,6 +3,7 @@
 mod arguments;
 mod directories;
 mod images;
+mod problems;
 mod queue;
 mod ready;
 mod volumes;

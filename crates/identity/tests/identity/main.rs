@@ -1,5 +1,7 @@
 //! The service over its HTTP API, on both databases.
 
+mod browser;
+
 use std::time::Duration;
 
 use base64::Engine as _;
