@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// How much these threads yield to others: with 10 they get a tenth of what others get where both want a processor, and all of it otherwise.
-const NICENESS: i32 = 10;
+/// How much these threads yield to others: with 5 they get a third of what others get where both want a processor, and all of it otherwise. More
+/// would starve them on a host whose machines are busy.
+const NICENESS: i32 = 5;
 
 type Work = Box<dyn FnOnce() + Send>;
 
