@@ -321,6 +321,38 @@ pub struct Cluster {
     pub available_upgrades: Vec<AvailableUpgrade>,
 }
 
+/// One page of a list of ours. PKS's own lists are plain arrays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(rename = "{T}Page"))]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// To be given as `after` for the next page; absent on the last one. It means nothing to anybody but the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// How many there are on all pages; absent where the list only grows and nobody counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+}
+
+/// Which page of a list. The default is the first one, of the size that the server likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageOf<'a> {
+    /// The most that are to be on it.
+    pub limit: Option<u32>,
+    /// [`Page::next`] of the one before.
+    pub after: Option<&'a str>,
+}
+
+impl PageOf<'_> {
+    fn query(self) -> Vec<(&'static str, String)> {
+        let limit = self.limit.map(|limit| ("limit", limit.to_string()));
+        let after = self.after.map(|after| ("after", after.to_owned()));
+        limit.into_iter().chain(after).collect()
+    }
+}
+
 /// What an owner may have, and what an owner has: allotted sizes of machines, not what pods use of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

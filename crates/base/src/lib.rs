@@ -1,10 +1,11 @@
 //! What every other crate stands on.
 //!
 //! Owns: typed ids, the error classes and the printing of error chains, [`secret::Secret`], the clock and the
-//! source of ids, named tasks, TLS set-up over one crypto provider, a small X.509 authority, atomic files, the
+//! source of ids, named tasks, work for processors, TLS set-up over one crypto provider, a small X.509 authority, atomic files, the
 //! names and places of an instance, tracing set-up. Never does: anything that knows a protocol or a product word.
 
 pub mod clock;
+pub mod compute;
 pub mod error;
 pub mod files;
 pub mod http;

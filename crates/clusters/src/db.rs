@@ -1,7 +1,7 @@
 //! Clusters and operations as they are kept.
 //!
 //! Intent columns are written by `accept` on behalf of users, state columns by the operations; the schema says
-//! which is which. The SQL of quotas, profiles, upgrade tasks and metering is with them.
+//! which is which. The SQL of quotas, profiles, upgrade tasks, metering and of lists in pages is with them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -146,8 +146,8 @@ impl<'a> Whose<'a> {
     }
 }
 
-const CLUSTER: &str = "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
-const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
+pub(crate) const CLUSTER: &str = "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
+pub(crate) const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
                          FROM operations";
 
 /// Writes a new cluster.
@@ -437,31 +437,6 @@ pub async fn operation(db: &Db, id: &str, whose: Whose<'_>) -> Result<OperationR
     }
 }
 
-/// The newest operations that the caller may see, newest first; `cluster` filters by name.
-///
-/// # Errors
-/// Those of the database.
-pub async fn operations(
-    db: &Db,
-    whose: Whose<'_>,
-    cluster: Option<&str>,
-    limit: u32,
-) -> Result<Vec<OperationRow>> {
-    let sql = format!(
-        "{OPERATION} WHERE ($1 = '' OR owner = $1) AND ($2 = '' OR cluster = $2) ORDER BY created_at DESC, id DESC LIMIT $3"
-    );
-    query(stolos_store::AssertSqlSafe(sql))
-        .bind(whose.owner())
-        .bind(cluster.unwrap_or_default())
-        .bind(i64::from(limit))
-        .fetch_all(db.read())
-        .await
-        .map_err(|e| Error::database("list operations")(e.into()))?
-        .iter()
-        .map(to_operation)
-        .collect()
-}
-
 /// The operations that have not ended, oldest first: what a new process goes on with.
 ///
 /// # Errors
@@ -484,7 +459,7 @@ fn visible(owner: &str, whose: Whose<'_>) -> bool {
     }
 }
 
-fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
+pub(crate) fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
     Ok(ClusterRow {
         id: parse(&get::<String>(row, "id")?)?,
         name: parse(&get::<String>(row, "name")?)?,
@@ -500,7 +475,7 @@ fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
     })
 }
 
-fn to_operation(row: &AnyRow) -> Result<OperationRow> {
+pub(crate) fn to_operation(row: &AnyRow) -> Result<OperationRow> {
     let time = |millis: i64| Timestamp::from_millisecond(millis).map_err(stored);
     Ok(OperationRow {
         id: parse(&get::<String>(row, "id")?)?,

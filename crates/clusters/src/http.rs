@@ -7,6 +7,7 @@ mod certificates;
 mod clusters;
 mod metering;
 mod operations;
+mod page;
 mod profiles;
 mod quotas;
 mod tasks;
@@ -99,6 +100,7 @@ pub(crate) fn router(service: Service) -> Router {
             get(certificates::pre_check),
         )
         .route("/stolos/v1/metering", get(metering::report))
+        .route("/stolos/v1/clusters", get(clusters::cluster_page))
         .route("/stolos/v1/operations", get(operations::operation_list))
         .route("/stolos/v1/operations/{id}", get(operations::operation_view))
         .route(

@@ -19,6 +19,7 @@ mod http;
 mod metering;
 pub mod model;
 pub mod oidc;
+mod pages;
 pub mod plans;
 mod pods;
 mod precheck;

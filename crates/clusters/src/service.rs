@@ -1,5 +1,6 @@
 //! The running service: accepted operations become flows, flows become news for those who wait.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use stolos_api::token::Verifier;
 use stolos_base::ids::{FlowId, OperationId, UpgradeId};
 use stolos_base::task::{self, Kind};
 use stolos_base::{Clock, IdSource, chain};
-use stolos_flow::{Flows, StepState};
+use stolos_flow::{FlowView, Flows, StepState};
 use stolos_store::Db;
 use tokio::task::JoinHandle;
 
@@ -101,10 +102,15 @@ impl Service {
             .kind(Update::new(tools.clone()))
             .kind(Upgrade::new(tools.clone()))
             .kind(Delete(tools.clone()))
+            .other_kind::<UpgradeClusters>()
             .start();
         let later = Arc::new(OnceLock::new());
         let tasks = Flows::builder(deps.db.clone(), format!("{} tasks", config.holder))
             .kind(UpgradeClusters(later.clone()))
+            .other_kind::<Create>()
+            .other_kind::<Update>()
+            .other_kind::<Upgrade>()
+            .other_kind::<Delete>()
             .start();
         let desk = Arc::new(Desk {
             db: deps.db,
@@ -202,15 +208,32 @@ impl Service {
 
     /// An operation with its steps.
     pub(crate) async fn show_operation(&self, row: &OperationRow) -> pks::Operation {
+        let flows = self.flows_of(std::slice::from_ref(row)).await;
+        self.shown(row, &flows)
+    }
+
+    /// Several of them.
+    pub(crate) async fn show_operations(&self, rows: &[OperationRow]) -> Vec<pks::Operation> {
+        let flows = self.flows_of(rows).await;
+        rows.iter().map(|row| self.shown(row, &flows)).collect()
+    }
+
+    async fn flows_of(&self, rows: &[OperationRow]) -> HashMap<FlowId, FlowView> {
+        let ids: Vec<FlowId> = rows.iter().map(|row| FlowId::from(row.id.as_uuid())).collect();
+        let views = self.0.flows.views(&ids).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "failed to read the steps of operations");
+            Vec::new()
+        });
+        views
+            .into_iter()
+            .map(|view| (view.summary.info.id, view))
+            .collect()
+    }
+
+    fn shown(&self, row: &OperationRow, flows: &HashMap<FlowId, FlowView>) -> pks::Operation {
         let now = self.0.desk.clock.now_millis();
-        let steps = match self.0.flows.view(FlowId::from(row.id.as_uuid())).await {
-            Ok(Some(view)) => view.steps.iter().map(|step| show_step(step, now)).collect(),
-            Ok(None) => Vec::new(),
-            Err(error) => {
-                tracing::warn!(operation = %row.id, error = %chain(&error), "failed to read the steps of an operation");
-                Vec::new()
-            }
-        };
+        let flow = flows.get(&FlowId::from(row.id.as_uuid()));
+        let steps = flow.into_iter().flat_map(|view| &view.steps);
         pks::Operation {
             id: row.id.to_string(),
             cluster: row.cluster.clone(),
@@ -219,7 +242,7 @@ impl Service {
             user: row.actor.clone(),
             created_at: row.created_at.to_string(),
             ended_at: row.ended_at.map(|time| time.to_string()),
-            steps,
+            steps: steps.map(|step| show_step(step, now)).collect(),
             error: row.error.clone(),
         }
     }

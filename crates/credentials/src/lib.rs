@@ -21,6 +21,7 @@ pub mod value;
 use std::fmt;
 use std::sync::Arc;
 
+use stolos_base::compute;
 use stolos_base::ids::{CredentialId, IdSource};
 use stolos_store::Db;
 
@@ -143,8 +144,7 @@ impl Credentials {
         let now = self.0.db.clock().now();
         let (subject, options) = (name.clone(), parameters.clone());
         let signer = authority.and_then(|authority| authority.value.certificate().cloned());
-        let made =
-            tokio::task::spawn_blocking(move || generate::generate(&subject, &options, signer.as_ref(), now));
+        let made = compute::run(move || generate::generate(&subject, &options, signer.as_ref(), now));
         let (value, expires_at) = made.await.map_err(|source| Error::Make {
             name: name.to_string(),
             source: source.into(),
@@ -242,7 +242,7 @@ impl Credentials {
         // As the database keeps it, so that what is returned now and what is read later are equal.
         let created_at = jiff::Timestamp::from_millisecond(inner.db.clock().now_millis())
             .expect("the clock gives times that its own type can hold");
-        let mut tx = inner.db.begin("keep a credential").await?;
+        let mut tx = inner.db.begin_background("keep a credential").await?;
         let newest = db::newest_in(&mut tx, name).await?;
         let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
         if let Some(newest) = newest {

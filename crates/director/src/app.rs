@@ -12,6 +12,7 @@ use stolos_release::RenderedInstance;
 use stolos_store::Db;
 use tokio::sync::SetOnce;
 
+use crate::cloud::CloudConfigs;
 use crate::deps::{AgentTrust, Config, Deps, Variables};
 use crate::error::Result;
 use crate::machines::Machines;
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub(crate) verifier: stolos_api::token::Verifier,
     pub(crate) ids: IdSource,
     pub(crate) jobs: JobCache,
+    pub(crate) cloud: CloudConfigs,
     pub(crate) tasks: Tasks,
     pub(crate) states: States,
     /// Digest of what machines are told about the director.
@@ -50,6 +52,7 @@ impl App {
             settings_digest: settings_digest(&config)?,
             machines: Machines::new(deps.cpi, config.max_cpi_calls),
             jobs: JobCache::new(deps.blobs.clone()),
+            cloud: CloudConfigs::default(),
             db: deps.db,
             blobs: deps.blobs,
             seal: deps.seal,

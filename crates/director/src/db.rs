@@ -247,7 +247,7 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String> {
 
 /// Begins a transaction that acts for a flow: refused when another process has taken the flow over.
 pub(crate) async fn begin_fenced(db: &Db, name: &'static str, fence: &Fence) -> Result<Tx> {
-    let mut tx = db.begin(name).await?;
+    let mut tx = db.begin_background(name).await?;
     lease::verify(&mut tx, fence).await?;
     Ok(tx)
 }

@@ -15,6 +15,7 @@
 //! - A task's final state is seen only after all of its output.
 
 mod app;
+mod cloud;
 mod db;
 mod deps;
 mod error;
@@ -29,6 +30,8 @@ mod render;
 mod states;
 mod steps;
 mod tasks;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod variables;
 
 use std::sync::Arc;

@@ -2,23 +2,43 @@
 //!
 //! Calls that change something have an id that follows from flow and step: the journal of the runner below gives the
 //! reply of a call that was made in an earlier life instead of making it again.
+//!
+//! The limit is there for the host, which makes one machine as fast as eight but not eighty; it is no queue in which one deployment stands in
+//! the way of others (`docs/design/0010-one-bad-cluster.md`): a flow has at most half of the places, and a call that takes long, which waits
+//! for something rather than works, gives its place to the next one while it goes on.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
-use stolos_base::ids::AgentId;
+use stolos_base::ids::{AgentId, FlowId};
 use stolos_cpi::{Cpi, CreateVm, DiskCid, StemcellCid, VmCid};
 use stolos_manifest::PersistentDisk;
 use stolos_mbus::settings::DiskHint;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::deps::Infrastructure;
 use crate::error::{Error, Result};
 
-/// The infrastructure as steps use it.
+/// A call that has run for so long keeps no place any more. Making a machine takes a second; this is several times the slowest seen on a busy
+/// host, so that the limit holds for calls that work.
+const LONG_CALL: Duration = Duration::from_secs(5);
+
+/// The infrastructure.
 pub(crate) struct Machines {
     below: Arc<dyn Infrastructure>,
-    at_once: Semaphore,
+    at_once: Arc<Semaphore>,
+    /// The places that one flow may have.
+    share: usize,
+    /// The shares of flows that have calls now.
+    shares: Mutex<HashMap<FlowId, Weak<Semaphore>>>,
+}
+
+/// The infrastructure as the steps of one flow use it.
+pub(crate) struct Calls<'a> {
+    machines: &'a Machines,
+    share: Arc<Semaphore>,
 }
 
 /// A machine to be made.
@@ -37,10 +57,29 @@ impl Machines {
     pub(crate) fn new(below: Arc<dyn Infrastructure>, at_once: usize) -> Self {
         Self {
             below,
-            at_once: Semaphore::new(at_once.max(1)),
+            at_once: Arc::new(Semaphore::new(at_once.max(1))),
+            share: at_once.div_ceil(2).max(1),
+            shares: Mutex::default(),
         }
     }
 
+    /// Calls of a flow.
+    pub(crate) fn of(&self, flow: FlowId) -> Calls<'_> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = shares.get(&flow).and_then(Weak::upgrade).unwrap_or_else(|| {
+            shares.retain(|_, share| share.strong_count() > 0);
+            let share = Arc::new(Semaphore::new(self.share));
+            shares.insert(flow, Arc::downgrade(&share));
+            share
+        });
+        Calls {
+            machines: self,
+            share,
+        }
+    }
+}
+
+impl Calls<'_> {
     /// Makes a machine; the same agent gives the same machine.
     pub(crate) async fn create_vm(&self, call: &str, new: &NewMachine<'_>) -> Result<String> {
         self.ask_for_vm(call, new)
@@ -68,29 +107,30 @@ impl Machines {
             disks: new.disks.iter().map(|cid| DiskCid::from(cid.as_str())).collect(),
             env: new.env.clone(),
         };
-        let (cpi, _place) = self.journalled(call).await?;
-        Ok(cpi.create_vm(&request).await.map(|(cid, _)| cid.0))
+        let cpi = self.journalled(call);
+        let made = self.run(cpi.create_vm(&request)).await?;
+        Ok(made.map(|(cid, _)| cid.0))
     }
 
     /// Deletes a machine; fine when there is none.
     pub(crate) async fn delete_vm(&self, call: &str, vm: &str) -> Result<()> {
-        let (cpi, _place) = self.journalled(call).await?;
-        gone(cpi.delete_vm(&VmCid::from(vm)).await, "delete_vm")
+        let (cpi, vm) = (self.journalled(call), VmCid::from(vm));
+        gone(self.run(cpi.delete_vm(&vm)).await?, "delete_vm")
     }
 
     /// Whether the infrastructure has the machine now.
     pub(crate) async fn has_vm(&self, vm: &str) -> Result<bool> {
-        let (cpi, _place) = self.plain().await?;
-        cpi.has_vm(&VmCid::from(vm))
-            .await
+        let (cpi, vm) = (self.plain(), VmCid::from(vm));
+        self.run(cpi.has_vm(&vm))
+            .await?
             .map_err(|error| Error::cpi("has_vm", error))
     }
 
     /// Notes what a machine is for. A CPI without notes does without.
     pub(crate) async fn set_vm_metadata(&self, vm: &str, metadata: Map<String, Value>) -> Result<()> {
-        let (cpi, _place) = self.plain().await?;
+        let (cpi, vm) = (self.plain(), VmCid::from(vm));
         optional(
-            cpi.set_vm_metadata(&VmCid::from(vm), &metadata).await,
+            self.run(cpi.set_vm_metadata(&vm, &metadata)).await?,
             "set_vm_metadata",
         )
     }
@@ -112,24 +152,25 @@ impl Machines {
         call: &str,
         disk: &PersistentDisk,
     ) -> Result<std::result::Result<String, stolos_cpi::Error>> {
-        let (cpi, _place) = self.journalled(call).await?;
-        let properties = object(disk.cloud_properties.clone());
-        let made = cpi.create_disk(disk.size_mib, &properties, None).await;
+        let (cpi, properties) = (self.journalled(call), object(disk.cloud_properties.clone()));
+        let made = self
+            .run(cpi.create_disk(disk.size_mib, &properties, None))
+            .await?;
         Ok(made.map(|cid| cid.0))
     }
 
     /// Deletes a disk; fine when there is none.
     pub(crate) async fn delete_disk(&self, call: &str, disk: &str) -> Result<()> {
-        let (cpi, _place) = self.journalled(call).await?;
-        gone(cpi.delete_disk(&DiskCid::from(disk)).await, "delete_disk")
+        let (cpi, disk) = (self.journalled(call), DiskCid::from(disk));
+        gone(self.run(cpi.delete_disk(&disk)).await?, "delete_disk")
     }
 
     /// Attaches a disk and gives the hint by which the agent finds it.
     pub(crate) async fn attach_disk(&self, call: &str, vm: &str, disk: &str) -> Result<DiskHint> {
-        let (cpi, _place) = self.journalled(call).await?;
-        let hint = cpi
-            .attach_disk(&VmCid::from(vm), &DiskCid::from(disk))
-            .await
+        let (cpi, vm, disk) = (self.journalled(call), VmCid::from(vm), DiskCid::from(disk));
+        let hint = self
+            .run(cpi.attach_disk(&vm, &disk))
+            .await?
             .map_err(|error| Error::cpi("attach_disk", error))?;
         serde_json::from_value(hint).map_err(|source| Error::Stored {
             column: "disk hint",
@@ -139,11 +180,8 @@ impl Machines {
 
     /// Detaches a disk; fine when it is not attached or the machine is gone.
     pub(crate) async fn detach_disk(&self, call: &str, vm: &str, disk: &str) -> Result<()> {
-        let (cpi, _place) = self.journalled(call).await?;
-        gone(
-            cpi.detach_disk(&VmCid::from(vm), &DiskCid::from(disk)).await,
-            "detach_disk",
-        )
+        let (cpi, vm, disk) = (self.journalled(call), VmCid::from(vm), DiskCid::from(disk));
+        gone(self.run(cpi.detach_disk(&vm, &disk)).await?, "detach_disk")
     }
 
     /// Imports a stemcell image. The same image gives the same id.
@@ -153,42 +191,54 @@ impl Machines {
         image: &str,
         properties: &Map<String, Value>,
     ) -> Result<String> {
-        let (cpi, _place) = self.journalled(call).await?;
-        let made = cpi.create_stemcell(image, properties).await;
+        let cpi = self.journalled(call);
+        let made = self.run(cpi.create_stemcell(image, properties)).await?;
         made.map(|cid| cid.0)
             .map_err(|error| Error::cpi("create_stemcell", error))
     }
 
     /// Deletes a stemcell; fine when there is none.
     pub(crate) async fn delete_stemcell(&self, call: &str, stemcell: &str) -> Result<()> {
-        let (cpi, _place) = self.journalled(call).await?;
-        gone(
-            cpi.delete_stemcell(&StemcellCid::from(stemcell)).await,
-            "delete_stemcell",
-        )
+        let (cpi, stemcell) = (self.journalled(call), StemcellCid::from(stemcell));
+        gone(self.run(cpi.delete_stemcell(&stemcell)).await?, "delete_stemcell")
     }
 
     /// Formats of stemcells that the CPI takes.
     pub(crate) async fn stemcell_formats(&self) -> Result<Vec<String>> {
-        let (cpi, _place) = self.plain().await?;
-        let info = cpi.info().await.map_err(|error| Error::cpi("info", error))?;
+        let cpi = self.plain();
+        let info = self
+            .run(cpi.info())
+            .await?
+            .map_err(|error| Error::cpi("info", error))?;
         Ok(info.stemcell_formats)
     }
 
-    async fn journalled(&self, call: &str) -> Result<(Arc<dyn Cpi>, SemaphorePermit<'_>)> {
-        Ok((self.below.journalled(call), self.place().await?))
+    fn journalled(&self, call: &str) -> Arc<dyn Cpi> {
+        self.machines.below.journalled(call)
     }
 
-    async fn plain(&self) -> Result<(Arc<dyn Cpi>, SemaphorePermit<'_>)> {
-        Ok((self.below.plain(), self.place().await?))
+    fn plain(&self) -> Arc<dyn Cpi> {
+        self.machines.below.plain()
     }
 
-    async fn place(&self) -> Result<SemaphorePermit<'_>> {
-        self.at_once
-            .acquire()
-            .await
-            .map_err(|_| Error::Bug("the limit of CPI calls was closed".to_owned()))
+    /// Runs a call when there is a place for it.
+    async fn run<T>(&self, call: impl Future<Output = T>) -> Result<T> {
+        let _own = place(&self.share).await?;
+        let place = place(&self.machines.at_once).await?;
+        let mut call = std::pin::pin!(call);
+        match tokio::time::timeout(LONG_CALL, &mut call).await {
+            Ok(done) => Ok(done),
+            Err(_) => {
+                drop(place);
+                Ok(call.await)
+            }
+        }
     }
+}
+
+async fn place(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    let closed = |_| Error::Bug("the limit of CPI calls was closed".to_owned());
+    limit.clone().acquire_owned().await.map_err(closed)
 }
 
 fn object(value: Value) -> Map<String, Value> {

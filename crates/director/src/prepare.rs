@@ -11,11 +11,11 @@ use futures::StreamExt as _;
 use futures::stream;
 use serde::{Deserialize, Serialize};
 use stolos_api::director::NameVersion;
+use stolos_base::compute;
 use stolos_base::ids::{AgentId, CredentialId, FlowId, InstanceId};
 use stolos_blobs::BlobId;
 use stolos_manifest::{
-    CloudConfig, Count, Known, Manifest, PersistentDisk, ResolvedDeployment, ResolvedRelease, StemcellOffer,
-    resolve,
+    Count, Known, Manifest, PersistentDisk, ResolvedDeployment, ResolvedRelease, StemcellOffer, resolve,
 };
 use stolos_release::RenderedInstance;
 
@@ -23,7 +23,7 @@ use crate::app::App;
 use crate::db::deployments::{self as rows, Uses};
 use crate::db::inventory::{self, InstanceRow};
 use crate::db::releases::{self, PackageRow, StemcellRow};
-use crate::db::{configs, from_json, to_json};
+use crate::db::{from_json, to_json};
 use crate::error::{Error, Result};
 use crate::plan::{
     Catalog, ConsumeSpec, Inventory, JobSpec, MachineSpec, Options, PackageSpec, Placement, Plan,
@@ -176,9 +176,12 @@ struct Ground {
 }
 
 async fn ground(app: &App, request: &Request) -> Result<Ground> {
-    let manifest = Manifest::parse(&request.manifest)?;
+    let text = request.manifest.clone();
+    let manifest = compute::run(move || Manifest::parse(&text))
+        .await
+        .map_err(|error| Error::Bug(format!("reading the manifest ended: {error}")))??;
     check_variables(app, &manifest).await?;
-    let (cloud, cloud_config_ids) = cloud_config(app).await?;
+    let (cloud, cloud_config_ids) = app.cloud.newest(&app.db).await?;
     let stemcells = releases::stemcells(&app.db).await?;
     let deployment = resolve(&manifest, &cloud, &known(app, &stemcells).await?)?;
     let mut catalog = Catalog::default();
@@ -240,14 +243,6 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
         catalog,
         generation: generation + 1,
     })
-}
-
-/// All cloud configs as one, and which they are.
-async fn cloud_config(app: &App) -> Result<(CloudConfig, Vec<i64>)> {
-    let rows = configs::newest(&app.db, "cloud").await?;
-    let ids = rows.iter().map(|row| row.id).collect();
-    let texts = rows.iter().map(|row| (row.name.as_str(), row.content.as_str()));
-    Ok((CloudConfig::parse_all(texts)?, ids))
 }
 
 /// Refuses references to variables that are neither declared nor known, with their places.
@@ -507,7 +502,7 @@ async fn keep(app: &App, flow: FlowId, request: &Request, prepared: &Prepared) -
     let kept = &prepared.kept;
     let body = to_json(kept)?;
     let plan = &kept.plan;
-    let mut tx = app.db.begin("keep a plan").await?;
+    let mut tx = app.db.begin_background("keep a plan").await?;
     if !rows::insert_plan(&mut tx, flow, &plan.deployment, plan.generation, &body).await? {
         return Ok(false);
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::StreamExt as _;
 use futures::stream;
 use serde_json::Value;
+use stolos_base::compute;
 use stolos_base::ids::InstanceId;
 use stolos_blobs::{BlobId, Blobs};
 use stolos_manifest::variables::interpolate;
@@ -60,7 +61,7 @@ impl JobCache {
             .await
             .map_err(|error| Error::blob("read", error))?;
         let owned = name.to_owned();
-        let job = tokio::task::spawn_blocking(move || JobArchive::read(&owned, bytes.as_slice()))
+        let job = compute::run(move || JobArchive::read(&owned, bytes.as_slice()))
             .await
             .map_err(|error| Error::Bug(format!("reading job `{name}` ended: {error}")))??;
         let job = Arc::new(job);
@@ -92,9 +93,8 @@ pub(crate) async fn render_all(
             let (placement, jobs, values) = (placement.clone(), jobs.clone(), values.clone());
             async move {
                 let id = placement.instances[i].id;
-                let done = tokio::task::spawn_blocking(move || {
-                    render_one(&placement, &placement.instances[i], &jobs, &values)
-                });
+                let done =
+                    compute::run(move || render_one(&placement, &placement.instances[i], &jobs, &values));
                 (id, done.await)
             }
         })

@@ -24,6 +24,7 @@ use stolos_mbus::AgentClient;
 
 use crate::app::App;
 use crate::error::Result;
+use crate::machines::Calls;
 
 /// What every step of a flow has.
 pub(crate) struct Work<T> {
@@ -50,6 +51,11 @@ impl<T> Attempt<T> {
     /// The id of a CPI call of this step: the same in every attempt and life, so that the call is not made twice.
     pub(crate) fn call_id(&self, label: &str) -> String {
         self.ctx.derive_id::<uuid::Uuid>(label).to_string()
+    }
+
+    /// The infrastructure.
+    pub(crate) fn machines(&self) -> Calls<'_> {
+        self.app.machines.of(self.flow)
     }
 
     /// A client of an agent whose calls end when the step is cancelled.

@@ -348,7 +348,7 @@ impl Tasks {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut tx = self.0.db.begin("write output of tasks").await?;
+        let mut tx = self.0.db.begin_background("write output of tasks").await?;
         let mut written = Vec::with_capacity(batch.len());
         for (flow, task, kind, pending) in batch {
             let end = flush(&mut tx, task, kind, &pending).await?;

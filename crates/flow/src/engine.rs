@@ -44,6 +44,7 @@ pub struct Builder {
     holder: String,
     ids: IdSource,
     kinds: HashMap<&'static str, Arc<dyn AnyKind>>,
+    others: Vec<&'static str>,
     observers: Vec<Arc<dyn Observer>>,
     max_running: usize,
     lease: Duration,
@@ -55,6 +56,13 @@ impl Builder {
     #[must_use]
     pub fn kind<K: Kind>(mut self, kind: K) -> Self {
         self.kinds.insert(K::NAME, Arc::new(kind));
+        self
+    }
+
+    /// Names a kind that another executor of the same database runs: its flows are none of this one's business.
+    #[must_use]
+    pub fn other_kind<K: Kind>(mut self) -> Self {
+        self.others.push(K::NAME);
         self
     }
 
@@ -107,6 +115,7 @@ impl Builder {
             holder: self.holder,
             ids: self.ids,
             kinds: self.kinds,
+            others: self.others,
             sink: Arc::new(sink),
             max_running: self.max_running,
             lease: self.lease,
@@ -158,6 +167,8 @@ pub(crate) struct Inner {
     holder: String,
     ids: IdSource,
     kinds: HashMap<&'static str, Arc<dyn AnyKind>>,
+    /// Kinds of another executor.
+    others: Vec<&'static str>,
     sink: Arc<Sink>,
     max_running: usize,
     lease: Duration,
@@ -256,6 +267,7 @@ impl Flows {
             holder: holder.into(),
             ids: IdSource::random(),
             kinds: HashMap::new(),
+            others: Vec::new(),
             observers: Vec::new(),
             max_running: MAX_RUNNING,
             lease: LEASE,
@@ -411,24 +423,33 @@ impl Flows {
     /// # Errors
     /// Those of the database.
     pub async fn view(&self, id: FlowId) -> Result<Option<FlowView>> {
-        let Some(mut view) = view::find(&self.inner.db, id).await? else {
-            return Ok(None);
-        };
-        let live = self
-            .inner
-            .running()
-            .get(&id)
-            .and_then(|running| running.run.as_ref().map(|run| run.live.clone()));
-        if let Some(live) = live {
-            live.enrich(&mut view);
-        } else if view.state() == FlowState::Pending {
-            let reason = match journal::blocker(&self.inner.db, id).await? {
-                Some((earlier, kind)) => format!("flow `{earlier}` ({kind})"),
-                None => "being taken up".to_owned(),
-            };
-            view.waiting_on.push(reason);
+        Ok(self.views(&[id]).await?.pop())
+    }
+
+    /// The same for several, in no order; those that are not there are left out.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn views(&self, ids: &[FlowId]) -> Result<Vec<FlowView>> {
+        let mut views = view::find(&self.inner.db, ids).await?;
+        for view in &mut views {
+            let id = view.summary.info.id;
+            let live = self
+                .inner
+                .running()
+                .get(&id)
+                .and_then(|running| running.run.as_ref().map(|run| run.live.clone()));
+            if let Some(live) = live {
+                live.enrich(view);
+            } else if view.state() == FlowState::Pending {
+                let reason = match journal::blocker(&self.inner.db, id).await? {
+                    Some((earlier, kind)) => format!("flow `{earlier}` ({kind})"),
+                    None => "being taken up".to_owned(),
+                };
+                view.waiting_on.push(reason);
+            }
         }
-        Ok(Some(view))
+        Ok(views)
     }
 
     /// Flows without their steps, newest first.
@@ -568,7 +589,7 @@ async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>) -> Result<()
         return Ok(());
     }
     let limit = i64::try_from(inner.max_running * 2 + MARGIN).unwrap_or(i64::MAX);
-    for (id, kind) in journal::candidates(&inner.db, &inner.holder, limit).await? {
+    for (id, kind) in journal::candidates(&inner.db, &inner.holder, &inner.others, limit).await? {
         let Some(kind) = inner.kinds.get(kind.as_str()) else {
             if unknown.insert(id) {
                 tracing::error!(flow = %id, kind, "a flow waits for a program that knows its kind");

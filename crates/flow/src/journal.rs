@@ -141,26 +141,46 @@ pub(crate) async fn insert(tx: &mut Tx, new: NewRow<'_>) -> Result<()> {
 }
 
 /// Unfinished flows with their kinds, oldest first, without those that wait for an earlier one with the same lock or
-/// belong to another living process.
-pub(crate) async fn candidates(db: &Db, holder: &str, limit: i64) -> Result<Vec<(FlowId, String)>> {
-    query(
+/// belong to another living process, and without the kinds of these names.
+pub(crate) async fn candidates(
+    db: &Db,
+    holder: &str,
+    names: &[&str],
+    limit: i64,
+) -> Result<Vec<(FlowId, String)>> {
+    let but = match names {
+        [] => String::new(),
+        names => format!("AND f.kind NOT IN ({})", placeholders(4, names.len())),
+    };
+    // The text is put together from constants and numbers only.
+    let sql = format!(
         "SELECT f.id, f.kind FROM flow_flows f
          LEFT JOIN store_leases l ON l.name = 'flow/' || f.id
-         WHERE f.state IN ('pending', 'running')
+         WHERE f.state IN ('pending', 'running') {but}
            AND (l.name IS NULL OR l.holder = '' OR l.holder = $1 OR l.expires_at <= $2)
            AND NOT EXISTS (
              SELECT 1 FROM flow_flows o
              WHERE o.lock_key = f.lock_key AND o.seq < f.seq AND o.state IN ('pending', 'running'))
-         ORDER BY f.seq LIMIT $3",
-    )
-    .bind(holder)
-    .bind(db.clock().now_millis())
-    .bind(limit)
-    .fetch_all(db.read())
-    .await?
-    .iter()
-    .map(|row| Ok((flow_id(row, "id")?, row.try_get("kind")?)))
-    .collect()
+         ORDER BY f.seq LIMIT $3"
+    );
+    let mut list = query(stolos_store::AssertSqlSafe(sql))
+        .bind(holder)
+        .bind(db.clock().now_millis())
+        .bind(limit);
+    for kind in names {
+        list = list.bind(*kind);
+    }
+    list.fetch_all(db.read())
+        .await?
+        .iter()
+        .map(|row| Ok((flow_id(row, "id")?, row.try_get("kind")?)))
+        .collect()
+}
+
+/// `$first, …`: so many of them.
+pub(crate) fn placeholders(first: usize, many: usize) -> String {
+    let all: Vec<String> = (first..first + many).map(|number| format!("${number}")).collect();
+    all.join(", ")
 }
 
 /// The unfinished flow that an unfinished one waits for, with its kind.
@@ -179,7 +199,7 @@ pub(crate) async fn blocker(db: &Db, id: FlowId) -> Result<Option<(FlowId, Strin
 
 /// Takes the flow's lease, unless somebody else holds it or it is no longer to be run.
 pub(crate) async fn take(db: &Db, id: FlowId, holder: &str, ttl: Duration) -> Result<Option<Taken>> {
-    let mut tx = db.begin("take a flow").await?;
+    let mut tx = db.begin_background("take a flow").await?;
     // Asked again inside the transaction: an earlier flow with the same lock may have been told to go on meanwhile, or
     // another process may have ended this one.
     let row = query(

@@ -304,7 +304,11 @@ impl Run {
     async fn write_once(&self, write: &Write<'_>) -> Result<Vec<StepRow>, Error> {
         let Taken { info, fence, .. } = &self.taken;
         let mut rows = Vec::new();
-        let mut tx = self.inner.db.begin("write the journal of a flow").await?;
+        let mut tx = self
+            .inner
+            .db
+            .begin_background("write the journal of a flow")
+            .await?;
         match write {
             Write::Begin(steps) => {
                 rows = journal::begin(&mut tx, fence, info.id, steps).await?;

@@ -1,5 +1,7 @@
 //! What a flow is doing, since when, and what it waits for.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use stolos_base::ids::FlowId;
 use stolos_store::{Db, Row as _, query};
@@ -171,53 +173,66 @@ pub(crate) async fn list(db: &Db, filter: &Filter) -> Result<Vec<FlowSummary>> {
     list.fetch_all(db.read()).await?.iter().map(summary).collect()
 }
 
-pub(crate) async fn find(db: &Db, id: FlowId) -> Result<Option<FlowView>> {
-    let row = query(
-        "SELECT id, seq, kind, subject, created_at, cancel_requested_at, state, started_at, ended_at, failure
-         FROM flow_flows WHERE id = $1",
-    )
-    .bind(id.to_string())
-    .fetch_optional(db.read())
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let text = id.to_string();
-    let steps = query(
-        "SELECT name, stage, state, attempts, began_at, ended_at, output, note
-         FROM flow_steps WHERE flow = $1 ORDER BY position, name",
-    )
-    .bind(&text)
-    .fetch_all(db.read())
-    .await?
-    .iter()
-    .map(|row| {
-        let output = row
-            .try_get::<Option<String>, _>("output")?
-            .map(|output| serde_json::from_str(&output))
-            .transpose()
-            .map_err(|source| Error::Json {
-                what: "an output",
-                flow: id,
-                source,
-            })?;
-        Ok(StepView {
-            name: row.try_get("name")?,
-            stage: row.try_get("stage")?,
-            state: journal::step_state(row, &text)?,
-            attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX),
-            began_at: row.try_get("began_at")?,
-            ended_at: row.try_get("ended_at")?,
-            progress: None,
-            note: row.try_get("note")?,
+/// The flows with their steps, in no order.
+pub(crate) async fn find(db: &Db, ids: &[FlowId]) -> Result<Vec<FlowView>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let these = journal::placeholders(1, ids.len());
+    // The texts are put together from constants and numbers only.
+    let flows = format!("SELECT {COLUMNS} FROM flow_flows WHERE id IN ({these})");
+    let steps = format!(
+        "SELECT flow, name, stage, state, attempts, began_at, ended_at, output, note
+         FROM flow_steps WHERE flow IN ({these}) ORDER BY flow, position, name"
+    );
+    let mut flows = query(stolos_store::AssertSqlSafe(flows));
+    let mut steps = query(stolos_store::AssertSqlSafe(steps));
+    for id in ids {
+        flows = flows.bind(id.to_string());
+        steps = steps.bind(id.to_string());
+    }
+    let mut views = HashMap::with_capacity(ids.len());
+    for row in flows.fetch_all(db.read()).await? {
+        let summary = summary(&row)?;
+        let view = FlowView {
             waiting_on: Vec::new(),
-            output,
-        })
-    })
-    .collect::<Result<Vec<_>>>()?;
-    Ok(Some(FlowView {
-        summary: summary(&row)?,
+            steps: Vec::new(),
+            summary,
+        };
+        views.insert(view.summary.info.id.to_string(), view);
+    }
+    for row in steps.fetch_all(db.read()).await? {
+        let flow: String = row.try_get("flow")?;
+        // One that began its steps between the two queries has none yet here.
+        if let Some(view) = views.get_mut(&flow) {
+            view.steps.push(step(&row, &flow, view.summary.info.id)?);
+        }
+    }
+    Ok(views.into_values().collect())
+}
+
+fn step(row: &stolos_store::AnyRow, flow: &str, id: FlowId) -> Result<StepView> {
+    let output = row
+        .try_get::<Option<String>, _>("output")?
+        .map(|output| serde_json::from_str(&output))
+        .transpose()
+        .map_err(|source| Error::Json {
+            what: "an output",
+            flow: id,
+            source,
+        })?;
+    Ok(StepView {
+        name: row.try_get("name")?,
+        stage: row.try_get("stage")?,
+        state: journal::step_state(row, flow)?,
+        attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX),
+        began_at: row.try_get("began_at")?,
+        ended_at: row.try_get("ended_at")?,
+        progress: None,
+        note: row.try_get("note")?,
         waiting_on: Vec::new(),
-        steps,
-    }))
+        output,
+    })
 }
 
 fn summary(row: &stolos_store::AnyRow) -> Result<FlowSummary> {

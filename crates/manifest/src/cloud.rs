@@ -22,8 +22,6 @@ pub struct CloudConfig {
     pub networks: Vec<Network>,
     /// How packages are compiled; absent: only compiled releases can be used.
     pub compilation: Option<Compilation>,
-    /// The document, for comparison.
-    pub document: Node,
 }
 
 /// An availability zone.

@@ -39,6 +39,7 @@ pub use model::{
 };
 pub use node::{At, Entry, Located, Map, Node, Place, Value};
 pub use problem::{Problem, Problems};
+pub use read_cloud::CloudDocument;
 pub use resolve::{canonical_name, resolve};
 pub use resolved::{
     Known, PersistentDisk, ResolvedAz, ResolvedCompilation, ResolvedConsume, ResolvedDeployment,

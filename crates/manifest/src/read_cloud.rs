@@ -1,5 +1,6 @@
 //! From the document to the typed cloud config.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -8,10 +9,33 @@ use ipnet::IpNet;
 use crate::cloud::{Az, CloudConfig, Compilation, DiskType, Network, Subnet, VmType};
 use crate::fields::{Fields, Reader, similar};
 use crate::ip::{IpSet, Range};
-use crate::node::{Located, Map, Node, Place, Value};
+use crate::node::{Located, Node, Place};
 use crate::problem::{Problems, code};
 use crate::read::canonical;
 use crate::yaml;
+
+/// A cloud config as a document. What it means follows from all that count together, so it can be kept and put together with others again:
+/// reading the text is most of the work.
+#[derive(Clone, Debug)]
+pub struct CloudDocument {
+    name: String,
+    node: Node,
+}
+
+impl CloudDocument {
+    /// Reads the text of the cloud config of that name.
+    ///
+    /// # Errors
+    /// When it is not YAML.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Problems> {
+        Self::read(format!("cloud config '{name}'"), text)
+    }
+
+    fn read(name: String, text: &str) -> Result<Self, Problems> {
+        let node = yaml::parse(name.clone(), text)?;
+        Ok(Self { name, node })
+    }
+}
 
 impl CloudConfig {
     /// Reads a cloud config and checks everything that can be checked without a manifest.
@@ -19,43 +43,43 @@ impl CloudConfig {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        Self::read(vec![("cloud config".to_owned(), text)])
+        Self::of(&[CloudDocument::read("cloud config".to_owned(), text)?])
     }
 
-    /// Reads several named cloud configs that count as one: their lists follow each other and may name what another
-    /// one defines; `compilation` may be in one of them only.
+    /// Reads several named cloud configs that count as one, see [`CloudConfig::of`].
     ///
     /// # Errors
     /// Everything that is wrong with them; each problem says in which one.
     pub fn parse_all<'t>(configs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Result<Self, Problems> {
-        Self::read(
-            configs
-                .into_iter()
-                .map(|(name, text)| (format!("cloud config '{name}'"), text))
-                .collect(),
-        )
-    }
-
-    fn read(configs: Vec<(String, &str)>) -> Result<Self, Problems> {
         let mut documents = Vec::new();
         let mut problems = Vec::new();
-        for (document, text) in configs {
-            match yaml::parse(document.clone(), text) {
-                Ok(node) => documents.push((document, node)),
-                Err(problem) => problems.push(problem),
+        for (name, text) in configs {
+            match CloudDocument::parse(name, text) {
+                Ok(document) => documents.push(document),
+                Err(wrong) => problems.extend(wrong.0),
             }
         }
-        Problems::check(std::mem::take(&mut problems))?;
-        let known = Names::of(documents.iter().map(|(_, node)| node));
+        Problems::check(problems)?;
+        Self::of(&documents)
+    }
+
+    /// Several cloud configs that count as one: their lists follow each other and may name what another one defines; `compilation` may be
+    /// in one of them only.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them; each problem says in which one.
+    pub fn of(documents: &[impl Borrow<CloudDocument>]) -> Result<Self, Problems> {
+        let documents = || documents.iter().map(Borrow::borrow);
+        let known = Names::of(documents().map(|document| &document.node));
+        let mut problems = Vec::new();
         let mut all = Parts::default();
-        let mut merged = Node::new(Value::Map(Map::new()));
-        for (document, node) in documents {
-            let mut r = Reader::new(document);
-            if let Some(parts) = parts(&node, &known, &mut r) {
-                all.add(parts, &mut r);
+        let mut seen = Seen::default();
+        for document in documents() {
+            let mut r = Reader::new(document.name.clone());
+            if let Some(parts) = parts(&document.node, &known, &mut r) {
+                all.add(parts, &mut seen, &mut r);
             }
             problems.extend(r.problems);
-            append(&mut merged, node);
         }
         Problems::check(problems)?;
         Ok(Self {
@@ -65,7 +89,6 @@ impl CloudConfig {
             disk_types: strip(all.disk_types),
             networks: strip(all.networks),
             compilation: all.compilation,
-            document: merged,
         })
     }
 }
@@ -105,37 +128,34 @@ struct Parts {
     compilation: Option<Compilation>,
 }
 
+/// The names of what [`Parts`] has, list by list.
+#[derive(Default)]
+struct Seen {
+    azs: BTreeSet<String>,
+    vm_types: BTreeSet<String>,
+    vm_extensions: BTreeSet<String>,
+    disk_types: BTreeSet<String>,
+    networks: BTreeSet<String>,
+}
+
 impl Parts {
-    fn add(&mut self, more: Self, r: &mut Reader) {
-        extend("availability zone", &mut self.azs, more.azs, |az| &az.name, r);
-        extend(
-            "vm type",
-            &mut self.vm_types,
-            more.vm_types,
-            |vm_type| &vm_type.name,
-            r,
-        );
-        extend(
-            "vm extension",
-            &mut self.vm_extensions,
-            more.vm_extensions,
-            |vm_type| &vm_type.name,
-            r,
-        );
+    fn add(&mut self, more: Self, seen: &mut Seen, r: &mut Reader) {
+        let zones = (&mut self.azs, &mut seen.azs);
+        extend("availability zone", zones, more.azs, |az| &az.name, r);
+        let types = (&mut self.vm_types, &mut seen.vm_types);
+        extend("vm type", types, more.vm_types, |vm_type| &vm_type.name, r);
+        let extensions = (&mut self.vm_extensions, &mut seen.vm_extensions);
+        extend("vm extension", extensions, more.vm_extensions, |one| &one.name, r);
+        let disks = (&mut self.disk_types, &mut seen.disk_types);
         extend(
             "disk type",
-            &mut self.disk_types,
+            disks,
             more.disk_types,
             |disk_type| &disk_type.name,
             r,
         );
-        extend(
-            "network",
-            &mut self.networks,
-            more.networks,
-            |network| &network.name,
-            r,
-        );
+        let networks = (&mut self.networks, &mut seen.networks);
+        extend("network", networks, more.networks, |network| &network.name, r);
         match (&self.compilation, more.compilation) {
             (_, None) => {}
             (None, compilation) => self.compilation = compilation,
@@ -153,12 +173,11 @@ impl Parts {
 /// Appends elements whose names are new.
 fn extend<T>(
     what: &str,
-    all: &mut Vec<(T, Place)>,
+    (all, seen): (&mut Vec<(T, Place)>, &mut BTreeSet<String>),
     more: Vec<(T, Place)>,
     name: fn(&T) -> &String,
     r: &mut Reader,
 ) {
-    let mut seen: BTreeSet<String> = all.iter().map(|(item, _)| name(item).clone()).collect();
     for (item, place) in more {
         if !seen.insert(name(&item).clone()) {
             r.problem(
@@ -168,25 +187,6 @@ fn extend<T>(
             );
         }
         all.push((item, place));
-    }
-}
-
-/// Lists follow each other, everything else is taken over.
-fn append(merged: &mut Node, node: Node) {
-    let (Value::Map(all), Value::Map(more)) = (&mut merged.value, node.value) else {
-        return;
-    };
-    for (key, entry) in more {
-        match all.get_mut(&key).map(|entry| &mut entry.node.value) {
-            Some(Value::List(list)) => {
-                if let Value::List(more) = entry.node.value {
-                    list.extend(more);
-                }
-            }
-            _ => {
-                all.insert(key, entry);
-            }
-        }
     }
 }
 

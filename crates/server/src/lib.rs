@@ -1,10 +1,14 @@
 //! `stolosd`: configuration and its import from PKS, first start, composition of the services, nothing else.
 
+mod bus;
 pub mod config;
 mod director;
 pub mod import;
+mod installation;
 mod network;
+mod outside;
 mod start;
+mod trust;
 mod variables;
 
 use anyhow::Context as _;
@@ -12,6 +16,9 @@ use stolos_base::Instance;
 use stolos_base::lock::FileLock;
 use stolos_base::process::Process;
 use tokio::signal::unix::{SignalKind, signal};
+
+pub use crate::installation::{Installation, Urls};
+pub use crate::outside::{Addresses, Buses, Connected, Ground, Outside, Ports};
 
 /// The record of the process, for `stolos up` and `stolos down`.
 const RECORD: &str = "stolosd.pid";

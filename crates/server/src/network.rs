@@ -1,6 +1,7 @@
-//! Leases and virtual addresses as `clusters` needs them, over `network` and the socket of `stolos-hostd`.
+//! Leases and virtual addresses as `clusters` needs them, over `network` and, on a host, the socket of `stolos-hostd`.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stolos_base::ids::ClusterId;
@@ -10,13 +11,15 @@ use stolos_clusters::{Error, Result};
 use stolos_network::Leases;
 use stolos_network::hostd_client::{HostdClient, VirtualAddress};
 
-/// The network of this host.
-pub(crate) struct HostNetwork {
+use crate::outside::Addresses;
+
+/// Leases, and whoever has addresses balanced.
+pub(crate) struct LeasedNetwork {
     pub(crate) leases: Leases,
-    pub(crate) hostd: HostdClient,
+    pub(crate) addresses: Arc<dyn Addresses>,
 }
 
-impl Network for HostNetwork {
+impl Network for LeasedNetwork {
     fn lease(&self, cluster: ClusterId) -> BoxFuture<'_, Result<NetworkLease>> {
         Box::pin(async move {
             let lease = self
@@ -54,6 +57,21 @@ impl Network for HostNetwork {
         address: Ipv4Addr,
         masters: Vec<Ipv4Addr>,
     ) -> BoxFuture<'_, Result<()>> {
+        self.addresses.publish(cluster, address, masters)
+    }
+
+    fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>> {
+        self.addresses.withdraw(address)
+    }
+}
+
+impl Addresses for HostdClient {
+    fn publish(
+        &self,
+        cluster: ClusterId,
+        address: Ipv4Addr,
+        masters: Vec<Ipv4Addr>,
+    ) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let wanted = VirtualAddress {
                 cluster: cluster.to_string(),
@@ -64,8 +82,7 @@ impl Network for HostNetwork {
                     .collect(),
                 ca: None,
             };
-            self.hostd
-                .put_virtual_address(address, &wanted)
+            self.put_virtual_address(address, &wanted)
                 .await
                 .map_err(|e| Error::service("publish the address", e))
         })
@@ -73,8 +90,7 @@ impl Network for HostNetwork {
 
     fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.hostd
-                .delete_virtual_address(address)
+            self.delete_virtual_address(address)
                 .await
                 .map_err(|e| Error::service("withdraw the address", e))
         })

@@ -12,6 +12,7 @@ use fs_err::os::unix::fs::OpenOptionsExt as _;
 use sqlx::any::AnyPoolOptions;
 use sqlx::{AnyConnection, AnyPool};
 use stolos_base::{Class, Classify, Clock, Secret};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 use crate::schema::{self, Need, Schema};
@@ -114,6 +115,8 @@ struct Inner {
     /// The open transaction, for those who wait for it.
     open: Mutex<Option<Open>>,
     begun: AtomicU64,
+    /// One place in the line for the writer.
+    background: Arc<Semaphore>,
 }
 
 #[derive(Clone, Copy)]
@@ -210,6 +213,7 @@ impl Db {
             inner: Some(inner),
             db: self.clone(),
             name,
+            _turn: None,
             number: self.0.begun.fetch_add(1, Ordering::Relaxed),
         };
         self.set_current(Some(Open {
@@ -223,6 +227,24 @@ impl Db {
                 .execute(tx.conn())
                 .await?;
         }
+        Ok(tx)
+    }
+
+    /// The same for what nobody waits for at the moment: the journal of flows, what their steps note. One such transaction at a time stands in
+    /// line for the writer, so that whoever asks for something waits for that one at the most, however many flows are running; among
+    /// themselves they go in the order in which they came.
+    ///
+    /// # Errors
+    /// As [`Db::begin`].
+    pub async fn begin_background(&self, name: &'static str) -> Result<Tx> {
+        let waited = tokio::time::timeout(WRITER_WAIT, self.0.background.clone().acquire_owned()).await;
+        let turn = waited.map_err(|_| Error::Busy {
+            held_by: self.current().map(|open| open.name),
+            source: sqlx::Error::PoolTimedOut,
+        })?;
+        let mut tx = self.begin(name).await?;
+        // Nobody closes the semaphore.
+        tx._turn = turn.ok();
         Ok(tx)
     }
 
@@ -445,6 +467,7 @@ impl Db {
             lock,
             open: Mutex::new(None),
             begun: AtomicU64::new(0),
+            background: Arc::new(Semaphore::new(1)),
         }))
     }
 }
@@ -457,6 +480,8 @@ pub struct Tx {
     db: Db,
     name: &'static str,
     number: u64,
+    /// Given back last, when it is of those that stand in line one at a time.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Tx {

@@ -101,6 +101,34 @@ async fn values_come_back_as_they_were() {
     .await;
 }
 
+/// With hundreds of flows that write their journals, a person's request once stood behind all of them.
+#[tokio::test]
+async fn who_asks_does_not_stand_behind_what_nobody_waits_for() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        let first = db.begin_background("first").await.unwrap();
+        let mut later: Vec<_> = (0..5).map(|_| Box::pin(db.begin_background("later"))).collect();
+        for waiting in &mut later {
+            assert!(futures::poll!(waiting).is_pending());
+        }
+        let mut now = Box::pin(db.begin("now"));
+        assert!(futures::poll!(&mut now).is_pending());
+        first.rollback().await.unwrap();
+        // None of the others is polled meanwhile, so whoever stands before this one stays there.
+        let mut tx = tokio::time::timeout(Duration::from_secs(10), now)
+            .await
+            .unwrap()
+            .unwrap();
+        add(&mut tx, "a", None).await.unwrap();
+        tx.commit().await.unwrap();
+        for waiting in later {
+            waiting.await.unwrap().commit().await.unwrap();
+        }
+        assert_eq!(count(&db).await, 1);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_dropped_transaction_leaves_nothing_and_a_reader_cannot_write() {
     each(async |place| {

@@ -1,10 +1,11 @@
-//! The whole system in a test: real servers on free ports, the programs of this workspace, a picture of the host before and
-//! after.
+//! The whole system in a test: the programs of this workspace on this host with a picture of it before and after, or an installation with
+//! simulated machines ([`simulated`]), which needs nothing of the host.
 //!
 //! Tests that need root, namespaces or upstream programs ask [`cannot_run_machines`] and say why they skip.
 
 pub mod host;
 pub mod programs;
+pub mod simulated;
 
 use std::fmt::Display;
 

@@ -1,30 +1,42 @@
-//! Benchmarks: each measures one thing several times, beside something else in the same run, and prints median and worst.
+//! Benchmarks: each measures one thing several times, beside something else in the same run, and prints what is usual and what is worst.
 
+mod api;
 mod create_cluster;
 
 use clap::Subcommand;
+use serde::Deserialize;
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// A cluster of one master and one worker, to a pod running and DNS answering, beside the same programs started by hand
     CreateCluster(create_cluster::Arguments),
+    /// Requests to the API while many clusters on simulated machines are worked on, beside a request for nothing and a row in the database
+    Api(api::Arguments),
 }
 
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::CreateCluster(arguments) => arguments.run(),
+            Self::Api(arguments) => arguments.run(),
         }
     }
 }
 
-/// Measured times in milliseconds, in the order in which they were taken.
-#[derive(Clone, Debug, Default)]
+/// Measured times in one unit, in the order in which they were taken.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Times(Vec<u64>);
 
+impl FromIterator<u64> for Times {
+    fn from_iter<T: IntoIterator<Item = u64>>(times: T) -> Self {
+        Self(times.into_iter().collect())
+    }
+}
+
 impl Times {
-    pub(crate) fn push(&mut self, ms: u64) {
-        self.0.push(ms);
+    pub(crate) fn push(&mut self, time: u64) {
+        self.0.push(time);
     }
 
     /// The middle one; the mean of the middle two when their number is even. 0 when there are none.
@@ -39,6 +51,14 @@ impl Times {
         }
     }
 
+    /// The least of them that `percent` of a hundred do not exceed (nearest rank). 0 when there are none.
+    pub(crate) fn percentile(&self, percent: usize) -> u64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * percent).div_ceil(100);
+        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+    }
+
     pub(crate) fn worst(&self) -> u64 {
         self.0.iter().copied().max().unwrap_or(0)
     }
@@ -46,6 +66,11 @@ impl Times {
     pub(crate) fn all(&self) -> &[u64] {
         &self.0
     }
+}
+
+#[expect(clippy::print_stdout, reason = "this program prints measurements")]
+fn print(text: &str) {
+    println!("{text}");
 }
 
 #[cfg(test)]
@@ -58,5 +83,11 @@ mod tests {
         assert_eq!((times(&[]).median(), times(&[]).worst()), (0, 0));
         assert_eq!((times(&[3, 1, 2]).median(), times(&[3, 1, 2]).worst()), (2, 3));
         assert_eq!(times(&[4, 1, 2, 10]).median(), 3);
+        assert_eq!((times(&[]).percentile(99), times(&[7]).percentile(99)), (0, 7));
+        let hundred: Vec<u64> = (1..=100).rev().collect();
+        assert_eq!(
+            (times(&hundred).percentile(99), times(&hundred).percentile(50)),
+            (99, 50)
+        );
     }
 }

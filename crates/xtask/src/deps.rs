@@ -75,7 +75,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Stands for every crate.
 const ANY: &[&str] = &["*"];
 
-/// Programs: nobody uses them as a library, not even a test.
+/// Programs: nobody uses them as a library but the testbed, not even a test.
 const PROGRAMS: &[&str] = &["server", "cli", "xtask"];
 
 /// Foreign packages that only these may use: the seam behind which they can be replaced.

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Plan, PreCheck, Preview, Quota,
-    QuotaChange, TaskInfo, UpdateParameters, UpgradeClusters, Usage,
+    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Page, PageOf, Plan, PreCheck, Preview,
+    Quota, QuotaChange, TaskInfo, UpdateParameters, UpgradeClusters, Usage,
 };
 use crate::http::{self, Error};
 
@@ -356,13 +356,37 @@ impl Client {
         http::json(request.query(&given)).await
     }
 
+    /// A page of the clusters that the caller may see, by name; `search` is part of a name, host or owner.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster_page(&self, search: Option<&str>, page: PageOf<'_>) -> Result<Page<Cluster>, Error> {
+        let request = self.request(Method::GET, &["stolos", "v1", "clusters"]);
+        let search = search.map(|search| ("search", search.to_owned()));
+        http::json(request.query(&page.query()).query(&Vec::from_iter(search))).await
+    }
+
     /// The newest operations, newest first.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn operations(&self, cluster: Option<&str>) -> Result<Vec<Operation>, Error> {
+        let page = self.operation_page(cluster, PageOf::default()).await?;
+        Ok(page.items)
+    }
+
+    /// A page of operations, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn operation_page(
+        &self,
+        cluster: Option<&str>,
+        page: PageOf<'_>,
+    ) -> Result<Page<Operation>, Error> {
         let request = self.request(Method::GET, &["stolos", "v1", "operations"]);
-        http::json(request.query(&[("cluster", cluster.unwrap_or_default())])).await
+        let request = request.query(&[("cluster", cluster.unwrap_or_default())]);
+        http::json(request.query(&page.query())).await
     }
 
     /// One operation; answers when something happens in it, at the latest after `wait`.

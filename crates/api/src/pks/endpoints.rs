@@ -171,11 +171,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
     .query(&["from", "to"])
     .gives(200, "[Metered]"),
     get(
-        "/stolos/v1/operations",
-        "What was asked of clusters, newest first",
+        "/stolos/v1/clusters",
+        "The clusters that the caller may see, by name and page by page; `search` is part of a name, host or owner",
     )
-    .query(&["cluster", "limit"])
-    .gives(200, "[Operation]"),
+    .query(&["limit", "after", "search"])
+    .gives(200, "ClusterPage"),
+    get(
+        "/stolos/v1/operations",
+        "What was asked of clusters, newest first and page by page",
+    )
+    .query(&["cluster", "limit", "after"])
+    .gives(200, "OperationPage"),
     get("/stolos/v1/operations/{id}", "One operation with its steps")
         .query(&["wait_ms"])
         .gives(200, "Operation"),

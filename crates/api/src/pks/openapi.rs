@@ -39,6 +39,8 @@ fn schema(name: &str, generator: &mut SchemaGenerator) -> Value {
         "Metered" => of::<super::Metered>(generator),
         "ErrorBody" => of::<super::ErrorBody>(generator),
         "Kubeconfig" => json!({"type": "object", "description": "A kubeconfig, as kubectl reads it"}),
+        "ClusterPage" => of::<super::Page<super::Cluster>>(generator),
+        "OperationPage" => of::<super::Page<super::Operation>>(generator),
         "Version" => json!({"type": "string"}),
         other => panic!("the table names `{other}`, which is no type here"),
     }

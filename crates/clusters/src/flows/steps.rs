@@ -65,7 +65,7 @@ pub(super) fn lease(graph: &mut Graph, tools: &Tools, input: &Input) -> StepRef<
                 let lease = tools.network.lease(cluster).await?;
                 let mut tx = tools
                     .db
-                    .begin("note the address")
+                    .begin_background("note the address")
                     .await
                     .map_err(crate::Error::database("begin"))?;
                 db::set_address(&mut tx, cluster, &lease.virtual_address.to_string()).await?;

@@ -168,7 +168,7 @@ async fn note(
 ) -> Result<(), Error> {
     let mut tx = desk
         .db
-        .begin("note a cluster's upgrade")
+        .begin_background("note a cluster's upgrade")
         .await
         .map_err(Error::database("begin"))?;
     upgrades::set_turn(&mut tx, task, cluster, state, error).await?;

@@ -8,11 +8,12 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use stolos_api::pks;
 
-use super::{App, Failure, LONGEST_WAIT, operation_header, unreadable};
+use super::{App, Failure, LONGEST_WAIT, operation_header, page, unreadable};
 use crate::accept::{Accepted, Deletion, Mode};
 use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::error::Error;
+use crate::pages;
 use crate::service::Access;
 use crate::show;
 
@@ -61,6 +62,39 @@ pub(super) async fn cluster_list(
     caller.may(Right::Read)?;
     let rows = db::clusters(&app.desk().db, caller.own(Right::ReadAll)).await?;
     Ok(Json(rows.iter().map(|row| app.desk().show(row)).collect()))
+}
+
+/// Clusters on a page, unless the caller says otherwise.
+const USUAL: u32 = 50;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PageQuery {
+    #[serde(default)]
+    limit: Option<String>,
+    #[serde(default)]
+    after: Option<String>,
+    #[serde(default)]
+    search: Option<String>,
+}
+
+pub(super) async fn cluster_page(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<pks::Page<pks::Cluster>>, Failure> {
+    caller.may(Right::Read)?;
+    let limit = page::limit(query.limit.as_deref(), USUAL)?;
+    let after: Option<String> = page::after(query.after.as_deref())?;
+    let (db, whose) = (&app.desk().db, caller.own(Right::ReadAll));
+    let search = query.search.as_deref().unwrap_or_default();
+    let total = pages::count_clusters(db, whose, search).await?;
+    let mut rows = pages::clusters(db, whose, search, after.as_deref(), limit + 1).await?;
+    let next = page::cut(&mut rows, limit, |row| row.name.to_string());
+    Ok(Json(pks::Page {
+        items: rows.iter().map(|row| app.desk().show(row)).collect(),
+        next,
+        total: Some(total),
+    }))
 }
 
 pub(super) async fn cluster_view(

@@ -8,32 +8,43 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use stolos_api::pks;
 
-use super::{App, Failure, LONGEST_WAIT, WaitQuery};
+use super::{App, Failure, LONGEST_WAIT, WaitQuery, page};
 use crate::authorize::{Caller, Right};
 use crate::db;
+use crate::pages;
+
+/// Operations on a page, unless the caller says otherwise.
+const USUAL: u32 = 20;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct OperationQuery {
     #[serde(default)]
     cluster: Option<String>,
     #[serde(default)]
-    limit: Option<u32>,
+    limit: Option<String>,
+    #[serde(default)]
+    after: Option<String>,
 }
 
 pub(super) async fn operation_list(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<OperationQuery>,
-) -> Result<Json<Vec<pks::Operation>>, Failure> {
+) -> Result<Json<pks::Page<pks::Operation>>, Failure> {
     caller.may(Right::Read)?;
-    let limit = query.limit.unwrap_or(20).clamp(1, 500);
+    let limit = page::limit(query.limit.as_deref(), USUAL)?;
+    let after: Option<(i64, String)> = page::after(query.after.as_deref())?;
     let whose = caller.own(Right::ReadAll);
-    let rows = db::operations(&app.desk().db, whose, query.cluster.as_deref(), limit).await?;
-    let mut operations = Vec::with_capacity(rows.len());
-    for row in &rows {
-        operations.push(app.show_operation(row).await);
-    }
-    Ok(Json(operations))
+    let mut rows =
+        pages::operations(&app.desk().db, whose, query.cluster.as_deref(), after, limit + 1).await?;
+    let next = page::cut(&mut rows, limit, |row| {
+        (row.created_at.as_millisecond(), row.id.to_string())
+    });
+    Ok(Json(pks::Page {
+        items: app.show_operations(&rows).await,
+        next,
+        total: None,
+    }))
 }
 
 pub(super) async fn operation_view(

@@ -66,17 +66,15 @@ pub(crate) async fn list(db: &Db, filter: &Filter<'_>) -> Result<Vec<ConfigRow>>
         .collect()
 }
 
-/// The newest of each name of a type, oldest first: what a deploy merges.
-pub(crate) async fn newest(db: &Db, kind: &str) -> Result<Vec<ConfigRow>> {
-    let filter = Filter {
-        kind: Some(kind),
-        latest: true,
-        limit: u32::MAX,
-        ..Filter::default()
-    };
-    let mut list = list(db, &filter).await?;
-    list.reverse();
-    Ok(list)
+/// Id and name of the newest of each name of a type, oldest first: what a deploy merges.
+pub(crate) async fn newest_ids(db: &Db, kind: &str) -> Result<Vec<(i64, String)>> {
+    query("SELECT MAX(id) AS id, name FROM configs WHERE kind = $1 GROUP BY name ORDER BY 1")
+        .bind(kind)
+        .fetch_all(db.read())
+        .await?
+        .iter()
+        .map(|row| Ok((get(row, "id")?, get(row, "name")?)))
+        .collect()
 }
 
 pub(crate) async fn find(db: &Db, id: i64) -> Result<ConfigRow> {

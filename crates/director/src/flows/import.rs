@@ -509,7 +509,7 @@ async fn take_stemcell(attempt: &Attempt<Upload>) -> Result<()> {
         );
         return Ok(());
     }
-    let formats = app.machines.stemcell_formats().await?;
+    let formats = attempt.machines().stemcell_formats().await?;
     let fits = manifest.stemcell_formats.is_empty()
         || manifest
             .stemcell_formats
@@ -543,8 +543,8 @@ async fn take_stemcell(attempt: &Attempt<Upload>) -> Result<()> {
     };
     attempt.status("handing it to the CPI");
     let call = attempt.call_id("create_stemcell");
-    let cid = app
-        .machines
+    let cid = attempt
+        .machines()
         .create_stemcell(&call, image.as_str(), &manifest.cloud_properties)
         .await?;
     let row = StemcellRow {
@@ -591,7 +591,7 @@ impl Kind for DeleteArtifact {
                         .map_err(|error| Error::Bug(error.message))?;
                     if let Some(cid) = cid {
                         let call = attempt.call_id("delete_stemcell");
-                        attempt.app.machines.delete_stemcell(&call, &cid).await?;
+                        attempt.machines().delete_stemcell(&call, &cid).await?;
                     }
                     collect_garbage(&attempt.app).await
                 }

@@ -30,11 +30,8 @@ pub(super) async fn deployment_list(
     caller: Caller,
 ) -> Result<Json<Vec<wire::DeploymentSummary>>, Failure> {
     caller.may(Right::Read)?;
-    let newest: Vec<i64> = configs::newest(&app.db, "cloud")
-        .await?
-        .iter()
-        .map(|row| row.id)
-        .collect();
+    let newest = configs::newest_ids(&app.db, "cloud").await?;
+    let newest: Vec<i64> = newest.into_iter().map(|(id, _)| id).collect();
     let running = tasks::Filter {
         states: vec![wire::TaskState::Processing, wire::TaskState::Cancelling],
         kinds: &[UPDATE_DEPLOYMENT, DELETE_DEPLOYMENT],
@@ -200,11 +197,8 @@ pub(super) async fn deployment_diff(
         });
         (line.text, word)
     });
-    let ids = configs::newest(&app.db, "cloud")
-        .await?
-        .iter()
-        .map(|row| row.id)
-        .collect();
+    let newest = configs::newest_ids(&app.db, "cloud").await?;
+    let ids = newest.into_iter().map(|(id, _)| id).collect();
     Ok(Json(wire::Diff {
         context: wire::DiffContext {
             cloud_config_ids: ids,

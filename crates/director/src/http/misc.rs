@@ -11,7 +11,6 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use stolos_api::director as wire;
 use stolos_blobs::BlobId;
-use stolos_manifest::CloudConfig;
 use tokio_util::io::ReaderStream;
 
 use super::{Caller, Failure, Right, actor, is_on, read};
@@ -100,14 +99,7 @@ pub(super) async fn config_update(
     if update.name.is_empty() {
         return Err(Error::Request("a config needs a name".to_owned()).into());
     }
-    // What deploys will see: this one in the place of its former version among all others.
-    let others = configs::newest(&app.db, "cloud").await?;
-    let kept = others.iter().filter(|row| row.name != update.name);
-    let mut texts: Vec<(&str, &str)> = kept
-        .map(|row| (row.name.as_str(), row.content.as_str()))
-        .collect();
-    texts.push((&update.name, &update.content));
-    CloudConfig::parse_all(texts).map_err(Error::from)?;
+    app.cloud.check(&app.db, &update).await?;
     let mut tx = app.db.begin("update a config").await.map_err(Error::from)?;
     let row = configs::write(&mut tx, &update).await?;
     tx.commit().await.map_err(Error::from)?;

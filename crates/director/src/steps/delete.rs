@@ -278,6 +278,6 @@ async fn delete_one(attempt: &Attempt<Doomed>, i: usize) -> Result<()> {
 
 async fn delete_disk(attempt: &Attempt<Doomed>, disk: &DoomedDisk) -> Result<()> {
     let call = attempt.call_id(&format!("delete_disk {}", disk.cid));
-    attempt.app.machines.delete_disk(&call, &disk.cid).await?;
+    attempt.machines().delete_disk(&call, &disk.cid).await?;
     inventory::disk_gone(&attempt.app.db, attempt.ctx.fence(), &disk.call_id).await
 }

@@ -37,7 +37,7 @@ pub(crate) async fn create<T>(
     };
     inventory::intend_disk(&app.db, fence, &new).await?;
     attempt.status("creating the disk");
-    let cid = app.machines.create_disk(&call_id, disk).await?;
+    let cid = attempt.machines().create_disk(&call_id, disk).await?;
     inventory::disk_made(&app.db, fence, &call_id, &cid, active).await?;
     Ok(cid)
 }
@@ -46,7 +46,7 @@ pub(crate) async fn create<T>(
 pub(crate) async fn attach<T>(attempt: &Attempt<T>, place: &Place<'_>, cid: &str) -> Result<()> {
     attempt.status("attaching the disk");
     let call = attempt.call_id(&format!("attach_disk {cid} {}", place.vm));
-    let hint = attempt.app.machines.attach_disk(&call, place.vm, cid).await?;
+    let hint = attempt.machines().attach_disk(&call, place.vm, cid).await?;
     let agent = attempt.agent(place.agent, place.instance);
     agent.add_persistent_disk(cid, hint).await?;
     agent.mount_disk(cid).await?;
@@ -59,7 +59,7 @@ pub(crate) async fn detach<T>(attempt: &Attempt<T>, place: &Place<'_>, cid: &str
     let agent = attempt.agent(place.agent, place.instance);
     unmount(&agent, cid).await?;
     let call = attempt.call_id(&format!("detach_disk {cid} {}", place.vm));
-    attempt.app.machines.detach_disk(&call, place.vm, cid).await
+    attempt.machines().detach_disk(&call, place.vm, cid).await
 }
 
 /// Unmounts a disk if it is mounted and has the agent forget it.

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
+use stolos_base::compute;
 use stolos_base::ids::InstanceId;
 use stolos_blobs::{BlobId, Verb};
 use stolos_manifest::{DefaultFor, WatchTime};
@@ -87,7 +88,7 @@ pub(crate) async fn stop<T>(attempt: &Attempt<T>, stopping: Stopping<'_>) -> Res
     let machine = stopping.machine;
     match drain_and_stop(attempt, stopping).await {
         Err(Error::Agent(error)) if matches!(*error, client::Error::Timeout { .. }) => {
-            if attempt.app.machines.has_vm(&machine.cid).await? {
+            if attempt.machines().has_vm(&machine.cid).await? {
                 return Err(Error::Agent(error));
             }
             attempt.app.tasks.debug(
@@ -178,7 +179,7 @@ impl Work<Kept> {
             jobs.insert(key, archive);
         }
         let (placement, placed) = (self.what.placement.clone(), placed.clone());
-        let rendered = tokio::task::spawn_blocking(move || render_one(&placement, &placed, &jobs, &values))
+        let rendered = compute::run(move || render_one(&placement, &placed, &jobs, &values))
             .await
             .map_err(|error| Error::Bug(format!("rendering ended: {error}")))?
             .map_err(|errors| Error::Templates(errors.to_string()))?;
@@ -286,7 +287,7 @@ struct Delivered {
 /// Brings the rendered templates to the agent: in a message if they fit, else as a sealed blob behind a signed URL.
 async fn deliver(attempt: &Attempt<Kept>, agent: &AgentClient, placed: &Placed) -> Result<Delivered> {
     let rendered = attempt.rendered(placed).await?;
-    let packed = tokio::task::spawn_blocking(move || rendered.pack())
+    let packed = compute::run(move || rendered.pack())
         .await
         .map_err(|error| Error::Bug(format!("packing ended: {error}")))?;
     let digest = BlobId::of(packed.expose());

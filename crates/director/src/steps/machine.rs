@@ -59,7 +59,7 @@ pub(crate) async fn create<T>(attempt: &Attempt<T>, wanted: &Wanted<'_>, values:
         env: env(app, wanted, issued, values)?,
     };
     attempt.status("creating the machine");
-    let cid = app.machines.create_vm(&call, &machine).await?;
+    let cid = attempt.machines().create_vm(&call, &machine).await?;
     inventory::vm_made(&app.db, fence, wanted.agent, &cid).await?;
     attempt.status("waiting for its agent");
     let name = format!("{}/{}", wanted.placed.group, wanted.placed.id);
@@ -111,14 +111,15 @@ pub(crate) async fn describe<T>(
         ),
     ];
     metadata.extend(own.into_iter().map(|(key, value)| (key.to_owned(), json!(value))));
-    attempt.app.machines.set_vm_metadata(cid, metadata).await
+    attempt.machines().set_vm_metadata(cid, metadata).await
 }
 
 /// Deletes a machine and forgets it. One that is gone already is as good as deleted.
 pub(crate) async fn delete<T>(attempt: &Attempt<T>, agent: AgentId, cid: &str) -> Result<()> {
     attempt.status("deleting the machine");
     let app = &attempt.app;
-    app.machines
+    attempt
+        .machines()
         .delete_vm(&attempt.call_id(&format!("delete_vm {cid}")), cid)
         .await?;
     inventory::vm_gone(&app.db, attempt.ctx.fence(), agent).await
@@ -150,7 +151,7 @@ pub(crate) async fn delete_unknown<T>(attempt: &Attempt<T>, unknown: &Unknown<'_
                 disks: &[],
                 env: json!({"bosh": {}}),
             };
-            match app.machines.find_vm(unknown.call_id, &machine).await? {
+            match attempt.machines().find_vm(unknown.call_id, &machine).await? {
                 Some(cid) => cid,
                 None => return inventory::vm_gone(&app.db, attempt.ctx.fence(), unknown.agent).await,
             }

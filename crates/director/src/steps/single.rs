@@ -350,7 +350,7 @@ pub(crate) async fn release_machine<T>(
     responsive: bool,
 ) -> Result<()> {
     // A machine's end detaches what it has; where somebody answers, file systems are unmounted in order first.
-    if responsive && !disks.is_empty() && attempt.app.machines.has_vm(&machine.cid).await? {
+    if responsive && !disks.is_empty() && attempt.machines().has_vm(&machine.cid).await? {
         for cid in disks {
             let place = disk::Place {
                 agent: machine.agent_id,
@@ -379,7 +379,7 @@ pub(crate) async fn remove_left_disk(attempt: &Attempt<Kept>, left: &LeftDisk) -
 
 /// Deletes a disk of which it is not known whether it was made: the same call gives the one that is there or makes it.
 pub(crate) async fn remove_unknown_disk<T>(attempt: &Attempt<T>, left: &LeftDisk) -> Result<()> {
-    let machines = &attempt.app.machines;
+    let machines = attempt.machines();
     if let Some(cid) = machines.find_disk(&left.call_id, &left.made_as).await? {
         machines
             .delete_disk(&attempt.call_id(&format!("delete_disk {cid}")), &cid)

@@ -11,6 +11,7 @@ use stolos_base::Secret;
 use stolos_flow::faults::Faults;
 use stolos_store::testing::Place;
 
+use crate::machines::files;
 use crate::world::{AGENT_KEY, CLOUD, Life, PASSWORD, Site, World};
 
 /// Every route but `/info`, with whether `bosh.read` is enough.
@@ -294,7 +295,7 @@ async fn no_secret_is_shown_or_kept() {
     let leak = {
         let state = world.outside.state();
         let machine = state.machines.values().next().expect("a machine");
-        let config = String::from_utf8_lossy(&machine.files["web/config/config.yml"]).into_owned();
+        let config = String::from_utf8_lossy(&files(machine)["web/config/config.yml"]).into_owned();
         config
             .lines()
             .next()

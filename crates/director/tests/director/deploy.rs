@@ -6,6 +6,7 @@ use stolos_base::poll;
 use stolos_mbus::state::JobState;
 use stolos_store::testing::{Place, each};
 
+use crate::machines::{RealAgents, files};
 use crate::world::{PASSWORD, Site, World};
 
 fn stages(events: &[Event]) -> Vec<String> {
@@ -70,9 +71,9 @@ async fn a_group_comes_grows_changes_shrinks_and_goes() {
             assert_eq!(machine.job_state, JobState::Running);
             assert_eq!(machine.mounted.len(), 1);
             let index = machine.spec.index.expect("an index");
-            let run = String::from_utf8_lossy(&machine.files["web/bin/run"]).into_owned();
+            let run = String::from_utf8_lossy(&files(machine)["web/bin/run"]).into_owned();
             assert_eq!(run, "#!/bin/sh\necho hello\n");
-            let config = String::from_utf8_lossy(&machine.files["web/config/config.yml"]).into_owned();
+            let config = String::from_utf8_lossy(&files(machine)["web/config/config.yml"]).into_owned();
             assert!(
                 config.contains(&format!("password: {PASSWORD}-password-")),
                 "{config}"
@@ -394,14 +395,16 @@ async fn large_templates_come_by_signed_url() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_agent_does_what_it_is_told() {
     let (world, place) = (World::new(), Place::sqlite());
-    world.outside.state().real = Some((world.dir.path().join("machines"), world.instance().packages()));
+    let real = RealAgents::default();
+    world.outside.state().boot =
+        Some(real.boot(world.dir.path().join("machines"), world.instance().packages()));
     let life = world.ready(&place).await;
     let mut site = Site {
         instances: 2,
         ..Site::default()
     };
     life.deploy(&site.manifest()).await;
-    for state in world.outside.real_states().await {
+    for state in real.states().await {
         assert_eq!(
             (state.job_state, state.spec.generation),
             (JobState::Running, Some(1))
@@ -413,7 +416,7 @@ async fn the_real_agent_does_what_it_is_told() {
     life.deploy(&site.manifest()).await;
     site.vm_type = "large";
     life.deploy(&site.manifest()).await;
-    for state in world.outside.real_states().await {
+    for state in real.states().await {
         assert_eq!(
             (state.job_state, state.spec.generation),
             (JobState::Running, Some(3))
@@ -430,7 +433,7 @@ async fn the_real_agent_does_what_it_is_told() {
     );
     // Unchanged: nobody is touched, so nobody hears of the new generation.
     life.deploy(&site.manifest()).await;
-    for state in world.outside.real_states().await {
+    for state in real.states().await {
         assert_eq!(state.spec.generation, Some(3));
     }
     let task = life

@@ -1,8 +1,8 @@
 //! The director as a service: in this process, over HTTPS on port 0, with a CPI that keeps books and simulated agents on
 //! the in-memory bus.
 
-mod agent;
 mod api;
 mod deploy;
+mod machines;
 mod resume;
 mod world;

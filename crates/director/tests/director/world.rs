@@ -27,7 +27,7 @@ use stolos_store::testing::Place;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Outside;
+use stolos_director::testing::Outside;
 
 /// In the private key of every agent's certificate.
 pub(crate) const AGENT_KEY: &str = "agentkeyagentkeyagentkey";

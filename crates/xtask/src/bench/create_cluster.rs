@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::Times;
+use super::{Times, print};
 use crate::installation::{Installation, output};
 use crate::say;
 
@@ -254,9 +254,4 @@ fn text(path: &Path) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[expect(clippy::print_stdout, reason = "this program prints measurements")]
-fn print(text: &str) {
-    println!("{text}");
 }

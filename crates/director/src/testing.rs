@@ -1,15 +1,15 @@
-//! Simulated machines: a CPI that keeps books, and one agent on the in-memory bus for each machine of it.
+//! For tests only: simulated machines. A CPI that keeps books, and one agent on the in-memory bus for each machine of it.
+//!
+//! Owns what a director sees of machines, and what can go wrong with them on demand. Never runs a job: an agent answers at once, and keeps
+//! the packed templates that it was given. A machine is one small task and a few kilobytes, so that thousands fit into a process.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::Read as _;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
-use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
-use stolos_agent::paths::Paths;
-use stolos_agent::{Agent as RealAgent, Core};
 use stolos_base::ids::AgentId;
 use stolos_base::task;
 use stolos_cpi::null::NullCpi;
@@ -17,62 +17,82 @@ use stolos_cpi::{
     CloudProperties, Cpi, CreateVm, DiskCid, Info, Metadata, Networks, Result, Size, SnapshotCid,
     StemcellCid, VmCid, VmResources,
 };
-use stolos_director::Infrastructure;
 use stolos_mbus::call::Call;
 use stolos_mbus::memory::MemoryBus;
 use stolos_mbus::message::{AgentTask, Reply};
 use stolos_mbus::rights::Peer;
-use stolos_mbus::settings::{Settings, Vm};
+use stolos_mbus::settings::Vm;
 use stolos_mbus::spec::ApplySpec;
 use stolos_mbus::state::{AgentState, Heartbeat, JobState, Process};
 use stolos_mbus::{Endpoint, Transport};
 use tokio_util::sync::CancellationToken;
 
+use crate::Infrastructure;
+
+/// Starts something else than a simulated agent in a new machine, the real one for instance. What it gives is dropped when the machine is
+/// deleted.
+pub type Boot =
+    Arc<dyn Fn(CreateVm, Arc<dyn Transport>) -> BoxFuture<'static, Box<dyn Any + Send>> + Send + Sync>;
+
 /// The outside: it outlives directors. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Outside(Arc<Inner>);
+pub struct Outside(Arc<Inner>);
 
 struct Inner {
-    pub(crate) cpi: NullCpi,
-    pub(crate) bus: MemoryBus,
+    cpi: NullCpi,
+    bus: MemoryBus,
     state: Mutex<State>,
 }
 
+/// The machines, what was asked of them, and what goes wrong. A label is the value of one of a deployment's tags; a member is `GROUP/INDEX`
+/// (in every deployment), or `LABEL GROUP/INDEX`.
 #[derive(Default)]
-pub(crate) struct State {
+pub struct State {
     /// Replies of CPI calls by id: the journal of the real runner.
     disks_made: HashMap<String, DiskCid>,
-    pub(crate) machines: BTreeMap<AgentId, Machine>,
-    /// `group/index method` (and script) of every request but reads, in order.
-    pub(crate) calls: Vec<String>,
-    /// When set, machines run the real agent below this directory, with packages from the second one.
-    pub(crate) real: Option<(Utf8PathBuf, Utf8PathBuf)>,
-    real_agents: BTreeMap<AgentId, RealAgent>,
-    /// `group/index` whose jobs never run.
-    pub(crate) broken: Vec<String>,
-    /// `group/index script` that does not end.
-    pub(crate) hanging: Vec<String>,
-    /// `group/index script` that fails, with what it says.
-    pub(crate) failing: HashMap<String, String>,
+    /// Simulated machines.
+    pub machines: BTreeMap<AgentId, Machine>,
+    /// `GROUP/INDEX METHOD` (or script) of every request but reads, in order.
+    pub calls: Vec<String>,
+    /// When set, new machines run this instead.
+    pub boot: Option<Boot>,
+    booted: BTreeMap<AgentId, Box<dyn Any + Send>>,
+    /// Members whose jobs never run.
+    pub broken: Vec<String>,
+    /// `MEMBER METHOD` (or script) that does not end.
+    pub hanging: Vec<String>,
+    /// `MEMBER METHOD` (or script) that fails, with what it says.
+    pub failing: HashMap<String, String>,
+    /// Labels of machines that are made and never heard of.
+    pub silent: BTreeSet<String>,
+    /// Labels of machines that the CPI does not make: its calls go on until the token is cancelled.
+    pub stuck: BTreeMap<String, CancellationToken>,
 }
 
 /// What an agent knows.
-pub(crate) struct Machine {
-    pub(crate) spec: ApplySpec,
-    pub(crate) job_state: JobState,
-    pub(crate) mounted: Vec<String>,
+pub struct Machine {
+    labels: Vec<String>,
+    /// What it is to be.
+    pub spec: ApplySpec,
+    /// How its jobs are.
+    pub job_state: JobState,
+    /// Disks that are mounted.
+    pub mounted: Vec<String>,
     known_disks: Vec<String>,
+    /// Blobs that were uploaded and not applied yet.
     blobs: HashMap<String, Vec<u8>>,
-    /// Path → content of the rendered files.
-    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// The rendered templates, a gzipped tar; empty when they came by URL.
+    pub templates: Vec<u8>,
     /// Set when the templates came by URL.
-    pub(crate) signed_url: Option<String>,
+    pub signed_url: Option<String>,
     tasks: HashMap<String, Option<Reply>>,
     stop: CancellationToken,
 }
 
 impl Outside {
-    pub(crate) fn new(cpi: NullCpi) -> Self {
+    /// No machines yet.
+    #[must_use]
+    pub fn new(cpi: NullCpi) -> Self {
         Self(Arc::new(Inner {
             cpi,
             bus: MemoryBus::new(),
@@ -80,90 +100,47 @@ impl Outside {
         }))
     }
 
-    pub(crate) fn bus(&self) -> &MemoryBus {
+    /// The bus that agents are on.
+    #[must_use]
+    pub fn bus(&self) -> &MemoryBus {
         &self.0.bus
     }
 
-    pub(crate) fn books(&self) -> stolos_cpi::null::Books {
+    /// What the CPI holds.
+    #[must_use]
+    pub fn books(&self) -> stolos_cpi::null::Books {
         self.0.cpi.books()
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().expect("no test panics with it")
+    /// To look and to make things go wrong; not to be held while waiting.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The calls so far, forgotten.
-    pub(crate) fn take_calls(&self) -> Vec<String> {
+    pub fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
     }
 
-    /// Boots the machine's real agent, once.
-    async fn boot_real(&self, request: &CreateVm, root: Utf8PathBuf, packages: &Utf8Path) {
+    /// Boots what runs in the machine, once.
+    async fn boot(&self, request: &CreateVm) {
         let agent = request.agent_id;
-        if self.state().real_agents.contains_key(&agent) {
-            return;
-        }
-        let settings = json!({"agent_id": agent, "vm": {"name": format!("vm-{agent}")},
-                              "networks": request.networks, "env": request.env});
-        let settings: Settings = serde_json::from_value(settings).expect("settings as the CPI writes them");
-        let paths = Paths::below(&root.join(agent.to_string()));
-        let shared = paths.shared_packages();
-        fs_err::create_dir_all(shared.parent().expect("a parent")).expect("a directory");
-        fs_err::os::unix::fs::symlink(packages, &shared).expect("packages");
-        let core = Core::new(
-            settings,
-            paths,
-            Arc::new(stolos_agent::platform::Memory::default()),
-        )
-        .expect("an agent");
-        core.boot().await;
-        let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
-        let real = RealAgent::start(stolos_agent::Config::default(), core, transport).await;
-        self.state()
-            .real_agents
-            .insert(agent, real.expect("an agent on the bus"));
-    }
-
-    /// Asks the real agents how they are.
-    pub(crate) async fn real_states(&self) -> Vec<AgentState> {
-        let cores: Vec<Core> = self
-            .state()
-            .real_agents
-            .values()
-            .map(|agent| agent.core().clone())
-            .collect();
-        let mut states = Vec::new();
-        for core in cores {
-            match core.handle(Call::GetState { full: false }).await {
-                Reply::Value(value) => states.push(serde_json::from_value(value).expect("a state")),
-                Reply::Exception(exception) => panic!("{exception:?}"),
-            }
-        }
-        states
-    }
-
-    /// Boots the machine's agent, once.
-    async fn boot(&self, agent: AgentId) {
-        let stop = CancellationToken::new();
-        {
-            let mut state = self.state();
-            if state.machines.contains_key(&agent) {
+        let other = {
+            let state = self.state();
+            if state.machines.contains_key(&agent) || state.booted.contains_key(&agent) {
                 return;
             }
-            let machine = Machine {
-                spec: ApplySpec::default(),
-                job_state: JobState::Unknown,
-                mounted: Vec::new(),
-                known_disks: Vec::new(),
-                blobs: HashMap::new(),
-                files: BTreeMap::new(),
-                signed_url: None,
-                tasks: HashMap::new(),
-                stop: stop.clone(),
-            };
-            state.machines.insert(agent, machine);
-        }
+            state.boot.clone()
+        };
         let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
+        if let Some(boot) = other {
+            let running = boot(request.clone(), transport).await;
+            self.state().booted.insert(agent, running);
+            return;
+        }
+        let stop = CancellationToken::new();
+        let machine = Machine::new(labels(request), stop.clone());
+        self.state().machines.insert(agent, machine);
         let mut endpoint = Endpoint::start(transport, agent)
             .await
             .expect("an agent on the bus");
@@ -218,17 +195,20 @@ impl Outside {
             Call::RunScript { script, .. } => script.clone(),
             other => other.method().to_owned(),
         };
+        let labelled = machine.labels.iter().map(|label| format!("{label} {who}"));
+        let members: Vec<String> = std::iter::once(who.clone()).chain(labelled).collect();
+        let broken = state.broken.iter().any(|member| members.contains(member));
+        let keys: Vec<String> = members.iter().map(|member| format!("{member} {what}")).collect();
         if !call.is_read() {
-            state.calls.push(format!("{who} {what}"));
+            state.calls.push(keys[0].clone());
         }
-        let key = format!("{who} {what}");
         if !call.is_asynchronous() {
-            return machine.answer(agent, call, state.broken.contains(&who));
+            return machine.answer(agent, call, broken);
         }
-        let reply = match state.failing.get(&key) {
+        let reply = match keys.iter().find_map(|key| state.failing.get(key)) {
             Some(text) => Some(Reply::exception(text.clone())),
-            None if state.hanging.contains(&key) => None,
-            None => Some(machine.answer(agent, call, state.broken.contains(&who))),
+            None if keys.iter().any(|key| state.hanging.contains(key)) => None,
+            None => Some(machine.answer(agent, call, broken)),
         };
         let id = format!("task-{}", machine.tasks.len() + 1);
         machine.tasks.insert(id.clone(), reply);
@@ -236,7 +216,28 @@ impl Outside {
     }
 }
 
+impl std::fmt::Debug for Outside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outside")
+    }
+}
+
 impl Machine {
+    fn new(labels: Vec<String>, stop: CancellationToken) -> Self {
+        Self {
+            labels,
+            spec: ApplySpec::default(),
+            job_state: JobState::Unknown,
+            mounted: Vec::new(),
+            known_disks: Vec::new(),
+            blobs: HashMap::new(),
+            templates: Vec::new(),
+            signed_url: None,
+            tasks: HashMap::new(),
+            stop,
+        }
+    }
+
     fn answer(&mut self, agent: AgentId, call: &Call, broken: bool) -> Reply {
         match call {
             Call::Ping => Reply::value("pong"),
@@ -301,14 +302,14 @@ impl Machine {
             .expect("templates to apply");
         self.signed_url = archive.signed_url.as_ref().map(|url| url.expose().clone());
         if self.signed_url.is_none() {
-            let Some(bytes) = self.blobs.get(&archive.blobstore_id) else {
+            let Some(bytes) = self.blobs.remove(&archive.blobstore_id) else {
                 return Reply::exception("the templates were never uploaded");
             };
             assert_eq!(
                 archive.sha1,
-                format!("sha256:{}", stolos_blobs::BlobId::of(bytes))
+                format!("sha256:{}", stolos_blobs::BlobId::of(&bytes))
             );
-            self.files = unpack(bytes);
+            self.templates = bytes;
         }
         self.spec = spec.clone();
         Reply::value("applied")
@@ -333,49 +334,42 @@ impl Machine {
     }
 }
 
-pub(crate) fn unpack(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes));
-    for entry in archive.entries().expect("an archive") {
-        let mut entry = entry.expect("an entry");
-        let path = entry.path().expect("a path").display().to_string();
-        let path = path.strip_prefix("./").expect("as BOSH packs").to_owned();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).expect("content");
-        files.insert(path, content);
-    }
-    files
-}
-
 impl Infrastructure for Outside {
     fn journalled(&self, call: &str) -> Arc<dyn Cpi> {
-        Arc::new(Call1 {
+        Arc::new(Caller {
             outside: self.clone(),
             id: Some(call.to_owned()),
         })
     }
 
     fn plain(&self) -> Arc<dyn Cpi> {
-        Arc::new(Call1 {
+        Arc::new(Caller {
             outside: self.clone(),
             id: None,
         })
     }
 }
 
+/// The values of the tags of a machine's deployment: the director tells agents so.
+fn labels(request: &CreateVm) -> Vec<String> {
+    let tags = request.env["bosh"]["tags"].as_object();
+    let values = tags.into_iter().flat_map(|tags| tags.values());
+    values.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// One call: remembers disks by its id, boots and ends agents with machines, leaves the rest to the books.
-struct Call1 {
+struct Caller {
     outside: Outside,
     id: Option<String>,
 }
 
-impl Call1 {
+impl Caller {
     fn cpi(&self) -> &NullCpi {
         &self.outside.0.cpi
     }
 }
 
-impl Cpi for Call1 {
+impl Cpi for Caller {
     fn info(&self) -> BoxFuture<'_, Result<Info>> {
         self.cpi().info()
     }
@@ -394,11 +388,19 @@ impl Cpi for Call1 {
 
     fn create_vm<'a>(&'a self, request: &'a CreateVm) -> BoxFuture<'a, Result<(VmCid, Networks)>> {
         Box::pin(async move {
+            let (stuck, silent) = {
+                let state = self.outside.state();
+                let labels = labels(request);
+                let stuck = labels.iter().find_map(|label| state.stuck.get(label));
+                let silent = labels.iter().any(|label| state.silent.contains(label));
+                (stuck.cloned(), silent)
+            };
+            if let Some(stuck) = stuck {
+                stuck.cancelled().await;
+            }
             let made = self.cpi().create_vm(request).await?;
-            let real = self.outside.state().real.clone();
-            match real {
-                Some((root, packages)) => self.outside.boot_real(request, root, &packages).await,
-                None => self.outside.boot(request.agent_id).await,
+            if !silent {
+                self.outside.boot(request).await;
             }
             Ok(made)
         })
@@ -410,8 +412,13 @@ impl Cpi for Call1 {
             .trim_start_matches("vm-")
             .parse()
             .expect("an agent's machine");
-        self.outside.state().real_agents.remove(&agent);
-        if let Some(machine) = self.outside.state().machines.remove(&agent) {
+        let (booted, machine) = {
+            let mut state = self.outside.state();
+            (state.booted.remove(&agent), state.machines.remove(&agent))
+        };
+        // Not under the lock: what ends may look at the outside.
+        drop(booted);
+        if let Some(machine) = machine {
             machine.stop.cancel();
         }
         self.cpi().delete_vm(vm)

@@ -1,0 +1,365 @@
+//! Putting the services together, and the first start of trust. What they touch outside of the process is given ([`Outside`]).
+//!
+//! In this order: root key → credentials → our CA and server certificates → identity → bus → director → clusters. Each
+//! needs what comes before it; everything can be repeated, and a second start finds what the first one made.
+
+use std::any::Any;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use serde_json::json;
+use stolos_api::{director as director_api, http as api_http, identity as identity_api, pks};
+use stolos_base::pki::Identity as Pair;
+use stolos_base::task::{self, Kind};
+use stolos_base::tls::{self, Clients};
+use stolos_base::{Clock, IdSource, Instance, Secret};
+use stolos_blobs::{Blobs, SealKey, Signer};
+use stolos_clusters::oidc::Oidc;
+use stolos_clusters::plans::Plans;
+use stolos_clusters::render::Catalogue;
+use stolos_credentials::{Credentials, root_key};
+use stolos_identity::{Administrator, ClientConfig, Identity};
+use stolos_mbus::Bus;
+use stolos_store::{DatabaseUrl, Db};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::director::RemoteDirector;
+use crate::network::LeasedNetwork;
+use crate::outside::{Ground, Outside};
+use crate::trust::{self, Trust};
+use crate::variables::{self, BusAuthority, DIRECTOR_NAME, Store};
+
+/// The largest blob that an agent may upload: logs.
+const MAX_UPLOAD: u64 = 4 << 30;
+/// The client under which `clusters` calls the director.
+const CLUSTERS_CLIENT: &str = "clusters";
+
+/// All services of an installation, running. Stopped in the opposite order of their start.
+pub struct Installation {
+    clusters: stolos_clusters::Service,
+    director: stolos_director::Handle,
+    serving: CancellationToken,
+    urls: Urls,
+    ca: String,
+    _bus: Box<dyn Any + Send>,
+}
+
+/// Where the services are reached.
+#[derive(Clone, Debug)]
+pub struct Urls {
+    /// PKS API.
+    pub api: String,
+    /// Tokens.
+    pub identity: String,
+    /// Director.
+    pub director: String,
+}
+
+impl Installation {
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// When something cannot be started; what was started ends with the process.
+    pub async fn start(instance: &Instance, outside: Outside) -> anyhow::Result<Self> {
+        let (host, clock, ids) = (outside.host, &outside.clock.clone(), &outside.ids.clone());
+        let databases = Databases {
+            url: outside.database.clone(),
+            clock: clock.clone(),
+        };
+        let root = root_key::load_or_create(&instance.root_key()).context("failed to get the root key")?;
+        let credentials = Credentials::open(
+            databases.open(&stolos_credentials::SCHEMA).await?,
+            &root,
+            ids.clone(),
+        )
+        .await?;
+        let trust = Trust::make(instance, &credentials, host).await?;
+        let serving = CancellationToken::new();
+
+        let port = Port::listen(host, outside.ports.identity).await?;
+        let identity_url = port.url.clone();
+        let clusters_secret = variables::password(&credentials, "/stolos/clients/clusters").await?;
+        let identity = start_identity(&databases, &credentials, &identity_url, &clusters_secret, ids).await?;
+        trust::remember_password(instance, &identity)?;
+        port.serve(&trust.api, identity.router(), &serving)?;
+
+        let bus = outside
+            .bus
+            .connect(Ground {
+                credentials: &credentials,
+                authority: &trust.bus,
+            })
+            .await?;
+        let seal = trust::secret_bytes(&credentials, "/stolos/seal_key").await?;
+        let signer_key = variables::password(&credentials, "/stolos/blob_signing_key").await?;
+        let signer = Signer::new(&Secret::new(signer_key.expose().clone().into_bytes()));
+        let blobs = Blobs::open(instance.blobs(), stolos_blobs::Options::default())?;
+        let port = Port::listen(host, outside.ports.blobs).await?;
+        let blobs_url = port.url.clone();
+        let served = stolos_blobs::signed::Config {
+            blobs: blobs.clone(),
+            signer: signer.clone(),
+            clock: clock.clone(),
+            max_upload: MAX_UPLOAD,
+            seal_key: Some(SealKey::new(seal)),
+        };
+        port.serve(&trust.api, stolos_blobs::signed::router(served), &serving)?;
+        let deps = stolos_director::Deps {
+            db: databases.open(&stolos_director::SCHEMA).await?,
+            blobs,
+            seal: SealKey::new(seal),
+            signer,
+            cpi: outside.cpi.clone(),
+            bus: Bus::start(bus.director, ids.clone()).await?,
+            monitor: bus.monitor,
+            trust: Arc::new(BusAuthority {
+                authority: trust.bus.clone(),
+                clock: clock.clone(),
+            }),
+            variables: Arc::new(Store(credentials.clone())),
+            verifier: identity.verifier(),
+            ids: ids.clone(),
+            faults: stolos_flow::faults::Faults::default(),
+        };
+        let director = stolos_director::Director::start(
+            stolos_director::Config {
+                id: trust::director_id(instance, ids)?,
+                name: DIRECTOR_NAME.to_owned(),
+                instance: instance.clone(),
+                cpi: "host_cpi".to_owned(),
+                token_url: identity_url.clone(),
+                mbus_urls: bus.urls,
+                blobstores: vec![blobstore(&blobs_url, &trust.ca)],
+                blobs_url,
+                holder: holder("director", instance),
+                max_cpi_calls: 8,
+                agent_limit: Duration::from_secs(120),
+            },
+            deps,
+        )
+        .await?;
+        let port = Port::listen(host, outside.ports.director).await?;
+        let director_url = port.url.clone();
+        port.serve(&trust.director, director.router(), &serving)?;
+
+        let http = api_http::client(
+            &api_http::Trust::Authorities(trust.ca.clone()),
+            Some(Duration::from_secs(60)),
+        )?;
+        let tokens = identity_api::TokenSource::new(
+            identity_api::Client::new(&identity_url, http),
+            CLUSTERS_CLIENT,
+            clusters_secret,
+            clock.clone(),
+        );
+        let director_client = director_api::Client::new(&director_url, &trust.ca, Arc::new(tokens))?;
+        offer_zones(&director_client, outside.plans.zones()).await?;
+        let leases_db = databases.open(&stolos_network::SCHEMA).await?;
+        let leases = stolos_network::Leases::open(leases_db, outside.range.try_into()?).await?;
+        let clusters = stolos_clusters::Service::start(
+            stolos_clusters::Config {
+                info: pks::Info {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    identity: identity_url.clone(),
+                    director: director_url.clone(),
+                    kubernetes_versions: offered(&outside.artifacts, &outside.plans),
+                },
+                plans: outside.plans,
+                capacity: outside.capacity,
+                artifacts: outside.artifacts,
+                oidc: outside.people.enabled.then(|| Oidc {
+                    issuer: identity.issuer().to_owned(),
+                    ca: trust.ca.clone(),
+                    claims: outside.people.claims.clone(),
+                }),
+                personal_credentials: outside.people.personal_credentials,
+                holder: holder("clusters", instance),
+            },
+            stolos_clusters::Deps {
+                db: databases.open(&stolos_clusters::SCHEMA).await?,
+                verifier: identity.verifier(),
+                network: Arc::new(LeasedNetwork {
+                    leases,
+                    addresses: outside.addresses,
+                }),
+                vault: Arc::new(Store(credentials)),
+                director: Arc::new(RemoteDirector(director_client)),
+                kubernetes: outside.kubernetes,
+                clock: outside.clock,
+                ids: outside.ids,
+            },
+        );
+        let port = Port::listen(host, outside.ports.api).await?;
+        let urls = Urls {
+            api: port.url.clone(),
+            identity: identity_url,
+            director: director_url,
+        };
+        port.serve(&trust.api, clusters.router(), &serving)?;
+        tracing::info!(api = %urls.api, "started");
+        Ok(Self {
+            clusters,
+            director,
+            serving,
+            urls,
+            ca: trust.ca,
+            _bus: bus.kept,
+        })
+    }
+
+    /// Where the services are reached.
+    #[must_use]
+    pub fn urls(&self) -> &Urls {
+        &self.urls
+    }
+
+    /// The CA (PEM) of the services' certificates.
+    #[must_use]
+    pub fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    /// Stops in order. Machines go on, and so does a bus that is a process: agents stay connected to it, and the next start adopts it.
+    pub async fn stop(self) {
+        self.serving.cancel();
+        self.clusters.stop().await;
+        self.director.stop().await;
+    }
+}
+
+/// Has the director know the zones. The config is named as BOSH's own; what an operator wrote into it stays, but for the zones.
+async fn offer_zones(director: &director_api::Client, zones: &[String]) -> anyhow::Result<()> {
+    const NAME: &str = "default";
+    let configs = director.configs("cloud").await?;
+    let there = configs.iter().find(|config| config.name == NAME);
+    let mut content: serde_json::Value = match there {
+        Some(config) => serde_saphyr::from_str(&config.content)
+            .context("the director's default cloud config is not YAML")?,
+        None => json!({}),
+    };
+    let named = |zone: &String| {
+        content["azs"]
+            .as_array()
+            .is_some_and(|azs| azs.iter().any(|az| az["name"] == *zone))
+    };
+    let missing: Vec<serde_json::Value> = zones
+        .iter()
+        .filter(|zone| !named(zone))
+        .map(|zone| json!({"name": zone}))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut all = content["azs"].as_array().cloned().unwrap_or_default();
+    all.extend(missing);
+    content["azs"] = all.into();
+    let update = director_api::ConfigUpdate {
+        kind: "cloud".to_owned(),
+        name: NAME.to_owned(),
+        content: serde_saphyr::to_string(&content)?,
+        expected_latest_id: None,
+    };
+    director.update_config(&update).await?;
+    Ok(())
+}
+
+struct Databases {
+    url: DatabaseUrl,
+    clock: Clock,
+}
+
+impl Databases {
+    async fn open(&self, schema: &'static stolos_store::Schema) -> anyhow::Result<Db> {
+        Ok(Db::open(&self.url, schema, self.clock.clone()).await?)
+    }
+}
+
+async fn start_identity(
+    databases: &Databases,
+    credentials: &Credentials,
+    url: &str,
+    clusters_secret: &Secret<String>,
+    ids: &IdSource,
+) -> anyhow::Result<Identity> {
+    let key = trust::signing_key(credentials).await?;
+    let config = stolos_identity::Config {
+        external_url: url.to_owned(),
+        administrator: Administrator {
+            name: "admin".to_owned(),
+            password: None,
+        },
+        clients: vec![ClientConfig {
+            id: CLUSTERS_CLIENT.to_owned(),
+            secret: clusters_secret.clone(),
+            authorities: vec!["bosh.admin".to_owned()],
+        }],
+    };
+    let db = databases.open(&stolos_identity::SCHEMA).await?;
+    Ok(Identity::start(db, &config, key, ids).await?)
+}
+
+fn blobstore(url: &str, ca: &str) -> stolos_mbus::settings::Blobstore {
+    use stolos_mbus::settings::{Blobstore, BlobstoreCa, BlobstoreOptions, BlobstoreTls};
+    Blobstore {
+        provider: "dav".to_owned(),
+        options: BlobstoreOptions {
+            endpoint: Some(url.to_owned()),
+            tls: Some(BlobstoreTls {
+                cert: BlobstoreCa { ca: ca.to_owned() },
+            }),
+            ..BlobstoreOptions::default()
+        },
+        other: serde_json::Map::new(),
+    }
+}
+
+/// The same name after a restart, so that a new process takes up its own flows at once.
+fn holder(service: &str, instance: &Instance) -> String {
+    format!("{service}@{}", instance.name)
+}
+
+/// The versions that plans have, newest first.
+fn offered(artifacts: &Catalogue, plans: &Plans) -> Vec<String> {
+    let has = |version: &str| plans.iter().any(|(_, plan)| plan.kubernetes_version == version);
+    let versions = artifacts.versions().into_iter();
+    versions
+        .filter(|version| has(version))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A port of ours that listens and answers nobody yet.
+struct Port {
+    listener: TcpListener,
+    address: SocketAddr,
+    url: String,
+}
+
+impl Port {
+    async fn listen(host: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let address = SocketAddr::new(host, port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("failed to listen on {address}; is another program there?"))?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            url: format!("https://{address}"),
+        })
+    }
+
+    fn serve(self, identity: &Pair, router: Router, stop: &CancellationToken) -> anyhow::Result<()> {
+        let (tls, stop) = (tls::server(identity, Clients::Any)?, stop.clone());
+        let name = format!("port {}", self.address.port());
+        task::spawn(Kind::Service, name, async move {
+            stolos_base::http::serve_tls(self.listener, tls, router, stop).await;
+            Ok::<(), std::convert::Infallible>(())
+        });
+        Ok(())
+    }
+}

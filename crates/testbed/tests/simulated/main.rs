@@ -1,0 +1,3 @@
+//! What is about many clusters, on simulated machines.
+
+mod fairness;
