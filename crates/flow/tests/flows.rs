@@ -1026,3 +1026,50 @@ async fn a_graph_that_cannot_be_made_yet_is_made_later() {
         Err(Error::UnknownKind(_))
     ));
 }
+
+/// Once, flows of the other executor filled the list of those that may be taken up next.
+#[tokio::test]
+async fn two_executors_of_one_database_leave_each_others_flows_alone() {
+    struct Quick;
+    impl Kind for Quick {
+        const NAME: &'static str = "quick";
+        type Input = ();
+        async fn graph(&self, _flow: &FlowInfo, (): ()) -> Result<Graph, StepError> {
+            Ok(Graph::new())
+        }
+    }
+    each(async |place| {
+        let db = place.open(&SCHEMA).await;
+        let stuck = Arc::new(Semaphore::new(0));
+        let waiting = stuck.clone();
+        let one = scripted(&db, move |_| {
+            let waiting = waiting.clone();
+            let mut graph = Graph::new();
+            graph.add(
+                Step::new("wait", move |_| {
+                    let waiting = waiting.clone();
+                    async move {
+                        let _ = waiting.acquire().await;
+                        Ok(())
+                    }
+                })
+                .interrupt(Interrupt::Anytime),
+            );
+            graph
+        });
+        for _ in 0..120 {
+            submit(&one).await;
+        }
+        let two = Flows::builder(db.clone(), "two")
+            .kind(Quick)
+            .other_kind::<Scripted<fn(&FlowInfo) -> Graph>>()
+            .max_running(1)
+            .start();
+        let id = two.submit::<Quick>("x", &()).await.unwrap();
+        assert_eq!(two.wait(id).await.unwrap().state(), FlowState::Succeeded);
+        stuck.close();
+        two.stop().await;
+        one.stop().await;
+    })
+    .await;
+}

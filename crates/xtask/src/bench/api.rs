@@ -114,7 +114,7 @@ impl Arguments {
 impl Measured {
     fn table(&self) -> String {
         let mut text = format!(
-            "{} clusters on {}, {} rounds; {} ask at the same time, one reads all the while\n\n{:<28}{:>7}{:>12}{:>12}{:>12}\n",
+            "{} clusters on {}, rounds: {}; {} ask at the same time, one reads all the while\n\n{:<28}{:>7}{:>12}{:>12}{:>12}\n",
             self.clusters, self.database, self.rounds, self.asking_at_once, "", "n", "p50", "p99", "worst"
         );
         let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
