@@ -25,7 +25,8 @@ use crate::workload::{file, image_archive, unpacked};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const PROXY_PASSWORD: &str = "proxy-word-8812";
-/// One pod that may not go, on the worker that will.
+/// One pod that may not go, on the worker that will. Its image comes from the registry too: a kubelet that has pulled an image under one name
+/// does not give it to pods that ask for it under another, even where it is there from the start.
 const HELD: &str = r#"
 apiVersion: apps/v1
 kind: Deployment
@@ -37,7 +38,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       nodeSelector: {kubernetes.io/hostname: worker-1}
-      containers: [{name: held, image: "stolos.local/busybox:1", imagePullPolicy: Never, command: [sleep, "86400"]}]
+      containers: [{name: held, image: IMAGE, command: [sleep, "86400"]}]
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
@@ -97,7 +98,7 @@ pub(crate) fn a_cluster_in_a_company(installation: &Installation) {
 
     a_person_comes_by_name(installation);
     nodes_say_how_they_are(installation);
-    a_budget_holds_a_drain(installation);
+    a_budget_holds_a_drain(installation, &format!("{}/team/app:1", registry.name()));
     installation.stolos(&["delete-cluster", "company", "--non-interactive", "--wait"]);
     installation.stolos(&["get-credentials", "live"]);
 }
@@ -208,9 +209,10 @@ fn nodes_say_how_they_are(installation: &Installation) {
 }
 
 /// The operation names the pod; it goes on when the budget is gone.
-fn a_budget_holds_a_drain(installation: &Installation) {
+fn a_budget_holds_a_drain(installation: &Installation, image: &str) {
+    let manifest = file(installation, "held.yml", &HELD.replace("IMAGE", image));
     installation
-        .kubectl(&["apply", "-f", &file(installation, "held.yml", HELD)])
+        .kubectl(&["apply", "-f", &manifest])
         .expect("applied");
     let ready = [
         "get",

@@ -1,3 +1,4 @@
-//! What is about many clusters, on simulated machines.
+//! What is about many clusters, or about every word of the command line: on simulated machines.
 
 mod fairness;
+mod transcripts;
