@@ -27,9 +27,13 @@ pub(crate) enum Command {
     )]
     Login(Login),
     /// Forget the session. The kubeconfig stays as it is.
+    #[command(after_help = "Example:\n  stolos logout")]
     Logout,
     /// List the plans on offer.
-    #[command(alias = "list-plans")]
+    #[command(
+        alias = "list-plans",
+        after_help = "Examples:\n  stolos plans\n  stolos plans --json"
+    )]
     Plans(Json),
     /// List clusters.
     #[command(
@@ -71,10 +75,13 @@ pub(crate) enum Command {
     )]
     UpgradeClusters(UpgradeMany),
     /// Show an upgrade of clusters.
+    #[command(after_help = "Example:\n  stolos task 7a1f3f3e-3c1e-4d0e-9d4f-0c6f7d0f3a11")]
     Task(Task),
     /// List upgrades of clusters.
+    #[command(after_help = "Examples:\n  stolos tasks\n  stolos tasks --limit 50")]
     Tasks(Tasks),
     /// Stop an upgrade of clusters: those whose turn has not come are left alone.
+    #[command(after_help = "Example:\n  stolos cancel-task 7a1f3f3e-3c1e-4d0e-9d4f-0c6f7d0f3a11")]
     CancelTask(Id),
     /// List the certificates of a cluster that end soon.
     #[command(after_help = "Examples:\n  stolos certificates demo\n  stolos certificates demo --days 3650")]
@@ -99,10 +106,13 @@ pub(crate) enum Command {
     )]
     CreateNetworkProfile(CreateProfile),
     /// List network profiles.
+    #[command(after_help = "Example:\n  stolos network-profiles")]
     NetworkProfiles(Json),
     /// Show a network profile.
+    #[command(after_help = "Example:\n  stolos network-profile own-networks")]
     NetworkProfile(Named),
     /// Delete a network profile that no cluster has.
+    #[command(after_help = "Example:\n  stolos delete-network-profile own-networks --non-interactive")]
     DeleteNetworkProfile(DeleteProfile),
     /// Make a compute profile.
     #[command(
@@ -110,10 +120,13 @@ pub(crate) enum Command {
     )]
     CreateComputeProfile(CreateProfile),
     /// List compute profiles.
+    #[command(after_help = "Example:\n  stolos compute-profiles")]
     ComputeProfiles(Json),
     /// Show a compute profile.
+    #[command(after_help = "Example:\n  stolos compute-profile pools")]
     ComputeProfile(Named),
     /// Delete a compute profile that no cluster has.
+    #[command(after_help = "Example:\n  stolos delete-compute-profile pools --non-interactive")]
     DeleteComputeProfile(DeleteProfile),
     /// Make a Kubernetes profile.
     #[command(
@@ -122,13 +135,19 @@ pub(crate) enum Command {
     )]
     CreateKubernetesProfile(CreateProfile),
     /// List Kubernetes profiles.
-    #[command(alias = "k8s-profiles")]
+    #[command(alias = "k8s-profiles", after_help = "Example:\n  stolos kubernetes-profiles")]
     KubernetesProfiles(Json),
     /// Show a Kubernetes profile.
-    #[command(alias = "k8s-profile")]
+    #[command(
+        alias = "k8s-profile",
+        after_help = "Example:\n  stolos kubernetes-profile ports"
+    )]
     KubernetesProfile(Named),
     /// Delete a Kubernetes profile that no cluster has.
-    #[command(alias = "delete-k8s-profile")]
+    #[command(
+        alias = "delete-k8s-profile",
+        after_help = "Example:\n  stolos delete-kubernetes-profile ports --non-interactive"
+    )]
     DeleteKubernetesProfile(DeleteProfile),
     /// Give a container image to all nodes of a cluster, from an archive instead of a registry.
     #[command(
@@ -136,6 +155,7 @@ pub(crate) enum Command {
     )]
     LoadImage(LoadImage),
     /// List quotas of owners.
+    #[command(after_help = "Examples:\n  stolos quotas\n  stolos quotas --json")]
     Quotas(Json),
     /// Limit what an owner's clusters may take together. Administrators are not limited.
     #[command(
@@ -146,8 +166,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  stolos update-quota alice --clusters 5")]
     UpdateQuota(ChangeQuota),
     /// Delete a quota: its owner has no limit from then on.
+    #[command(after_help = "Example:\n  stolos delete-quota alice --non-interactive")]
     DeleteQuota(DeleteProfile),
     /// Show what owners' clusters take.
+    #[command(after_help = "Example:\n  stolos usages")]
     Usages(Json),
     /// Show how large clusters were for how long, gone ones included: what can be billed.
     #[command(
@@ -155,24 +177,35 @@ pub(crate) enum Command {
     )]
     Metering(Metering),
     /// Show what was asked of clusters and how far it is.
+    #[command(
+        after_help = "Examples:\n  stolos operations --cluster demo\n  stolos operations --follow\n  stolos operations 01a1fe87-c523-7059-9df1-cbbe513005ba --cancel"
+    )]
     Operations(Operations),
     /// Deploy a BOSH manifest with the director.
     #[command(after_help = "Example:\n  stolos deploy etcd.yml --cloud-config cloud.yml")]
     Deploy(Deploy),
     /// List deployments.
+    #[command(after_help = "Example:\n  stolos deployments")]
     Deployments(Json),
     /// Show the instances of a deployment.
+    #[command(
+        after_help = "Example:\n  stolos instances service-instance_01a1fdf4-667d-77ee-afb8-4a2431c97306"
+    )]
     Instances(Named),
     /// Delete a deployment.
+    #[command(after_help = "Example:\n  stolos delete-deployment etcd --non-interactive --wait")]
     DeleteDeployment(Delete),
     /// Show the director's tasks, or follow one.
+    #[command(after_help = "Examples:\n  stolos director-tasks\n  stolos director-tasks 7")]
     DirectorTasks(DirectorTasks),
     /// Check whether this host can run Stolos, and whether a running installation is well.
+    #[command(after_help = "Example:\n  stolos doctor")]
     Doctor(Doctor),
     /// Build what is missing and start Stolos on this host.
     #[command(after_help = "Examples:\n  stolos up\n  stolos up --demo")]
     Up(Up),
     /// Stop Stolos on this host and remove everything that it put there.
+    #[command(after_help = "Examples:\n  stolos down\n  stolos down --purge   # removes the state too")]
     Down(Down),
     /// Make plans and zones of what PKS's tile was told.
     #[command(
@@ -343,18 +376,17 @@ pub(crate) struct CreateQuota {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "limits", required = true, multiple = true, args = ["cpu", "memory", "clusters"])]
 pub(crate) struct ChangeQuota {
     /// User or client.
     pub(crate) owner: String,
     /// Processors of all machines together.
-    #[arg(long)]
+    #[arg(long, required_unless_present_any = ["memory", "clusters"])]
     pub(crate) cpu: Option<i64>,
     /// Memory of all machines together, in GB.
-    #[arg(long, value_name = "GB")]
+    #[arg(long, value_name = "GB", required_unless_present_any = ["cpu", "clusters"])]
     pub(crate) memory: Option<f64>,
     /// Clusters.
-    #[arg(long)]
+    #[arg(long, required_unless_present_any = ["cpu", "memory"])]
     pub(crate) clusters: Option<i64>,
     /// Print JSON in place of a table.
     #[arg(long)]

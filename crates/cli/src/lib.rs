@@ -91,6 +91,21 @@ mod tests {
     }
 
     #[test]
+    fn every_help_has_an_example() {
+        let command = args::Cli::command();
+        let without: Vec<&str> = command
+            .get_subcommands()
+            .filter(|verb| !verb.is_hide_set())
+            .filter(|verb| {
+                let help = verb.get_after_help().map(ToString::to_string);
+                !help.is_some_and(|help| help.contains("Example"))
+            })
+            .map(clap::Command::get_name)
+            .collect();
+        assert_eq!(without, [""; 0]);
+    }
+
+    #[test]
     fn it_answers_with_the_name_it_was_called_by() {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(

@@ -230,6 +230,8 @@ pub(crate) fn block(cluster: &Cluster) -> String {
             "Compute Profile Name",
             cluster.compute_profile_name.clone().unwrap_or_default(),
         ),
+        // There is no NSX-T here; TKGI's scripts look for the line.
+        ("NSX Policy", "false".to_owned()),
         (
             "Private Registries",
             parameters

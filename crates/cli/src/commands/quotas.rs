@@ -95,7 +95,7 @@ pub(crate) async fn delete(args: &DeleteProfile) -> Result<(), Failure> {
         .delete_quota(&args.name)
         .await
         .map_err(|error| Failure::of_api(&error))?;
-    output::note(&format!("Deletion of {} completed", args.name));
+    output::data(&format!("Deletion of {} completed", args.name));
     Ok(())
 }
 

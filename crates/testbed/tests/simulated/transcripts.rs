@@ -75,7 +75,7 @@ impl Person {
                 said.push('\n');
             }
         }
-        self.said.push_str(&said);
+        self.said.push_str(&steps_in_order(&said));
         if code != 0 {
             self.said.push_str(&format!("exit {code}\n"));
         }
@@ -84,7 +84,13 @@ impl Person {
 
     /// Without what differs from run to run.
     fn plain(&self, text: &str) -> String {
+        let dated = |line: &str| match line.split_once("Created Date:") {
+            Some((head, _)) => format!("{head}Created Date:             DATE"),
+            None => line.to_owned(),
+        };
+        let text: Vec<String> = text.lines().map(dated).collect();
         let text = text
+            .join("\n")
             .replace(&self.api, "API")
             .replace(&self.password, "PASSWORD")
             .replace(self.home.path().as_str(), "HOME");
@@ -105,6 +111,25 @@ impl Person {
         }
         plain
     }
+}
+
+/// Steps that run beside each other end in any order: those that follow each other are sorted.
+fn steps_in_order(said: &str) -> String {
+    let is_step = |line: &&str| line.starts_with("!   done ");
+    let mut lines: Vec<&str> = Vec::new();
+    let mut steps: Vec<&str> = Vec::new();
+    for line in said.lines() {
+        if is_step(&line) {
+            steps.push(line);
+            continue;
+        }
+        steps.sort_unstable();
+        lines.append(&mut steps);
+        lines.push(line);
+    }
+    steps.sort_unstable();
+    lines.append(&mut steps);
+    lines.join("\n") + "\n"
 }
 
 /// Ids, times and addresses by their names, as wide as they are, so that tables stay tables.
@@ -157,8 +182,8 @@ async fn the_life_of_a_cluster() {
             "create-cluster my-cluster -e my-cluster.example.com -p small -n 2 --tags team:blue,cost:7",
             "",
         ),
-        ("cluster my-cluster --json", ""),
         ("operations --follow", ""),
+        ("cluster my-cluster --json", ""),
         ("cluster my-cluster", ""),
         ("cluster my-cluster --details", ""),
         ("clusters", ""),
@@ -220,7 +245,6 @@ async fn profiles_and_quotas() {
         ("compute-profiles", ""),
         ("compute-profile pools", ""),
         ("create-kubernetes-profile kubernetes.json", ""),
-        ("kubernetes-profiles --json", ""),
         ("k8s-profile ports", ""),
         (
             "create-cluster c1 -e c1.example.com -p small --network-profile net --compute-profile pools --kubernetes-profile ports --wait",
