@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use stolos_base::ids::random_hex;
 use stolos_base::{Clock, Secret};
@@ -70,6 +71,41 @@ pub struct App {
     /// Version.
     #[serde(default)]
     pub version: String,
+}
+
+/// A user, as SCIM has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// Id.
+    pub id: String,
+    /// What the person types to log in.
+    pub user_name: String,
+    /// Addresses.
+    #[serde(default)]
+    pub emails: Vec<Email>,
+    /// Groups; the scopes are among them.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+}
+
+/// An address of a [`User`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Email {
+    /// The address.
+    pub value: String,
+}
+
+/// A group of a [`User`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub display: String,
+}
+
+#[derive(Deserialize)]
+struct UserPage {
+    resources: Vec<User>,
 }
 
 /// What a command line keeps to itself while a browser fetches a code for it (RFC 7636): whoever else sees the code can do nothing with it.
@@ -234,6 +270,99 @@ impl Client {
             .header("Accept", "application/json")
             .form(form);
         http::json(request).await
+    }
+
+    /// All users, with a token of the scope `scim.read`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn users(&self, token: &Secret<String>) -> Result<Vec<User>, Error> {
+        self.users_where(token, &[("count", "500")]).await
+    }
+
+    /// The user of a name.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn user(&self, token: &Secret<String>, name: &str) -> Result<Option<User>, Error> {
+        let filter = format!("userName eq \"{name}\"");
+        Ok(self.users_where(token, &[("filter", &filter)]).await?.pop())
+    }
+
+    async fn users_where(&self, token: &Secret<String>, query: &[(&str, &str)]) -> Result<Vec<User>, Error> {
+        let request = self.scim(Method::GET, "/Users", token).query(query);
+        let page: UserPage = http::json(request).await?;
+        Ok(page.resources)
+    }
+
+    /// Makes a user, with a token of the scope `scim.write`.
+    ///
+    /// # Errors
+    /// A refusal with status 409 when the name is taken.
+    pub async fn create_user(
+        &self,
+        token: &Secret<String>,
+        name: &str,
+        email: Option<&str>,
+        password: &Secret<String>,
+    ) -> Result<User, Error> {
+        let emails: Vec<_> = email
+            .iter()
+            .map(|email| serde_json::json!({"value": email}))
+            .collect();
+        let body = serde_json::json!({"userName": name, "password": password.expose(), "emails": emails});
+        http::json(self.scim(Method::POST, "/Users", token).json(&body)).await
+    }
+
+    /// Deletes a user.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_user(&self, token: &Secret<String>, id: &str) -> Result<(), Error> {
+        let path = format!("/Users/{id}");
+        http::send(self.scim(Method::DELETE, &path, token))
+            .await
+            .map(drop)
+    }
+
+    /// Puts a user into a group, or takes the user out of it.
+    ///
+    /// # Errors
+    /// A refusal with status 404 when there is no such group.
+    pub async fn set_member(
+        &self,
+        token: &Secret<String>,
+        group: &str,
+        id: &str,
+        is_member: bool,
+    ) -> Result<(), Error> {
+        let group = utf8_percent_encode(group, NON_ALPHANUMERIC);
+        let request = if is_member {
+            let body = serde_json::json!({"value": id, "type": "USER", "origin": "uaa"});
+            self.scim(Method::POST, &format!("/Groups/{group}/members"), token)
+                .json(&body)
+        } else {
+            self.scim(Method::DELETE, &format!("/Groups/{group}/members/{id}"), token)
+        };
+        http::send(request).await.map(drop)
+    }
+
+    /// Makes a group.
+    ///
+    /// # Errors
+    /// A refusal with status 409 when there is one of that name.
+    pub async fn create_group(&self, token: &Secret<String>, name: &str) -> Result<(), Error> {
+        let body = serde_json::json!({"displayName": name});
+        http::send(self.scim(Method::POST, "/Groups", token).json(&body))
+            .await
+            .map(drop)
+    }
+
+    fn scim(&self, method: Method, path: &str, token: &Secret<String>) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(token.expose())
+            .header("Accept", "application/json")
     }
 
     /// The keys that verify tokens.

@@ -72,6 +72,11 @@ pub static TABLES: Part = Part {
                 "CREATE INDEX identity_tickets_expiry ON identity_tickets (expires_at)",
             ],
         },
+        Migration {
+            number: 3,
+            name: "groups that are nobody's yet",
+            statements: &["CREATE TABLE identity_groups (name TEXT PRIMARY KEY)"],
+        },
         // new migrations go above this line, with the next number
     ],
 };
@@ -202,6 +207,101 @@ pub(crate) async fn insert_user(tx: &mut Tx, user: &User) -> Result<bool> {
         store(added)?;
     }
     Ok(true)
+}
+
+/// All users by name, or the one of a name.
+pub(crate) async fn users(db: &Db, name: Option<&str>) -> Result<Vec<User>> {
+    let rows =
+        query("SELECT id, name, email, password FROM identity_users WHERE $1 = '' OR key = $1 ORDER BY key")
+            .bind(name.unwrap_or_default().to_lowercase())
+            .fetch_all(db.read())
+            .await;
+    let mut users = Vec::new();
+    for row in store(rows)? {
+        users.extend(user(db, Some(row)).await?);
+    }
+    Ok(users)
+}
+
+/// Deletes a user with everything that the user has.
+pub(crate) async fn delete_user(tx: &mut Tx, id: UserId) -> Result<()> {
+    for sql in [
+        "DELETE FROM identity_memberships WHERE user_id = $1",
+        "DELETE FROM identity_refresh_tokens WHERE user_id = $1",
+        "DELETE FROM identity_tickets WHERE user_id = $1",
+        "DELETE FROM identity_users WHERE id = $1",
+    ] {
+        store(query(sql).bind(id.to_string()).execute(tx.conn()).await)?;
+    }
+    Ok(())
+}
+
+/// The names of all groups.
+pub(crate) async fn groups(db: &Db) -> Result<Vec<String>> {
+    let rows = query(
+        "SELECT name FROM identity_groups UNION SELECT scope AS name FROM identity_memberships ORDER BY name",
+    )
+    .fetch_all(db.read())
+    .await;
+    let rows = store(rows)?;
+    let mut groups: Vec<String> = rows
+        .iter()
+        .map(|row| store(row.try_get("name")))
+        .collect::<Result<_>>()?;
+    // The scopes are groups even when nobody is in them.
+    for scope in crate::ADMINISTRATOR_SCOPES {
+        if !groups.iter().any(|group| group == scope) {
+            groups.push((*scope).to_owned());
+        }
+    }
+    groups.sort();
+    Ok(groups)
+}
+
+/// Makes a group; fine when it is there.
+pub(crate) async fn insert_group(tx: &mut Tx, name: &str) -> Result<()> {
+    let done = query("INSERT INTO identity_groups (name) VALUES ($1) ON CONFLICT (name) DO NOTHING")
+        .bind(name.to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
+
+/// Who is in a group.
+pub(crate) async fn members(tx: &mut Tx, group: &str) -> Result<Vec<UserId>> {
+    let rows = query("SELECT user_id FROM identity_memberships WHERE scope = $1 ORDER BY user_id")
+        .bind(group.to_owned())
+        .fetch_all(tx.conn())
+        .await;
+    store(rows)?
+        .iter()
+        .map(|row| {
+            let id: String = store(row.try_get("user_id"))?;
+            id.parse().map_err(|_| Error::Corrupt("user id"))
+        })
+        .collect()
+}
+
+/// Puts a user into a group; fine when that is so.
+pub(crate) async fn add_member(tx: &mut Tx, user: UserId, group: &str) -> Result<()> {
+    let done = query(
+        "INSERT INTO identity_memberships (user_id, scope) VALUES ($1, $2) ON CONFLICT (user_id, scope) DO NOTHING",
+    )
+    .bind(user.to_string())
+    .bind(group.to_owned())
+    .execute(tx.conn())
+    .await;
+    store(done).map(drop)
+}
+
+/// Takes a user out of a group; fine when that is so.
+pub(crate) async fn remove_member(tx: &mut Tx, user: UserId, group: &str) -> Result<()> {
+    let done = query("DELETE FROM identity_memberships WHERE user_id = $1 AND scope = $2")
+        .bind(user.to_string())
+        .bind(group.to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
 }
 
 /// Changes a user's password and ends all its logins; whether there is such a user.

@@ -6,7 +6,7 @@ use axum::extract::rejection::FormRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +19,7 @@ use crate::browser;
 use crate::db::{self, Client};
 use crate::error::OAuthError;
 use crate::grant::{Form, TokenReply};
+use crate::scim;
 
 /// The largest request body: forms are small, whatever somebody sends.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -39,6 +40,13 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
         .route("/token_keys", get(token_keys))
         .route("/token_key", get(token_key))
         .route("/info", get(info))
+        .route("/Users", get(scim::user_list).post(scim::user_create))
+        .route("/Users/{id}", get(scim::user_view).delete(scim::user_delete))
+        .route("/Users/{id}/password", put(scim::password_change))
+        .route("/Groups", get(scim::group_list).post(scim::group_create))
+        .route("/Groups/{name}", get(scim::group_view).put(scim::group_update))
+        .route("/Groups/{name}/members", post(scim::member_add))
+        .route("/Groups/{name}/members/{id}", delete(scim::member_remove))
         .route("/login", get(browser::login_page).post(browser::log_in))
         .route("/logout.do", get(browser::log_out))
         .route("/passcode", get(browser::passcode))

@@ -17,6 +17,7 @@ mod http;
 mod keys;
 mod lockout;
 mod password;
+mod scim;
 mod tickets;
 
 use std::fmt;
@@ -116,6 +117,7 @@ pub(crate) struct Inner {
     pub(crate) issuer: String,
     /// Address of the key set.
     pub(crate) jku: String,
+    pub(crate) ids: IdSource,
 }
 
 impl Identity {
@@ -140,6 +142,7 @@ impl Identity {
             verifier,
             external_url,
             issuer,
+            ids: ids.clone(),
         };
         let first_password = inner.seed_administrator(&config.administrator, ids).await?;
         inner.seed_clients(&config.clients).await?;
@@ -314,6 +317,8 @@ fn public_clients() -> Vec<db::Client> {
                 "pks.clusters.admin",
                 "pks.clusters.admin.read",
                 "pks.clusters.manage",
+                "scim.read",
+                "scim.write",
             ],
         ),
         client(PKS_CLUSTER_CLIENT, &["openid", "roles"]),

@@ -1,6 +1,7 @@
 //! The service over its HTTP API, on both databases.
 
 mod browser;
+mod scim;
 
 use std::time::Duration;
 
