@@ -154,6 +154,26 @@ pub(crate) enum Command {
         after_help = "Example:\n  docker save my/app:1 -o app.tar && stolos load-image demo app.tar\n\nNodes that join later do not have the image; load it again for them."
     )]
     LoadImage(LoadImage),
+    /// List users and their groups.
+    #[command(after_help = "Example:\n  stolos users")]
+    Users(Json),
+    /// Make a user. A role is a group: pks.clusters.admin, pks.clusters.manage (own clusters only) or pks.clusters.admin.read.
+    #[command(
+        after_help = "Examples:\n  stolos create-user naomi --group pks.clusters.manage\n  stolos create-user naomi --group developers --password-file secret.txt\n\nWho is in no role cannot log in, but can have kubeconfigs with get-kubeconfig; groups are `oidc:GROUP` in clusters."
+    )]
+    CreateUser(CreateUser),
+    /// Delete a user. Clusters that the user made stay.
+    #[command(after_help = "Example:\n  stolos delete-user naomi --non-interactive")]
+    DeleteUser(DeleteProfile),
+    /// Make a group, for role bindings in clusters.
+    #[command(after_help = "Example:\n  stolos create-group developers")]
+    CreateGroup(Id),
+    /// Put a user into a group.
+    #[command(after_help = "Example:\n  stolos add-member pks.clusters.manage naomi")]
+    AddMember(Member),
+    /// Take a user out of a group.
+    #[command(after_help = "Example:\n  stolos remove-member pks.clusters.manage naomi")]
+    RemoveMember(Member),
     /// List quotas of owners.
     #[command(after_help = "Examples:\n  stolos quotas\n  stolos quotas --json")]
     Quotas(Json),
@@ -391,6 +411,29 @@ pub(crate) struct ChangeQuota {
     /// Print JSON in place of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateUser {
+    /// What the person types to log in.
+    pub(crate) name: String,
+    /// Mail address.
+    #[arg(long)]
+    pub(crate) email: Option<String>,
+    /// Group that the user is to be in; may be given several times.
+    #[arg(long = "group", value_name = "GROUP")]
+    pub(crate) groups: Vec<String>,
+    /// File that holds the password, `-` for standard input; asked for when absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Member {
+    /// Group.
+    pub(crate) group: String,
+    /// User.
+    pub(crate) user: String,
 }
 
 /// Whatever else was typed.

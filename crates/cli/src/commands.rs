@@ -19,6 +19,7 @@ mod sign_in;
 mod up;
 mod update;
 mod upgrade;
+mod users;
 
 use clap::CommandFactory as _;
 use stolos_api::pks::ProfileKind::{Compute, Kubernetes, Network};
@@ -60,6 +61,12 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::GetCredentials(args) => kubeconfigs::credentials(&args).await,
         Command::GetKubeconfig(args) => kubeconfigs::personal(&args).await,
         Command::LoadImage(args) => images::load(&args).await,
+        Command::Users(args) => users::list(&args).await,
+        Command::CreateUser(args) => users::create(&args).await,
+        Command::DeleteUser(args) => users::delete(&args).await,
+        Command::CreateGroup(args) => users::create_group(&args).await,
+        Command::AddMember(args) => users::set_member(&args, true).await,
+        Command::RemoveMember(args) => users::set_member(&args, false).await,
         Command::Quotas(args) => quotas::list(&args).await,
         Command::CreateQuota(args) => quotas::create(&args).await,
         Command::UpdateQuota(args) => quotas::update(&args).await,

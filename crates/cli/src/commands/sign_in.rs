@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::time::Duration;
 
+use camino::Utf8Path;
 use stolos_api::identity::{Challenge, Client, Tokens};
 use stolos_base::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -165,8 +166,16 @@ fn code_of(request: &str, state: &str) -> Option<Secret<String>> {
 
 /// PKS's words; scripts match them.
 pub(crate) fn refused(error: stolos_api::Error) -> Failure {
-    match error.refusal().map(|refusal| refusal.status) {
-        Some(400 | 401) => Failure::user("Credentials were rejected, please try again."),
+    match error
+        .refusal()
+        .map(|refusal| (refusal.status, refusal.code.as_deref()))
+    {
+        // The password was right.
+        Some((400, Some("invalid_scope"))) => Failure::user(
+            "You do not have enough privileges to perform this action. Please contact the PKS administrator.",
+        )
+        .hint("You are in no role; kubeconfigs are to be had without one, with `get-kubeconfig`."),
+        Some((400 | 401, _)) => Failure::user("Credentials were rejected, please try again."),
         _ => Failure::from_error(&error),
     }
 }
@@ -192,14 +201,7 @@ fn password(person: &Person) -> Result<Secret<String>, Failure> {
         return Ok(Secret::from(password.as_str()));
     }
     if let Some(path) = &person.password_file {
-        let text = if path == "-" {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map(|_| text)
-        } else {
-            fs_err::read_to_string(path)
-        };
-        let text = text.map_err(|error| Failure::user(format!("failed to read the password: {error}")))?;
-        return Ok(Secret::from(text.trim_end_matches(['\r', '\n'])));
+        return password_of(path);
     }
     if let Some(password) = PASSWORD_VARIABLES
         .iter()
@@ -215,6 +217,41 @@ fn password(person: &Person) -> Result<Secret<String>, Failure> {
     rpassword::prompt_password("Password: ")
         .map(Secret::from)
         .map_err(|error| Failure::user(format!("failed to read the password: {error}")))
+}
+
+/// A password for somebody who is new: from a file, or typed twice.
+///
+/// # Errors
+/// When there is none, or the two are not the same.
+pub(crate) fn new_password(file: Option<&Utf8Path>) -> Result<Secret<String>, Failure> {
+    if let Some(path) = file {
+        return password_of(path);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::user("no password was given")
+            .hint("Use --password-file FILE, or `-` for standard input."));
+    }
+    let ask = |question: &str| {
+        rpassword::prompt_password(question)
+            .map_err(|error| Failure::user(format!("failed to read the password: {error}")))
+    };
+    let (first, second) = (ask("Password: ")?, ask("Password again: ")?);
+    if first == second {
+        Ok(Secret::from(first))
+    } else {
+        Err(Failure::user("the two passwords are not the same"))
+    }
+}
+
+fn password_of(path: &Utf8Path) -> Result<Secret<String>, Failure> {
+    let text = if path == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs_err::read_to_string(path)
+    };
+    let text = text.map_err(|error| Failure::user(format!("failed to read the password: {error}")))?;
+    Ok(Secret::from(text.trim_end_matches(['\r', '\n'])))
 }
 
 #[cfg(test)]
