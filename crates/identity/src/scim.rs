@@ -1,4 +1,5 @@
-//! Users and groups, as UAA's SCIM endpoints have them: what `uaac user add` and `uaac member add` speak.
+//! Users and groups, as UAA's SCIM endpoints have them (UAA's API documentation, "Users" and "Groups"): what `uaac user add` and
+//! `uaac member add` speak.
 //!
 //! A group is a scope: whoever is in `pks.clusters.manage` may make clusters. Its id is its name. Other groups are for clusters, where they are
 //! groups of Kubernetes (`oidc:NAME`, by the claim `roles`).

@@ -1,4 +1,4 @@
-//! Users and their groups. With PKS that was `uaac`, which works here too.
+//! Users and their groups. With PKS that was `uaac`.
 
 use stolos_api::identity::{Client, User};
 use stolos_base::{Class, Classify as _, Secret};

@@ -269,6 +269,10 @@ async fn profiles_and_quotas() {
         ("add-member none bob", ""),
         ("users", ""),
         (
+            "login -a API -u bob --password-file password --ca-cert ca.pem",
+            "",
+        ),
+        (
             "login -a API -u alice --password-file password --ca-cert ca.pem",
             "",
         ),
