@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use serde::Deserialize;
-use stolos_base::{Classify as _, Secret, chain};
+use stolos_base::Secret;
 
 use crate::Inner;
 use crate::db;
@@ -74,15 +74,8 @@ impl IntoResponse for Refusal {
             Self::NotLoggedIn(path) => see(&format!("/login?return_to={}", encoded(&path))),
             Self::Request(problem) => page(StatusCode::BAD_REQUEST, &ProblemPage { problem: &problem }),
             Self::Internal(error) => {
-                let status = if error.retryable() {
-                    tracing::warn!(error = %chain(&error), "a page failed for now");
-                    StatusCode::SERVICE_UNAVAILABLE
-                } else {
-                    tracing::error!(error = %chain(&error), "a page failed");
-                    StatusCode::INTERNAL_SERVER_ERROR
-                };
                 let problem = "The service could not answer. Try again in a moment.";
-                page(status, &ProblemPage { problem })
+                page(error.report("a page"), &ProblemPage { problem })
             }
         }
     }
@@ -133,35 +126,26 @@ pub(crate) async fn log_in(
         ));
     }
     let Form(sent) = form.map_err(|rejection| Refusal::Request(rejection.body_text()))?;
-    let user = match app.check_user(&sent.username, sent.password).await {
-        Ok(user) => user,
+    let problem = match app.check_user(&sent.username, sent.password).await {
+        Ok(user) => {
+            let session = app
+                .give_ticket(Kind::Session, &user, app.now(), &Detail::default())
+                .await?;
+            tracing::info!(user = %user.name, "logged in with a browser");
+            let mut response = see(own_page(&sent.return_to));
+            set_cookie(&mut response, &session, Kind::Session.lives());
+            return Ok(response);
+        }
         Err(OAuthError::Internal(error)) => return Err(Refusal::Internal(error)),
-        Err(OAuthError::Locked) => {
-            let problem = "Too many wrong passwords: try again in five minutes.";
-            return Ok(login_form(
-                StatusCode::UNAUTHORIZED,
-                Some(problem),
-                &sent.username,
-                &sent.return_to,
-            ));
-        }
-        Err(_) => {
-            let problem = "User name or password is wrong.";
-            return Ok(login_form(
-                StatusCode::UNAUTHORIZED,
-                Some(problem),
-                &sent.username,
-                &sent.return_to,
-            ));
-        }
+        Err(OAuthError::Locked) => "Too many wrong passwords: try again in five minutes.",
+        Err(_) => "User name or password is wrong.",
     };
-    let session = app
-        .give_ticket(Kind::Session, &user, app.now(), &Detail::default())
-        .await?;
-    tracing::info!(user = %user.name, "logged in with a browser");
-    let mut response = see(own_page(&sent.return_to));
-    set_cookie(&mut response, &session, Kind::Session.lives());
-    Ok(response)
+    Ok(login_form(
+        StatusCode::UNAUTHORIZED,
+        Some(problem),
+        &sent.username,
+        &sent.return_to,
+    ))
 }
 
 /// `GET /logout.do`, UAA's path.

@@ -64,6 +64,19 @@ impl Classify for Error {
     }
 }
 
+impl Error {
+    /// Writes into the log that `what` failed, and gives the status of the answer: what is over in a moment is worth another attempt.
+    pub(crate) fn report(&self, what: &str) -> StatusCode {
+        if self.retryable() {
+            tracing::warn!(error = %chain(self), "{what} failed for now");
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            tracing::error!(error = %chain(self), "{what} failed");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
 /// An error of the token endpoints.
 #[derive(Debug)]
 pub(crate) enum OAuthError {
@@ -146,18 +159,14 @@ impl IntoResponse for OAuthError {
                 "insufficient_scope",
                 format!("Insufficient scope: {scope} is needed"),
             ),
-            Self::Internal(error) if error.retryable() => {
-                tracing::warn!(error = %chain(&error), "a token request failed for now");
-                (
+            Self::Internal(error) => match error.report("a token request") {
+                StatusCode::SERVICE_UNAVAILABLE => (
                     503,
                     "temporarily_unavailable",
                     "The service is busy. Try again.".to_owned(),
-                )
-            }
-            Self::Internal(error) => {
-                tracing::error!(error = %chain(&error), "a token request failed");
-                (500, "server_error", "An internal error occurred.".to_owned())
-            }
+                ),
+                _ => (500, "server_error", "An internal error occurred.".to_owned()),
+            },
         };
         let status = StatusCode::from_u16(status).expect("the statuses above exist");
         let body = Json(json!({"error": code, "error_description": description}));

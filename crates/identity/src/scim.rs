@@ -14,9 +14,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use stolos_api::token::Actor;
+use stolos_base::Secret;
 use stolos_base::error::{Class, Classify as _};
 use stolos_base::ids::UserId;
-use stolos_base::{Secret, chain};
 
 use crate::Inner;
 use crate::db::{self, User};
@@ -75,22 +75,11 @@ impl IntoResponse for Refusal {
                 "invalid_scim_resource",
                 format!("the last member of {ADMIN} stays: nobody could undo that"),
             ),
-            Self::Internal(error) if error.retryable() => {
-                tracing::warn!(error = %chain(&error), "a request about users failed for now");
-                (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "temporarily_unavailable",
-                    "The service is busy. Try again.".to_owned(),
-                )
-            }
-            Self::Internal(error) => {
-                tracing::error!(error = %chain(&error), "a request about users failed");
-                (
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "server_error",
-                    "An internal error occurred.".to_owned(),
-                )
-            }
+            Self::Internal(error) => (
+                error.report("a request about users"),
+                "server_error",
+                "The service could not answer. Try again in a moment.".to_owned(),
+            ),
         };
         let body = json!({"error": code, "error_description": text, "message": text});
         let mut response = (status, Json(body)).into_response();
@@ -178,7 +167,7 @@ pub(crate) async fn user_create(
     body: Result<Json<NewUser>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let actor = app.may(&headers, WRITE).await?;
-    let Json(wanted) = body.map_err(|rejection| Refusal::Invalid(rejection.body_text()))?;
+    let wanted = read(body)?;
     check_name("userName", &wanted.user_name)?;
     let password = wanted
         .password
@@ -230,7 +219,7 @@ pub(crate) async fn password_change(
     body: Result<Json<NewPassword>, JsonRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let actor = app.may(&headers, WRITE).await?;
-    let Json(wanted) = body.map_err(|rejection| Refusal::Invalid(rejection.body_text()))?;
+    let wanted = read(body)?;
     let user = app.user(&id).await?;
     crate::check_length(&wanted.password).map_err(|error| Refusal::Invalid(error.to_string()))?;
     let hash = app.passwords.hash(wanted.password).await?;
@@ -277,7 +266,7 @@ pub(crate) async fn group_create(
     body: Result<Json<NewGroup>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let actor = app.may(&headers, WRITE).await?;
-    let Json(wanted) = body.map_err(|rejection| Refusal::Invalid(rejection.body_text()))?;
+    let wanted = read(body)?;
     check_name("displayName", &wanted.display_name)?;
     let name = &wanted.display_name;
     // Scopes of a token are separated by blanks.
@@ -305,7 +294,7 @@ pub(crate) async fn group_update(
     body: Result<Json<NewGroup>, JsonRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let actor = app.may(&headers, WRITE).await?;
-    let Json(wanted) = body.map_err(|rejection| Refusal::Invalid(rejection.body_text()))?;
+    let wanted = read(body)?;
     app.known_group(&name).await?;
     if wanted.display_name != name {
         return Err(Refusal::Invalid("a group keeps its `displayName`".to_owned()));
@@ -324,7 +313,7 @@ pub(crate) async fn member_add(
     body: Result<Json<Member>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let actor = app.may(&headers, WRITE).await?;
-    let Json(member) = body.map_err(|rejection| Refusal::Invalid(rejection.body_text()))?;
+    let member = read(body)?;
     app.known_group(&name).await?;
     let user = app.user(&member.value).await?;
     let mut tx = app.db.begin("add a member").await?;
@@ -448,6 +437,11 @@ impl Inner {
             "meta": {"version": 0},
         })
     }
+}
+
+fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
+    body.map(|Json(read)| read)
+        .map_err(|rejection| Refusal::Invalid(rejection.body_text()))
 }
 
 fn page(all: Vec<Value>, query: &ListQuery) -> Value {
