@@ -151,7 +151,13 @@ impl Vault for Below {
             is_root,
             valid_until: now + jiff::SignedDuration::from_hours(24 * days + 1),
         };
-        Box::pin(ready(Ok(vec![one("ca", true, 3650), one("leaf", false, 90)])))
+        // What is deleted has none.
+        let there = if lock(&self.deployed).contains_key(deployment) {
+            vec![one("ca", true, 3650), one("leaf", false, 90)]
+        } else {
+            Vec::new()
+        };
+        Box::pin(ready(Ok(there)))
     }
     fn renew<'a>(&'a self, deployment: &'a str, _: jiff::Timestamp) -> BoxFuture<'a, Result<Vec<String>>> {
         lock(&self.renewed).push(deployment.to_owned());
