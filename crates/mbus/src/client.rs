@@ -34,6 +34,9 @@ use crate::transport::{self, Transport};
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 /// A read is sent again this long after the last time: the request or its answer may have been lost with a connection.
 const RESEND_READ: Duration = Duration::from_secs(2);
+/// What may be done twice is sent again this long after the last time: an agent that died had it in hand, or was not back yet when it came. Ours
+/// are back within a second, and a living one, foreign ones too, has answered long before.
+const RESEND_WRITE: Duration = Duration::from_secs(5);
 /// An agent that loses its task more often than this has a problem that telling it again does not mend.
 const LOST_TASKS: u32 = 3;
 /// First pause between two `get_task`; most scripts of ours end within it.
@@ -307,8 +310,8 @@ impl AgentClient {
     /// One call, one answer.
     ///
     /// Expected flow: publish, wait for the reply at a subject of this request's own. Guarantees: a read is sent again
-    /// every 2 s, anything else only when the link to the bus was lost meanwhile and always with the same `reply_to`,
-    /// which our agents recognize. Assumptions: none about delivery.
+    /// every 2 s, an errand only when the link to the bus was lost meanwhile, anything else every 5 s too; always with
+    /// the same `reply_to`, which our agents recognize. Assumptions: none about delivery.
     ///
     /// # Errors
     /// See [`Error`].
@@ -436,7 +439,8 @@ impl AgentClient {
         tokio::pin!(waiting);
         let mut link = inner.transport.link();
         let deadline = Instant::now() + self.timeout;
-        let mut pause = pings.unwrap_or(RESEND_READ);
+        let usual = if call.is_read() { RESEND_READ } else { RESEND_WRITE };
+        let mut pause = pings.unwrap_or(usual);
         loop {
             link.mark_unchanged();
             let epoch = link.borrow().epoch;
@@ -452,11 +456,11 @@ impl AgentClient {
             let again = Instant::now() + pause;
             pause = match pings {
                 Some(_) => (pause * 2).min(PING_LONGEST),
-                None => RESEND_READ,
+                None => usual,
             };
             let repeat = async {
                 tokio::select! {
-                    () = tokio::time::sleep_until(again), if call.is_read() => {}
+                    () = tokio::time::sleep_until(again), if call.can_be_repeated() => {}
                     () = reconnected(&mut link, epoch) => {}
                 }
             };

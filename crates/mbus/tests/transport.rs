@@ -348,6 +348,38 @@ async fn lost_messages_are_sent_again_and_work_is_done_once() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_dying_agent_had_in_hand_is_told_again_but_no_errand() {
+    let it = simulation().await;
+    let client = it.bus.agent(it.agent, "worker/1");
+    let agent = it.agent;
+    // As when it dies with the request: neither is it done, nor is there an answer.
+    let lost = Arc::new(AtomicUsize::new(0));
+    let counter = lost.clone();
+    it.memory.set_fault(move |delivery| {
+        let is_request = delivery.subject == format!("agent.{agent}");
+        if is_request && counter.fetch_add(1, Ordering::SeqCst) < 1 {
+            Fate::Drop
+        } else {
+            Fate::Deliver
+        }
+    });
+    let before = it.script.count("start");
+    client.start_jobs().await.expect("started in the end");
+    assert_eq!(it.script.count("start"), before + 1);
+    assert_eq!(lost.load(Ordering::SeqCst), 2);
+
+    // What an errand has done is its author's business.
+    lost.store(0, Ordering::SeqCst);
+    let patient = it
+        .bus
+        .agent(it.agent, "worker/1")
+        .with_timeout(Duration::from_secs(7));
+    let errand = patient.call(&Call::RunErrand { job: None }).await;
+    assert!(matches!(errand, Err(Error::Timeout { .. })), "{errand:?}");
+    assert_eq!(lost.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn delays_keep_the_order() {
     let (memory, ids) = (MemoryBus::new(), IdSource::random());
     let director = memory.connect(Peer::Director);
