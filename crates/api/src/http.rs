@@ -1,5 +1,6 @@
 //! How our clients speak HTTP: whom they trust, how long they wait, and what an error body says.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use std::fmt;
 use std::time::Duration;
 
@@ -82,6 +83,15 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What stands for itself in any part of an address. The full stop does not: `..` is a way up.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~');
+
+/// A text as one part of an address: a segment of a path, a name or value of a query.
+#[must_use]
+pub fn encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, PLAIN)
 }
 
 /// An error answer. Shown as the service's own words.

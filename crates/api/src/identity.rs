@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use stolos_base::ids::random_hex;
@@ -214,12 +213,11 @@ impl Client {
     /// Where a browser gets a code for `client` that it then brings to `redirect`, an address of this machine's loopback interface.
     #[must_use]
     pub fn authorize_url(&self, client: &str, redirect: &str, challenge: &Challenge) -> String {
-        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         format!(
             "{}/oauth/authorize?response_type=code&client_id={}&redirect_uri={}&state={}&code_challenge={}&code_challenge_method=S256",
             self.base,
-            encoded(client),
-            encoded(redirect),
+            http::encoded(client),
+            http::encoded(redirect),
             challenge.state,
             challenge.text(),
         )
@@ -336,7 +334,7 @@ impl Client {
         id: &str,
         is_member: bool,
     ) -> Result<(), Error> {
-        let group = utf8_percent_encode(group, NON_ALPHANUMERIC);
+        let group = http::encoded(group);
         let request = if is_member {
             let body = serde_json::json!({"value": id, "type": "USER", "origin": "uaa"});
             self.scim(Method::POST, &format!("/Groups/{group}/members"), token)

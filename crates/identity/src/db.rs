@@ -1,5 +1,7 @@
 //! All SQL of this crate.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stolos_base::ids::UserId;
@@ -140,6 +142,11 @@ fn from_json<T: DeserializeOwned>(text: &str, what: &'static str) -> Result<T> {
     serde_json::from_str(text).map_err(|_| Error::Corrupt(what))
 }
 
+fn user_id(row: &AnyRow, column: &'static str) -> Result<UserId> {
+    let id: String = store(row.try_get(column))?;
+    id.parse().map_err(|_| Error::Corrupt("user id"))
+}
+
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a list of texts serializes")
 }
@@ -211,14 +218,30 @@ pub(crate) async fn insert_user(tx: &mut Tx, user: &User) -> Result<bool> {
 
 /// All users by name, or the one of a name.
 pub(crate) async fn users(db: &Db, name: Option<&str>) -> Result<Vec<User>> {
-    let rows =
-        query("SELECT id, name, email, password FROM identity_users WHERE $1 = '' OR key = $1 ORDER BY key")
-            .bind(name.unwrap_or_default().to_lowercase())
-            .fetch_all(db.read())
-            .await;
-    let mut users = Vec::new();
+    let rows = query(
+        "SELECT u.id, u.name, u.email, u.password, m.scope
+         FROM identity_users u LEFT JOIN identity_memberships m ON m.user_id = u.id
+         WHERE $1 = '' OR u.key = $1 ORDER BY u.key, m.scope",
+    )
+    .bind(name.unwrap_or_default().to_lowercase())
+    .fetch_all(db.read())
+    .await;
+    let mut users: Vec<User> = Vec::new();
     for row in store(rows)? {
-        users.extend(user(db, Some(row)).await?);
+        let id = user_id(&row, "id")?;
+        if users.last().is_none_or(|user| user.id != id) {
+            users.push(User {
+                id,
+                name: store(row.try_get("name"))?,
+                email: store(row.try_get("email"))?,
+                password: store(row.try_get("password"))?,
+                scopes: Vec::new(),
+            });
+        }
+        let scope: Option<String> = store(row.try_get("scope"))?;
+        if let Some(user) = users.last_mut() {
+            user.scopes.extend(scope);
+        }
     }
     Ok(users)
 }
@@ -236,25 +259,25 @@ pub(crate) async fn delete_user(tx: &mut Tx, id: UserId) -> Result<()> {
     Ok(())
 }
 
-/// The names of all groups.
-pub(crate) async fn groups(db: &Db) -> Result<Vec<String>> {
-    let rows = query(
-        "SELECT name FROM identity_groups UNION SELECT scope AS name FROM identity_memberships ORDER BY name",
-    )
-    .fetch_all(db.read())
-    .await;
-    let rows = store(rows)?;
-    let mut groups: Vec<String> = rows
+/// All groups with their members. The scopes are groups even when nobody is in them.
+pub(crate) async fn groups(db: &Db) -> Result<BTreeMap<String, Vec<UserId>>> {
+    let mut groups: BTreeMap<String, Vec<UserId>> = crate::ADMINISTRATOR_SCOPES
         .iter()
-        .map(|row| store(row.try_get("name")))
-        .collect::<Result<_>>()?;
-    // The scopes are groups even when nobody is in them.
-    for scope in crate::ADMINISTRATOR_SCOPES {
-        if !groups.iter().any(|group| group == scope) {
-            groups.push((*scope).to_owned());
-        }
+        .map(|scope| ((*scope).to_owned(), Vec::new()))
+        .collect();
+    let names = query("SELECT name FROM identity_groups")
+        .fetch_all(db.read())
+        .await;
+    for row in store(names)? {
+        groups.entry(store(row.try_get("name"))?).or_default();
     }
-    groups.sort();
+    let members = query("SELECT scope, user_id FROM identity_memberships ORDER BY user_id")
+        .fetch_all(db.read())
+        .await;
+    for row in store(members)? {
+        let members = groups.entry(store(row.try_get("scope"))?).or_default();
+        members.push(user_id(&row, "user_id")?);
+    }
     Ok(groups)
 }
 
@@ -273,13 +296,7 @@ pub(crate) async fn members(tx: &mut Tx, group: &str) -> Result<Vec<UserId>> {
         .bind(group.to_owned())
         .fetch_all(tx.conn())
         .await;
-    store(rows)?
-        .iter()
-        .map(|row| {
-            let id: String = store(row.try_get("user_id"))?;
-            id.parse().map_err(|_| Error::Corrupt("user id"))
-        })
-        .collect()
+    store(rows)?.iter().map(|row| user_id(row, "user_id")).collect()
 }
 
 /// Puts a user into a group; fine when that is so.
@@ -421,11 +438,10 @@ pub(crate) async fn refresh_token(tx: &mut Tx, digest: &str) -> Result<Option<Re
     let Some(row) = store(row)? else {
         return Ok(None);
     };
-    let user: String = store(row.try_get("user_id"))?;
     Ok(Some(RefreshToken {
         digest: store(row.try_get("digest"))?,
         login: store(row.try_get("login"))?,
-        user: user.parse().map_err(|_| Error::Corrupt("user id"))?,
+        user: user_id(&row, "user_id")?,
         client: store(row.try_get("client_id"))?,
         scopes: list(&row, "scopes")?,
         auth_time: store(row.try_get("auth_time"))?,
@@ -504,11 +520,10 @@ pub(crate) async fn ticket(db: &Db, kind: &'static str, digest: &str, now: i64) 
     let Some(row) = store(row)? else {
         return Ok(None);
     };
-    let user: String = store(row.try_get("user_id"))?;
     Ok(Some(TicketRow {
         digest: digest.to_owned(),
         kind,
-        user: user.parse().map_err(|_| Error::Corrupt("user id"))?,
+        user: user_id(&row, "user_id")?,
         detail: store(row.try_get("detail"))?,
         auth_time: store(row.try_get("auth_time"))?,
         expires_at: store(row.try_get("expires_at"))?,

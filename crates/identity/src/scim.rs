@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use stolos_api::token::Actor;
 use stolos_base::Secret;
@@ -136,10 +137,9 @@ pub(crate) struct Member {
 
 pub(crate) async fn user_list(
     State(app): App,
-    headers: HeaderMap,
+    _: Reader,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, Refusal> {
-    app.may(&headers, READ).await?;
     let name = query
         .filter
         .as_deref()
@@ -154,20 +154,17 @@ pub(crate) async fn user_list(
 
 pub(crate) async fn user_view(
     State(app): App,
-    headers: HeaderMap,
+    _: Reader,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    app.may(&headers, READ).await?;
     Ok(Json(app.shown(&app.user(&id).await?)))
 }
 
 pub(crate) async fn user_create(
     State(app): App,
-    headers: HeaderMap,
-    body: Result<Json<NewUser>, JsonRejection>,
+    Writer(actor): Writer,
+    Body(wanted): Body<NewUser>,
 ) -> Result<Response, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    let wanted = read(body)?;
     check_name("userName", &wanted.user_name)?;
     let password = wanted
         .password
@@ -197,10 +194,9 @@ pub(crate) async fn user_create(
 
 pub(crate) async fn user_delete(
     State(app): App,
-    headers: HeaderMap,
+    Writer(actor): Writer,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
     let user = app.user(&id).await?;
     let mut tx = app.db.begin("delete a user").await?;
     db::delete_user(&mut tx, user.id).await?;
@@ -214,12 +210,10 @@ pub(crate) async fn user_delete(
 
 pub(crate) async fn password_change(
     State(app): App,
-    headers: HeaderMap,
+    Writer(actor): Writer,
     Path(id): Path<String>,
-    body: Result<Json<NewPassword>, JsonRejection>,
+    Body(wanted): Body<NewPassword>,
 ) -> Result<Json<Value>, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    let wanted = read(body)?;
     let user = app.user(&id).await?;
     crate::check_length(&wanted.password).map_err(|error| Refusal::Invalid(error.to_string()))?;
     let hash = app.passwords.hash(wanted.password).await?;
@@ -232,48 +226,42 @@ pub(crate) async fn password_change(
 
 pub(crate) async fn group_list(
     State(app): App,
-    headers: HeaderMap,
+    _: Reader,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, Refusal> {
-    app.may(&headers, READ).await?;
     let name = query
         .filter
         .as_deref()
         .map(|filter| equals(filter, &["displayName", "displayname"]))
         .transpose()?;
-    let mut groups = Vec::new();
-    for group in db::groups(&app.db).await? {
-        if name.as_ref().is_none_or(|name| *name == group) {
-            groups.push(app.group(&group).await?);
-        }
-    }
-    Ok(Json(page(groups, &query)))
+    let groups = db::groups(&app.db).await?;
+    let chosen = groups
+        .iter()
+        .filter(|(group, _)| name.as_ref().is_none_or(|name| name == *group));
+    let shown = chosen.map(|(group, members)| shown_group(group, members));
+    Ok(Json(page(shown.collect(), &query)))
 }
 
 pub(crate) async fn group_view(
     State(app): App,
-    headers: HeaderMap,
+    _: Reader,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    app.may(&headers, READ).await?;
-    app.known_group(&name).await?;
     Ok(Json(app.group(&name).await?))
 }
 
 pub(crate) async fn group_create(
     State(app): App,
-    headers: HeaderMap,
-    body: Result<Json<NewGroup>, JsonRejection>,
+    Writer(actor): Writer,
+    Body(wanted): Body<NewGroup>,
 ) -> Result<Response, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    let wanted = read(body)?;
     check_name("displayName", &wanted.display_name)?;
     let name = &wanted.display_name;
     // Scopes of a token are separated by blanks.
     if name.contains(char::is_whitespace) {
         return Err(Refusal::Invalid("`displayName` has a blank in it".to_owned()));
     }
-    if db::groups(&app.db).await?.contains(name) {
+    if db::groups(&app.db).await?.contains_key(name) {
         return Err(Refusal::Taken(format!(
             "A group with displayName: {name} already exists."
         )));
@@ -289,13 +277,11 @@ pub(crate) async fn group_create(
 /// The members are those that the body names, as `uaac member add` and `delete` send them.
 pub(crate) async fn group_update(
     State(app): App,
-    headers: HeaderMap,
+    Writer(actor): Writer,
     Path(name): Path<String>,
-    body: Result<Json<NewGroup>, JsonRejection>,
+    Body(wanted): Body<NewGroup>,
 ) -> Result<Json<Value>, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    let wanted = read(body)?;
-    app.known_group(&name).await?;
+    app.group(&name).await?;
     if wanted.display_name != name {
         return Err(Refusal::Invalid("a group keeps its `displayName`".to_owned()));
     }
@@ -308,29 +294,25 @@ pub(crate) async fn group_update(
 
 pub(crate) async fn member_add(
     State(app): App,
-    headers: HeaderMap,
+    Writer(actor): Writer,
     Path(name): Path<String>,
-    body: Result<Json<Member>, JsonRejection>,
+    Body(member): Body<Member>,
 ) -> Result<Response, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    let member = read(body)?;
-    app.known_group(&name).await?;
+    app.group(&name).await?;
     let user = app.user(&member.value).await?;
     let mut tx = app.db.begin("add a member").await?;
     db::add_member(&mut tx, user.id, &name).await?;
     tx.commit().await?;
     tracing::info!(group = %name, user = %user.name, by = %actor.name, "added a member");
-    let shown = json!({"value": user.id.to_string(), "type": "USER", "origin": "uaa"});
-    Ok((StatusCode::CREATED, Json(shown)).into_response())
+    Ok((StatusCode::CREATED, Json(shown_member(&user.id))).into_response())
 }
 
 pub(crate) async fn member_remove(
     State(app): App,
-    headers: HeaderMap,
+    Writer(actor): Writer,
     Path((name, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, Refusal> {
-    let actor = app.may(&headers, WRITE).await?;
-    app.known_group(&name).await?;
+    app.group(&name).await?;
     let user = app.user(&id).await?;
     let mut tx = app.db.begin("remove a member").await?;
     db::remove_member(&mut tx, user.id, &name).await?;
@@ -339,14 +321,48 @@ pub(crate) async fn member_remove(
     }
     tx.commit().await?;
     tracing::info!(group = %name, user = %user.name, by = %actor.name, "removed a member");
-    Ok(Json(
-        json!({"value": user.id.to_string(), "type": "USER", "origin": "uaa"}),
-    ))
+    Ok(Json(shown_member(&user.id)))
+}
+
+/// Somebody who may see users and groups.
+pub(crate) struct Reader;
+
+/// Somebody who may change them.
+pub(crate) struct Writer(Actor);
+
+impl FromRequestParts<Arc<Inner>> for Reader {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
+        app.may(&parts.headers, &[READ, WRITE, ADMIN]).await.map(|_| Self)
+    }
+}
+
+impl FromRequestParts<Arc<Inner>> for Writer {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
+        app.may(&parts.headers, &[WRITE, ADMIN]).await.map(Self)
+    }
+}
+
+/// A body of JSON; what is none is refused as everything else here is.
+pub(crate) struct Body<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Inner>> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &Arc<Inner>) -> Result<Self, Refusal> {
+        match Json::from_request(request, app).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(Refusal::Invalid(rejection.body_text())),
+        }
+    }
 }
 
 impl Inner {
-    /// Who asks, if that one may.
-    async fn may(&self, headers: &HeaderMap, scope: &'static str) -> Result<Actor, Refusal> {
+    /// Who asks, if that one has one of the scopes; the first is the one to ask for.
+    async fn may(&self, headers: &HeaderMap, scopes: &[&'static str]) -> Result<Actor, Refusal> {
         let actor = self
             .verifier
             .actor(headers)
@@ -355,11 +371,10 @@ impl Inner {
                 Class::Unavailable => Refusal::Internal(Error::Corrupt("a token could not be verified")),
                 _ => Refusal::Unauthenticated,
             })?;
-        let may = actor.has(scope) || actor.has(ADMIN) || (scope == READ && actor.has(WRITE));
-        if may {
+        if actor.has_any(scopes) {
             Ok(actor)
         } else {
-            Err(Refusal::Denied(scope))
+            Err(Refusal::Denied(scopes[0]))
         }
     }
 
@@ -369,29 +384,15 @@ impl Inner {
         db::user_by_id(&self.db, id).await?.ok_or_else(unknown)
     }
 
-    async fn known_group(&self, name: &str) -> Result<(), Refusal> {
-        if db::groups(&self.db).await?.iter().any(|group| group == name) {
-            Ok(())
-        } else {
-            Err(Refusal::NotFound(format!(
+    /// A group as it is shown.
+    async fn group(&self, name: &str) -> Result<Value, Refusal> {
+        match db::groups(&self.db).await?.get(name) {
+            Some(members) => Ok(shown_group(name, members)),
+            None => Err(Refusal::NotFound(format!(
                 "Group {} does not exist",
                 shortened(name)
-            )))
+            ))),
         }
-    }
-
-    async fn group(&self, name: &str) -> Result<Value, Error> {
-        let mut tx = self.db.begin("read a group").await?;
-        let members: Vec<Value> = db::members(&mut tx, name)
-            .await?
-            .iter()
-            .map(|id| json!({"value": id.to_string(), "type": "USER", "origin": "uaa"}))
-            .collect();
-        tx.commit().await?;
-        Ok(
-            json!({"id": name, "displayName": name, "members": members, "zoneId": "uaa", "schemas": [SCHEMA],
-                  "meta": {"version": 0}}),
-        )
     }
 
     async fn set_members(
@@ -439,9 +440,13 @@ impl Inner {
     }
 }
 
-fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
-    body.map(|Json(read)| read)
-        .map_err(|rejection| Refusal::Invalid(rejection.body_text()))
+fn shown_group(name: &str, members: &[UserId]) -> Value {
+    let members: Vec<Value> = members.iter().map(shown_member).collect();
+    json!({"id": name, "displayName": name, "members": members, "zoneId": "uaa", "schemas": [SCHEMA], "meta": {"version": 0}})
+}
+
+fn shown_member(user: &UserId) -> Value {
+    json!({"value": user.to_string(), "type": "USER", "origin": "uaa"})
 }
 
 fn page(all: Vec<Value>, query: &ListQuery) -> Value {

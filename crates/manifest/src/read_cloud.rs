@@ -46,23 +46,6 @@ impl CloudConfig {
         Self::of(&[CloudDocument::read("cloud config".to_owned(), text)?])
     }
 
-    /// Reads several named cloud configs that count as one, see [`CloudConfig::of`].
-    ///
-    /// # Errors
-    /// Everything that is wrong with them; each problem says in which one.
-    pub fn parse_all<'t>(configs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Result<Self, Problems> {
-        let mut documents = Vec::new();
-        let mut problems = Vec::new();
-        for (name, text) in configs {
-            match CloudDocument::parse(name, text) {
-                Ok(document) => documents.push(document),
-                Err(wrong) => problems.extend(wrong.0),
-            }
-        }
-        Problems::check(problems)?;
-        Self::of(&documents)
-    }
-
     /// Several cloud configs that count as one: their lists follow each other and may name what another one defines; `compilation` may be
     /// in one of them only.
     ///

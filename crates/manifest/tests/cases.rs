@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use stolos_manifest::{
-    CloudConfig, Known, Manifest, Node, Problems, StemcellOffer, diff, ops, resolve, yaml,
+    CloudConfig, CloudDocument, Known, Manifest, Node, Problems, StemcellOffer, diff, ops, resolve, yaml,
 };
 
 #[derive(Clone, Debug)]
@@ -162,7 +162,10 @@ fn check<'t>(
     let first = input("cloud").expect("a cloud config");
     let cloud = match input("second cloud") {
         None => CloudConfig::parse(first)?,
-        Some(second) => CloudConfig::parse_all([("first", first), ("second", second)])?,
+        Some(second) => CloudConfig::of(&[
+            CloudDocument::parse("first", first)?,
+            CloudDocument::parse("second", second)?,
+        ])?,
     };
     let manifest = match input("ops") {
         None => Manifest::parse(input("manifest").expect("a manifest"))?,

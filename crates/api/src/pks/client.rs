@@ -412,17 +412,7 @@ impl Client {
     fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
         let mut url = self.base.clone();
         for segment in segments {
-            url.push('/');
-            for byte in segment.bytes() {
-                if byte.is_ascii_alphanumeric()
-                    || b"-_~".contains(&byte)
-                    || (byte == b'.' && segment.len() > 2)
-                {
-                    url.push(char::from(byte));
-                } else {
-                    url.push_str(&format!("%{byte:02X}"));
-                }
-            }
+            url.push_str(&format!("/{}", http::encoded(segment)));
         }
         self.http.request(method, url).bearer_auth(self.token.expose())
     }

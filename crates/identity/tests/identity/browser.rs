@@ -168,7 +168,7 @@ async fn a_browser_brings_a_code_back_to_the_command_line() {
     let path = authorize(REDIRECT, &challenge());
     let sent = browser.get(&path).await;
     assert!(
-        location(&sent).starts_with("/login?return_to=%2Foauth%2Fauthorize%3Fresponse%5Ftype%3Dcode"),
+        location(&sent).starts_with("/login?return_to=%2Foauth%2Fauthorize%3Fresponse_type%3Dcode"),
         "{}",
         location(&sent)
     );
