@@ -27,6 +27,8 @@ pub(crate) struct Program<'a> {
     pub(crate) user: &'a str,
     pub(crate) limits: Limits,
     pub(crate) oom_score_adj: Option<i32>,
+    /// What it is told of its former lives, beside its own environment.
+    pub(crate) history: Vec<(&'static str, String)>,
 }
 
 impl<'a> From<&'a ProcessSpec> for Program<'a> {
@@ -38,6 +40,7 @@ impl<'a> From<&'a ProcessSpec> for Program<'a> {
             user: &spec.user,
             limits: spec.limits,
             oom_score_adj: spec.oom_score_adj,
+            history: Vec::new(),
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) fn spawn(program: &Program<'_>, group: &Group) -> io::Result<Started>
         .env("USER", &user.name)
         .env("LOGNAME", &user.name)
         .envs(program.env)
+        .envs(program.history.iter().map(|(key, value)| (*key, value)))
         .current_dir(program.cwd)
         .stdin(Stdio::null())
         .stdout(out)

@@ -16,8 +16,8 @@ use crate::logs::Logs;
 use crate::spawn::{Program, spawn};
 use crate::system;
 use crate::wire::{
-    Event, Exit, KillMode, LONG_LIFE, Limits, ProcessSpec, ProcessStatus, Restart, State, Stop, What,
-    is_process_name,
+    Event, Exit, FAILURES_VARIABLE, KillMode, LAST_EXIT_VARIABLE, LONG_LIFE, Limits, ProcessSpec,
+    ProcessStatus, Restart, State, Stop, What, is_process_name,
 };
 
 /// The agent's name: no job process can have it, for it has no slash.
@@ -513,7 +513,11 @@ impl Supervisor {
         };
         let started = self.hierarchies.group(name).and_then(|group| {
             process.group = group;
-            spawn(&Program::from(&process.spec), &process.group)
+            let program = Program {
+                history: history(process),
+                ..Program::from(&process.spec)
+            };
+            spawn(&program, &process.group)
         });
         match started {
             Ok(started) => {
@@ -553,6 +557,21 @@ impl Supervisor {
             what,
         });
     }
+}
+
+/// What a process is told of the lives before this one, when they were short: a program that fails again and again may know a way out.
+fn history(process: &Process) -> Vec<(&'static str, String)> {
+    let mut told = Vec::new();
+    if process.failures > 0 {
+        told.push((FAILURES_VARIABLE, process.failures.to_string()));
+        told.extend(
+            process
+                .last_exit
+                .as_ref()
+                .map(|exit| (LAST_EXIT_VARIABLE, exit.to_string())),
+        );
+    }
+    told
 }
 
 fn deadline(process: &Process) -> Option<Instant> {

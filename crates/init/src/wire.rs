@@ -18,6 +18,10 @@ pub const SOCKET: &str = "/run/stolos-init.sock";
 pub const LINE_LIMIT: usize = 1024 * 1024;
 /// A process that lived so long counts as well: its next failure is a first one again.
 pub const LONG_LIFE: Duration = Duration::from_secs(10);
+/// The environment variable in which a process that failed is told how often it did in a row; absent after a long life.
+pub const FAILURES_VARIABLE: &str = "STOLOS_FAILURES";
+/// The one in which it is told how it ended last: the text of an [`Exit`].
+pub const LAST_EXIT_VARIABLE: &str = "STOLOS_LAST_EXIT";
 
 /// What is asked of init.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

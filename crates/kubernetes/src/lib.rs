@@ -13,6 +13,7 @@ pub mod apply;
 pub mod client;
 pub mod conditions;
 pub mod error;
+pub mod etcd;
 pub mod images;
 pub mod marks;
 pub mod nodes;

@@ -10,7 +10,7 @@ use stolos_kubernetes::nodes::{DrainOptions, Drained, Loss};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document};
 
-use crate::{images, note, problems, ready, volumes};
+use crate::{images, member, note, problems, ready, volumes};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
@@ -24,6 +24,14 @@ pub(crate) struct Arguments {
 enum Command {
     /// Waits until everything named answers; then becomes the program after `--`, if there is one
     Await(ready::Await),
+    /// Decides which part a member of etcd takes, then becomes etcd
+    EtcdMember(member::Start),
+    /// Gives a member its vote once it has caught up
+    EtcdPromote(member::Promote),
+    /// Takes a member out of its cluster for good
+    EtcdLeave(member::Leave),
+    /// Removes members that no instance stands for any more and that do not answer
+    EtcdTidy(member::Tidy),
     /// Applies the YAML documents of a file (server-side apply)
     Apply(Apply),
     /// Waits until a node is Ready
@@ -131,6 +139,10 @@ impl Arguments {
         match self.command {
             Command::Await(await_) => await_.run(),
             Command::PlaceImages(place) => place.run(),
+            Command::EtcdMember(start) => start.run(),
+            Command::EtcdPromote(promote) => promote.run(),
+            Command::EtcdLeave(leave) => leave.run(),
+            Command::EtcdTidy(tidy) => tidy.run(),
             other => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -144,7 +156,12 @@ impl Arguments {
 impl Command {
     async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Await(_) | Self::PlaceImages(_) => Ok(()),
+            Self::Await(_)
+            | Self::PlaceImages(_)
+            | Self::EtcdMember(_)
+            | Self::EtcdPromote(_)
+            | Self::EtcdLeave(_)
+            | Self::EtcdTidy(_) => Ok(()),
             Self::Apply(apply) => apply.run().await,
             Self::WaitNodeReady(wait) => wait.run().await,
             Self::LabelNode(label) => {

@@ -2,7 +2,9 @@
 
 mod arguments;
 mod directories;
+mod https;
 mod images;
+mod member;
 mod problems;
 mod queue;
 mod ready;

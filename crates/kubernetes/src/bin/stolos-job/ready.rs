@@ -2,25 +2,23 @@
 //!
 //! Blocking and small: dozens of these start at once when a cluster does, on few cores.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use camino::Utf8PathBuf;
 use clap::Args;
-use rustls::pki_types::ServerName;
 use stolos_base::pki::Identity;
 
+use crate::https::{Target, client_config, connect};
 use crate::note;
 
 /// Pause between attempts. A refused connection costs microseconds; a wait on the critical path costs what is paused here.
 const PAUSE: Duration = Duration::from_millis(15);
-/// One attempt takes at most this long.
+/// One attempt takes at most this long. A server that listens but does not serve yet holds the connection; it may take all of it.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// A wait says what it waits for this often.
 const REPORT: Duration = Duration::from_secs(10);
@@ -62,7 +60,7 @@ impl Await {
         let limit = (self.timeout > 0).then(|| Duration::from_secs(self.timeout));
         let tls = self.tls()?;
         for address in &self.tcp {
-            wait(address, start, limit, || connect(address).map(drop))?;
+            wait(address, start, limit, || connect(address, ATTEMPT).map(drop))?;
         }
         for path in &self.unix {
             wait(path.as_str(), start, limit, || {
@@ -70,23 +68,14 @@ impl Await {
             })?;
         }
         for address in &self.tls {
-            let host = address
-                .rsplit_once(':')
-                .context("--tls takes HOST:PORT")?
-                .0
-                .to_owned();
-            let target = Target {
-                address: address.clone(),
-                host,
-                path: String::new(),
-            };
+            let target = Target::at(address)?;
             let tls = tls.as_ref().context("--tls needs --ca")?;
-            wait(address, start, limit, || target.handshake(tls).map(drop))?;
+            wait(address, start, limit, || target.handshake(tls, ATTEMPT).map(drop))?;
         }
         for url in &self.url {
             let target = Target::parse(url)?;
             let tls = tls.as_ref().context("--url needs --ca")?;
-            wait(url, start, limit, || target.ask(tls))?;
+            wait(url, start, limit, || target.ask(tls, ATTEMPT))?;
         }
         match self.program.split_first() {
             None => Ok(()),
@@ -137,110 +126,13 @@ fn wait(
     }
 }
 
-fn connect(address: &str) -> anyhow::Result<TcpStream> {
-    let mut last = anyhow!("`{address}` has no address");
-    for candidate in address
-        .to_socket_addrs()
-        .with_context(|| format!("`{address}`"))?
-    {
-        let candidate: SocketAddr = candidate;
-        match TcpStream::connect_timeout(&candidate, ATTEMPT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error.into(),
-        }
-    }
-    Err(last)
-}
-
-fn client_config(ca: &str, identity: Option<&Identity>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let mut config = stolos_base::tls::client(ca, identity)?;
-    // What is spoken here is HTTP/1.1, written by hand.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// An https URL in parts.
-#[derive(Debug, PartialEq, Eq)]
-struct Target {
-    address: String,
-    host: String,
-    path: String,
-}
-
-impl Target {
-    fn parse(url: &str) -> anyhow::Result<Self> {
-        let uri: http::Uri = url.parse().with_context(|| format!("`{url}` is no URL"))?;
-        if uri.scheme_str() != Some("https") {
-            bail!("`{url}` does not begin with https://");
-        }
-        let host = uri
-            .host()
-            .with_context(|| format!("`{url}` has no host"))?
-            .to_owned();
-        let address = format!("{host}:{}", uri.port_u16().unwrap_or(443));
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Self { address, host, path })
-    }
-
-    /// A connection on which the server has shown its certificate.
-    fn handshake(
-        &self,
-        tls: &Arc<rustls::ClientConfig>,
-    ) -> anyhow::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
-        let mut stream = connect(&self.address)?;
-        // A server that listens but does not serve yet holds the connection; it may take this attempt's whole time.
-        stream.set_read_timeout(Some(ATTEMPT))?;
-        stream.set_write_timeout(Some(ATTEMPT))?;
-        let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned())?;
-        let mut connection = rustls::ClientConnection::new(Arc::clone(tls), name)?;
-        while connection.is_handshaking() {
-            connection.complete_io(&mut stream)?;
-        }
-        Ok(rustls::StreamOwned::new(connection, stream))
-    }
-
-    /// One request; anything but 200 is an error.
-    fn ask(&self, tls: &Arc<rustls::ClientConfig>) -> anyhow::Result<()> {
-        let mut stream = self.handshake(tls)?;
-        write!(
-            stream,
-            "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-            self.path, self.address
-        )?;
-        let mut head = [0_u8; 256];
-        let mut length = 0;
-        while length < head.len() && !head[..length].contains(&b'\n') {
-            match stream.read(&mut head[length..])? {
-                0 => break,
-                n => length += n,
-            }
-        }
-        let head = String::from_utf8_lossy(&head[..length]);
-        let line = head.lines().next().unwrap_or_default();
-        match line.split(' ').nth(1) {
-            Some("200") => Ok(()),
-            Some(_) => bail!("it answered `{}`", line.trim()),
-            None => bail!("it did not answer HTTP"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::time::Duration as D;
     use stolos_base::pki::{Authority, Leaf, Usage};
-
-    #[test]
-    fn urls_are_taken_apart() {
-        let target = Target::parse("https://127.0.0.1:8443/livez?verbose").expect("a URL");
-        assert_eq!(
-            (target.address.as_str(), target.path.as_str()),
-            ("127.0.0.1:8443", "/livez?verbose")
-        );
-        assert!(Target::parse("http://127.0.0.1/").is_err());
-    }
 
     /// Serves two TLS connections: the first answer is 500, the second 200.
     fn server() -> (String, String, std::thread::JoinHandle<()>) {
@@ -281,7 +173,7 @@ mod tests {
         let target = Target::parse(&url).expect("a URL");
         let mut answers = Vec::new();
         wait(&url, Instant::now(), Some(D::from_secs(30)), || {
-            let answer = target.ask(&tls);
+            let answer = target.ask(&tls, ATTEMPT);
             answers.push(answer.as_ref().map_err(ToString::to_string).copied());
             answer
         })
@@ -302,7 +194,7 @@ mod tests {
         let address = free.local_addr().expect("an address").to_string();
         drop(free);
         let error = wait(&address, Instant::now(), Some(D::ZERO), || {
-            connect(&address).map(drop)
+            connect(&address, ATTEMPT).map(drop)
         })
         .expect_err("refused");
         assert!(format!("{error:#}").contains(&address), "{error:#}");

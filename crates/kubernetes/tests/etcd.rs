@@ -1,0 +1,453 @@
+//! Members of a real etcd on loopback addresses, driven as stolos-init drives them: they found a cluster together, lose their data, break, are removed,
+//! come and go. Where no etcd was built, this says so and passes.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+use camino_tempfile::Utf8TempDir;
+use serde_json::Value;
+use stolos_base::pki::{Authority, Leaf, Usage};
+
+/// Elections on a busy machine, several in a row.
+const LIMIT: Duration = Duration::from_secs(90);
+const JOB: &str = env!("CARGO_BIN_EXE_stolos-job");
+
+/// A program that `stolos-build` has left in its cache.
+fn built(name: &str) -> Option<Utf8PathBuf> {
+    let home = std::env::var("HOME").ok()?;
+    let cache = std::env::var("STOLOS_CACHE").unwrap_or_else(|_| {
+        let base = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
+        format!("{base}/stolos")
+    });
+    let etcd = Utf8PathBuf::from(cache).join("artefacts/upstream-etcd");
+    let mut found: Vec<Utf8PathBuf> = etcd
+        .read_dir_utf8()
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path().join("content/bin").join(name))
+        .filter(|path| path.is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// Members 0 to N−1 of one cluster, each with an address of its own.
+struct World {
+    directory: Utf8TempDir,
+    etcd: Utf8PathBuf,
+    etcdctl: Utf8PathBuf,
+    /// Each test has a network of its own, so that they run side by side.
+    net: u8,
+    /// Members that the release would know now.
+    instances: Vec<usize>,
+    running: BTreeMap<usize, Running>,
+}
+
+struct Running {
+    child: Child,
+}
+
+impl World {
+    fn new(net: u8, members: usize) -> Option<Self> {
+        let (Some(etcd), Some(etcdctl)) = (built("etcd"), built("etcdctl")) else {
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: no etcd is built; run `stolos-build upstream etcd`"
+            );
+            return None;
+        };
+        let world = Self {
+            directory: camino_tempfile::tempdir().expect("a directory"),
+            etcd,
+            etcdctl,
+            net,
+            instances: (0..members).collect(),
+            running: BTreeMap::new(),
+        };
+        let now = stolos_base::Clock::system().now();
+        let ca = Authority::root("etcd", Duration::from_secs(3600), now).expect("a CA");
+        fs_err::write(world.path("ca.pem"), ca.certificate()).expect("a file");
+        for n in 0..5 {
+            let mut leaf = Leaf::new(format!("master-{n}"), Usage::ServerAndClient);
+            leaf.addresses = vec![
+                [127, 0, 0, 1].into(),
+                world.address(n).parse().expect("an address"),
+            ];
+            let identity = ca.issue(&leaf, now).expect("a certificate");
+            fs_err::write(world.path(&format!("{n}.pem")), &identity.certificate).expect("a file");
+            fs_err::write(world.path(&format!("{n}.key")), identity.key.expose()).expect("a file");
+        }
+        Some(world)
+    }
+
+    fn path(&self, name: &str) -> Utf8PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn data(&self, n: usize) -> Utf8PathBuf {
+        self.path(&format!("data-{n}/etcd"))
+    }
+
+    fn address(&self, n: usize) -> String {
+        format!("127.88.{}.{}", self.net, n + 1)
+    }
+
+    fn words(&self, n: usize) -> Vec<String> {
+        let mut words = vec![
+            format!("--name=master-{n}"),
+            format!("--address={}", self.address(n)),
+            format!("--data-dir={}", self.data(n)),
+            format!("--ca={}", self.path("ca.pem")),
+            format!("--cert={}", self.path(&format!("{n}.pem"))),
+            format!("--key={}", self.path(&format!("{n}.key"))),
+        ];
+        let others = self.instances.iter().filter(|other| **other != n);
+        words.extend(others.map(|other| format!("--peer=master-{other}={}", self.address(*other))));
+        words
+    }
+
+    /// As stolos-init starts the process, `failures` times after it failed.
+    fn start(&mut self, n: usize, failures: u32) {
+        fs_err::create_dir_all(self.path(&format!("data-{n}"))).expect("a directory");
+        let log = fs_err::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("{n}.log")))
+            .expect("a log");
+        let log: std::fs::File = log.into();
+        let url = |port: u16| format!("https://{}:{port}", self.address(n));
+        let (clients, peers) = (url(2379), url(2380));
+        let mut command = Command::new(JOB);
+        command
+            .arg("etcd-member")
+            .args(self.words(n))
+            .arg("--")
+            .arg(self.etcd.as_str());
+        command.args([
+            format!("--name=master-{n}"),
+            format!("--data-dir={}", self.data(n)),
+            format!("--listen-client-urls={clients}"),
+            format!("--advertise-client-urls={clients}"),
+            format!("--listen-peer-urls={peers}"),
+            format!("--initial-advertise-peer-urls={peers}"),
+            "--initial-cluster-token=test".to_owned(),
+            "--client-cert-auth".to_owned(),
+            "--peer-client-cert-auth".to_owned(),
+            format!("--trusted-ca-file={}", self.path("ca.pem")),
+            format!("--peer-trusted-ca-file={}", self.path("ca.pem")),
+            format!("--cert-file={}", self.path(&format!("{n}.pem"))),
+            format!("--peer-cert-file={}", self.path(&format!("{n}.pem"))),
+            format!("--key-file={}", self.path(&format!("{n}.key"))),
+            format!("--peer-key-file={}", self.path(&format!("{n}.key"))),
+            "--feature-gates=InitialCorruptCheck=true".to_owned(),
+        ]);
+        if failures > 0 {
+            command
+                .env("STOLOS_FAILURES", failures.to_string())
+                .env("STOLOS_LAST_EXIT", "exited with code 2");
+        }
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("stolos-job starts");
+        self.running.insert(n, Running { child });
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self, n: usize) {
+        if let Some(mut running) = self.running.remove(&n) {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+
+    fn lose_data(&self, n: usize) {
+        fs_err::remove_dir_all(self.path(&format!("data-{n}"))).expect("removed");
+    }
+
+    fn ctl(&self, n: usize, words: &[&str]) -> Result<String, String> {
+        let output = Command::new(&self.etcdctl)
+            .args([
+                &format!("--endpoints=https://{}:2379", self.address(n)),
+                &format!("--cacert={}", self.path("ca.pem")),
+                &format!("--cert={}", self.path("0.pem")),
+                &format!("--key={}", self.path("0.key")),
+                "--command-timeout=3s",
+            ])
+            .args(words)
+            .output()
+            .expect("etcdctl runs");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// Names of those that vote, as one member sees them.
+    fn voters(&self, n: usize) -> Result<Vec<String>, String> {
+        let text = self.ctl(n, &["member", "list", "--write-out=json"])?;
+        let list: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let mut names: Vec<String> = list["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|member| member["isLearner"] != true)
+            .filter_map(|member| member["name"].as_str().map(str::to_owned))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    #[track_caller]
+    fn eventually(&self, what: &str, good: impl Fn() -> Result<(), String>) {
+        let start = Instant::now();
+        loop {
+            let Err(problem) = good() else { return };
+            if start.elapsed() > LIMIT {
+                let logs: Vec<String> = (0..5)
+                    .filter_map(|n| {
+                        let text = fs_err::read_to_string(self.path(&format!("{n}.log"))).ok()?;
+                        let ours: Vec<&str> =
+                            text.lines().filter(|line| line.contains("stolos-job")).collect();
+                        let last: Vec<&str> = text.lines().rev().take(3).collect();
+                        Some(format!("{n}: {}\n   {}", ours.join("\n   "), last.join("\n   ")))
+                    })
+                    .collect();
+                panic!("{what}: {problem}\n{}", logs.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// All instances vote, each answers, and what was written is there.
+    #[track_caller]
+    fn whole(&self, written: &str) {
+        let wanted: Vec<String> = self.instances.iter().map(|n| format!("master-{n}")).collect();
+        for n in &self.instances {
+            self.eventually(&format!("member {n} is whole"), || {
+                let voters = self.voters(*n)?;
+                if voters != wanted {
+                    return Err(format!("these vote: {voters:?}"));
+                }
+                let value = self.ctl(*n, &["get", "--print-value-only", "key"])?;
+                if value == written {
+                    Ok(())
+                } else {
+                    Err(format!("it has `{value}` instead of `{written}`"))
+                }
+            });
+        }
+    }
+
+    #[track_caller]
+    fn write(&self, n: usize, value: &str) {
+        self.eventually("a write", || self.ctl(n, &["put", "key", value]).map(drop));
+    }
+
+    fn said(&self, n: usize) -> String {
+        fs_err::read_to_string(self.path(&format!("{n}.log"))).unwrap_or_default()
+    }
+
+    fn job(&self, command: &str, n: usize) -> std::process::Output {
+        Command::new(JOB)
+            .arg(command)
+            .args(self.words(n))
+            .output()
+            .expect("stolos-job runs")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for n in 0..5 {
+            self.kill(n);
+        }
+    }
+}
+
+#[test]
+fn a_member_that_lost_its_data_joins_anew() {
+    let Some(mut world) = World::new(1, 3) else { return };
+    for n in 0..3 {
+        world.start(n, 0);
+    }
+    world.write(0, "founded");
+    world.whole("founded");
+    for n in [2, 0] {
+        world.kill(n);
+        world.lose_data(n);
+        world.write(1, &format!("written without {n}"));
+        world.start(n, 0);
+        world.whole(&format!("written without {n}"));
+    }
+    assert!(world.said(0).contains("its data is lost"), "{}", world.said(0));
+}
+
+#[test]
+fn a_member_whose_data_is_broken_or_that_was_removed_joins_anew() {
+    let Some(mut world) = World::new(2, 3) else { return };
+    for n in 0..3 {
+        world.start(n, 0);
+    }
+    world.write(0, "a");
+    world.whole("a");
+    // Broken: every page of its database is noise, and etcd has failed on it three times.
+    world.kill(1);
+    let database = world.data(1).join("member/snap/db");
+    let length = fs_err::metadata(&database).expect("a database").len();
+    fs_err::write(&database, vec![0xA5; usize::try_from(length).expect("small")]).expect("broken");
+    world.start(1, 3);
+    world.whole("a");
+    assert!(world.data(1).join("member.aside").exists(), "what broke is kept");
+    // Removed by somebody.
+    let list: Value = serde_json::from_str(
+        &world
+            .ctl(0, &["member", "list", "--write-out=json"])
+            .expect("a list"),
+    )
+    .expect("JSON");
+    let second = list["members"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|member| member["name"] == "master-2")
+        .expect("a member");
+    let id = format!("{:x}", second["ID"].as_u64().expect("an id"));
+    // etcd changes its list only when all have been in touch for five seconds.
+    world.eventually("a removal", || world.ctl(0, &["member", "remove", &id]).map(drop));
+    world.eventually("etcd sees that it was removed", || {
+        let ended = std::fs::metadata(world.data(2)).is_ok() && world.ctl(2, &["get", "key"]).is_err();
+        if ended {
+            Ok(())
+        } else {
+            Err("it still answers".to_owned())
+        }
+    });
+    world.kill(2);
+    world.start(2, 0);
+    world.whole("a");
+    // Killed again and again is not broken.
+    world.kill(2);
+    let kept = fs_err::read_dir(world.data(2).join("member/wal"))
+        .expect("data")
+        .count();
+    assert!(kept > 0);
+}
+
+/// Two of three lose their disks while the third, which has everything, is down. Were they to found a cluster, it would take the third's place with nothing in it.
+#[test]
+fn nobody_founds_a_cluster_over_one_that_may_have_data() {
+    let Some(mut world) = World::new(3, 3) else { return };
+    for n in 0..3 {
+        world.start(n, 0);
+    }
+    world.write(0, "precious");
+    world.whole("precious");
+    for n in 0..3 {
+        world.kill(n);
+    }
+    for n in 0..2 {
+        world.lose_data(n);
+        world.start(n, 0);
+    }
+    for n in 0..2 {
+        world.eventually("it waits for the third", || {
+            if world.said(n).contains("waiting: master-2 does not say") {
+                Ok(())
+            } else {
+                Err("it does not say that it waits".to_owned())
+            }
+        });
+        assert!(!world.data(n).join("member").exists(), "it founded something");
+    }
+    // The third has the data and no majority: nobody may go on without a person.
+    world.start(2, 0);
+    for n in 0..2 {
+        world.eventually("it sees the third's data", || {
+            if world.said(n).contains("master-2 has data") {
+                Ok(())
+            } else {
+                Err("it does not see it".to_owned())
+            }
+        });
+        assert!(!world.data(n).join("member").exists(), "it founded something");
+    }
+}
+
+#[test]
+fn members_come_and_go() {
+    let Some(mut world) = World::new(4, 1) else { return };
+    world.start(0, 0);
+    world.write(0, "one");
+    world.whole("one");
+    // One becomes three becomes five: each with a restart of those that are there, as an update does it.
+    for size in [3, 5] {
+        let before = world.instances.len();
+        world.instances = (0..size).collect();
+        for n in 0..before {
+            world.kill(n);
+            world.start(n, 0);
+        }
+        for n in before..size {
+            world.start(n, 0);
+        }
+        world.whole("one");
+    }
+    world.write(4, "five");
+    // The last says goodbye; the one before it is gone without a word.
+    let output = world.job("etcd-leave", 4);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    world.kill(4);
+    world.start(4, 0);
+    world.eventually("one that left does not come back", || {
+        if world.said(4).contains("left its cluster") {
+            Ok(())
+        } else {
+            Err("it says nothing".to_owned())
+        }
+    });
+    world.kill(4);
+    world.kill(3);
+    world.instances = vec![0, 1, 2];
+    let output = world.job("etcd-tidy", 0);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    world.whole("five");
+    // A member that is alive is no business of a tidy hand.
+    world.instances = vec![0, 1];
+    let output = world.job("etcd-tidy", 0);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(world.voters(0).expect("a list").len(), 3);
+    // The last majority cannot be left: with one of the others down, two of three are needed.
+    world.instances = vec![0, 1, 2];
+    world.kill(1);
+    let leaving = Command::new("timeout")
+        .arg("8")
+        .arg(JOB)
+        .arg("etcd-leave")
+        .args(world.words(2))
+        .output()
+        .expect("timeout runs");
+    assert!(!leaving.status.success(), "it left below the quorum");
+    assert_eq!(
+        world.ctl(0, &["get", "--print-value-only", "key"]),
+        Ok("five".to_owned())
+    );
+}
