@@ -593,6 +593,92 @@ pub struct Lock {
     pub task_id: String,
 }
 
+/// What happened, an element of `GET /events`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastEvent {
+    /// Its number.
+    pub id: String,
+    /// Seconds since the Unix epoch.
+    pub timestamp: i64,
+    /// Who did it; `health_monitor` for alerts.
+    pub user: String,
+    /// `create`, `update` …
+    pub action: String,
+    /// `alert`, `deployment` …
+    pub object_type: String,
+    /// Which of that type; for alerts, their kind.
+    pub object_name: String,
+    /// The task in which it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
+    /// `GROUP/ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// More.
+    #[serde(default)]
+    pub context: EventContext,
+}
+
+/// More about an event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventContext {
+    /// For people.
+    pub message: String,
+    /// Of an alert: 1 alert, 2 critical, 3 error, 4 warning.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub severity: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// `GET` and `PUT /resurrection`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResurrectionState {
+    /// Whether dead machines are made anew at all. Rules of configs of the type `resurrection` say more.
+    pub resurrection: bool,
+}
+
+/// What `PUT /resurrection` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResurrectionUpdate {
+    /// Whether nothing is to be made anew.
+    pub resurrection_paused: bool,
+}
+
+/// A machine that is not well, an element of `GET /health/problems` (ours).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineProblem {
+    /// The deployment.
+    pub deployment: String,
+    /// `GROUP/INDEX`.
+    pub instance: String,
+    /// Id of the instance.
+    pub id: String,
+    /// The agent that is not heard of; absent when the machine is gone.
+    pub agent_id: Option<String>,
+    /// The CPI's id of the machine.
+    pub cid: Option<String>,
+    /// `suspect`, `dead`, `repairing`.
+    pub state: String,
+    /// Seconds.
+    pub since: u64,
+    /// For people.
+    pub why: String,
+    /// What a repair waits for; absent when it goes on, or when nothing is to be repaired yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_on: Option<String>,
+    /// The task that repairs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<i64>,
+}
+
 /// What `POST /deployments/N/diff` answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diff {

@@ -218,6 +218,17 @@ pub(crate) enum Command {
     /// Show the director's tasks, or follow one.
     #[command(after_help = "Examples:\n  stolos director-tasks\n  stolos director-tasks 7")]
     DirectorTasks(DirectorTasks),
+    /// Show machines that are not well, and what is done about them.
+    #[command(after_help = "Examples:\n  stolos health\n  stolos health --json")]
+    Health(Json),
+    /// Show what happened to machines: alerts, repairs, switches.
+    #[command(after_help = "Examples:\n  stolos events\n  stolos events demo --json")]
+    Events(Events),
+    /// Show or switch whether dead machines are made anew, everywhere or in one cluster.
+    #[command(
+        after_help = "Examples:\n  stolos resurrection\n  stolos resurrection off          # before a planned shutdown\n  stolos resurrection on\n  stolos resurrection off demo"
+    )]
+    Resurrection(Resurrection),
     /// Check whether this host can run Stolos, and whether a running installation is well.
     #[command(after_help = "Example:\n  stolos doctor")]
     Doctor(Doctor),
@@ -347,6 +358,35 @@ pub(crate) struct Deploy {
     /// Ask nothing.
     #[arg(long)]
     pub(crate) non_interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Only of this cluster.
+    pub(crate) cluster: Option<String>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resurrection {
+    /// What is wanted; without it, how it stands.
+    pub(crate) state: Option<Switch>,
+    /// Only in this cluster.
+    pub(crate) cluster: Option<String>,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    /// Dead machines are made anew.
+    On,
+    /// They are only shown.
+    Off,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod create;
 mod deployments;
 mod doctor;
 mod down;
+mod health;
 mod images;
 mod import;
 mod kubeconfigs;
@@ -79,6 +80,9 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Instances(args) => deployments::instances(&args).await,
         Command::DeleteDeployment(args) => deployments::delete(&args).await,
         Command::DirectorTasks(args) => deployments::tasks(&args).await,
+        Command::Health(args) => health::problems(&args).await,
+        Command::Events(args) => health::events(&args).await,
+        Command::Resurrection(args) => health::resurrection(&args).await,
         Command::Doctor(args) => doctor::run(&args),
         Command::Up(args) => up::run(&args).await,
         Command::Down(args) => down::run(&args),

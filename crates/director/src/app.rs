@@ -15,6 +15,7 @@ use tokio::sync::SetOnce;
 use crate::cloud::CloudConfigs;
 use crate::deps::{AgentTrust, Config, Deps, Variables};
 use crate::error::Result;
+use crate::health::Health;
 use crate::machines::Machines;
 use crate::prepare::settings_digest;
 use crate::render::JobCache;
@@ -38,6 +39,7 @@ pub(crate) struct App {
     pub(crate) cloud: CloudConfigs,
     pub(crate) tasks: Tasks,
     pub(crate) states: States,
+    pub(crate) health: Health,
     /// Digest of what machines are told about the director.
     pub(crate) settings_digest: String,
     /// Set right after the flows were started with what they need of this.
@@ -47,7 +49,13 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: Config, deps: Deps, tasks: Tasks, states: States) -> Result<Self> {
+    pub(crate) fn new(
+        config: Config,
+        deps: Deps,
+        tasks: Tasks,
+        states: States,
+        health: Health,
+    ) -> Result<Self> {
         Ok(Self {
             settings_digest: settings_digest(&config)?,
             machines: Machines::new(deps.cpi, config.max_cpi_calls),
@@ -64,6 +72,7 @@ impl App {
             ids: deps.ids,
             tasks,
             states,
+            health,
             config,
             flows: SetOnce::new(),
             rendered: Mutex::default(),

@@ -7,6 +7,7 @@
 
 pub(crate) mod configs;
 pub(crate) mod deployments;
+pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod releases;
 pub(crate) mod tasks;
@@ -201,6 +202,39 @@ pub static TABLES: Part = Part {
                 )",
                 "CREATE INDEX disks_instance ON disks (instance)",
                 "CREATE INDEX disks_deployment ON disks (deployment)",
+            ],
+        },
+        Migration {
+            number: 4,
+            name: "health",
+            statements: &[
+                "CREATE TABLE repairs (
+                    task BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+                    deployment TEXT NOT NULL,
+                    instance TEXT NOT NULL,
+                    why TEXT NOT NULL,
+                    created_at BIGINT NOT NULL,
+                    PRIMARY KEY (task, instance)
+                )",
+                "CREATE INDEX repairs_created ON repairs (created_at)",
+                "CREATE TABLE events (
+                    id BIGINT PRIMARY KEY,
+                    at BIGINT NOT NULL,
+                    username TEXT NOT NULL,
+                    action TEXT NOT NULL,
+                    object_type TEXT NOT NULL,
+                    object_name TEXT NOT NULL,
+                    task BIGINT,
+                    deployment TEXT,
+                    instance TEXT,
+                    severity BIGINT NOT NULL,
+                    message TEXT NOT NULL
+                )",
+                // What people set for the whole director.
+                "CREATE TABLE settings (
+                    name TEXT PRIMARY KEY,
+                    value TEXT NOT NULL
+                )",
             ],
         },
         // new migrations go above this line, with the next number

@@ -40,6 +40,8 @@ pub struct Config {
     pub max_cpi_calls: usize,
     /// How long a new machine's agent may take to answer.
     pub agent_limit: Duration,
+    /// When machines count as dead.
+    pub resurrection: Resurrection,
 }
 
 /// Services that the director works with.
@@ -59,6 +61,8 @@ pub struct Deps {
     pub bus: Bus,
     /// The bus with the rights of a health monitor: heartbeats, alerts, shutdowns of all agents.
     pub monitor: Arc<dyn Transport>,
+    /// Hosts that see their machines end; `None` where nobody does, which only takes longer to notice.
+    pub hosts: Option<Arc<dyn Hosts>>,
     /// Certificates of agents.
     pub trust: Arc<dyn AgentTrust>,
     /// Values of variables.
@@ -69,6 +73,52 @@ pub struct Deps {
     pub ids: IdSource,
     /// For tests: what goes wrong in flows.
     pub faults: stolos_flow::faults::Faults,
+}
+
+/// What a host says of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostSign {
+    /// Its processes ended. The host may start it again by itself.
+    Ended,
+    /// The host does not have it any more.
+    Gone,
+}
+
+/// Signs with the CPI's ids of machines, and the number to ask with next.
+pub type HostSigns = (u64, Vec<(String, HostSign)>);
+
+/// Hosts that see their machines end.
+pub trait Hosts: Send + Sync {
+    /// Waits for signs after a number; without one, only for those from now on. May answer with none.
+    fn signs(&self, after: Option<u64>) -> BoxFuture<'_, Result<HostSigns, Failure>>;
+}
+
+/// When machines count as dead, and when they are made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resurrection {
+    /// Silence after which a machine that is still there is fenced.
+    pub fence_after: Duration,
+    /// At least so many machines have to be down at once for a storm, in which nothing is repaired.
+    pub storm_least: usize,
+    /// And at least so many percent of a deployment, or of all.
+    pub storm_percent: usize,
+    /// How long a machine that was found dead counts as down for a storm.
+    pub storm_window: Duration,
+    /// Repairs of one instance in an hour before a person has to look.
+    pub most_repairs: u32,
+}
+
+impl Default for Resurrection {
+    /// 30 s of silence; a storm by BOSH's rule (bosh.md section 5.7).
+    fn default() -> Self {
+        Self {
+            fence_after: Duration::from_secs(30),
+            storm_least: 5,
+            storm_percent: 20,
+            storm_window: Duration::from_secs(600),
+            most_repairs: 3,
+        }
+    }
 }
 
 /// An infrastructure behind a CPI, with a journal of calls.

@@ -63,6 +63,9 @@ pub enum Error {
     /// There is no such config.
     #[error("Config {0} not found")]
     NoConfig(String),
+    /// There is no such event.
+    #[error("Event {0} not found")]
+    NoEvent(String),
     /// There is no such release.
     #[error("Release '{0}' doesn't exist")]
     NoRelease(String),
@@ -116,6 +119,9 @@ pub enum Error {
     /// Templates could not be filled in; the text is BOSH's nested list.
     #[error("{0}")]
     Templates(String),
+    /// A machine cannot be made anew without a person.
+    #[error("{0}")]
+    Irreparable(String),
     /// A variable could not be generated or read.
     #[error("failed to {action} variable `{name}`")]
     Variable {
@@ -256,9 +262,12 @@ impl Classify for Error {
             Self::NoTask(_)
             | Self::NoDeployment(_)
             | Self::NoConfig(_)
+            | Self::NoEvent(_)
             | Self::NoRelease(_)
             | Self::NoStemcell(_) => Class::NotFound,
-            Self::TaskState { .. } | Self::InUse { .. } | Self::Mismatch { .. } => Class::User,
+            Self::TaskState { .. } | Self::InUse { .. } | Self::Mismatch { .. } | Self::Irreparable(_) => {
+                Class::User
+            }
             Self::ConfigChanged { .. } | Self::Canceled => Class::Conflict,
             Self::NotRunning { .. }
             | Self::Trust { .. }

@@ -1,6 +1,7 @@
 //! The kinds of flows that tasks run as, and how a request becomes one.
 
 pub(crate) mod import;
+pub(crate) mod repair;
 mod states;
 
 use std::sync::Arc;
@@ -19,10 +20,13 @@ use crate::steps::{delete, deploy};
 use crate::tasks::Line;
 
 pub(crate) use import::{DeleteArtifact, ImportRelease, ImportStemcell};
+pub(crate) use repair::{Repair, Request as RepairRequest};
 pub(crate) use states::{InstanceStates, Request as StatesRequest};
 
 /// The word for a deploy among tasks, as in BOSH.
 pub(crate) const UPDATE_DEPLOYMENT: &str = "update_deployment";
+/// The word for a repair among tasks, as in BOSH.
+pub(crate) const SCAN_AND_FIX: &str = "cck_scan_and_fix";
 /// The word for a deletion among tasks, as in BOSH.
 pub(crate) const DELETE_DEPLOYMENT: &str = "delete_deployment";
 
@@ -46,6 +50,22 @@ pub(crate) struct Wish<'a, I> {
 
 /// Writes task and flow together; gives the task's number.
 pub(crate) async fn submit<K: Kind>(app: &App, wish: Wish<'_, K::Input>) -> Result<i64> {
+    let mut tx = app.db.begin("submit a task").await?;
+    let id = submit_in::<K>(app, &mut tx, wish).await?;
+    tx.commit().await?;
+    nudge(app);
+    Ok(id)
+}
+
+/// Has flows that were submitted looked at now.
+pub(crate) fn nudge(app: &App) {
+    if let Some(flows) = app.flows.get() {
+        flows.nudge();
+    }
+}
+
+/// The same as part of a transaction; [`nudge`] after its commit.
+pub(crate) async fn submit_in<K: Kind>(app: &App, tx: &mut Tx, wish: Wish<'_, K::Input>) -> Result<i64> {
     let flows = app
         .flows
         .get()
@@ -55,7 +75,6 @@ pub(crate) async fn submit<K: Kind>(app: &App, wish: Wish<'_, K::Input>) -> Resu
     if let Some(lock) = &wish.lock {
         new = new.lock(lock.clone());
     }
-    let mut tx = app.db.begin("submit a task").await?;
     let task = NewTask {
         flow: wish.id,
         kind: wish.kind,
@@ -64,10 +83,8 @@ pub(crate) async fn submit<K: Kind>(app: &App, wish: Wish<'_, K::Input>) -> Resu
         username: wish.user,
         context_id: wish.context,
     };
-    let id = tasks::insert(&mut tx, &task).await?;
-    flows.submit_in(&mut tx, new).await?;
-    tx.commit().await?;
-    flows.nudge();
+    let id = tasks::insert(tx, &task).await?;
+    flows.submit_in(tx, new).await?;
     Ok(id)
 }
 

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod deployments;
+mod health;
 mod misc;
 mod tasks;
 
@@ -59,6 +60,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             get(misc::config_view).delete(misc::config_delete),
         )
         .route("/locks", get(misc::lock_list))
+        .route("/events", get(health::event_list))
+        .route("/events/{id}", get(health::event_view))
+        .route("/health/problems", get(health::problem_list))
+        .route(
+            "/resurrection",
+            get(health::resurrection_view).put(health::resurrection_update),
+        )
         .route("/disks", get(misc::orphan_list))
         .route("/resources/{id}", get(misc::resource_view))
         .route(

@@ -1,9 +1,9 @@
 //! The director: from manifests to machines that run jobs, with BOSH's HTTP API.
 //!
 //! Owns: planning ([`plan`], pure), the preparation of a plan (what is read, generated, rendered), the steps that carry it
-//! out (flows over the CPI and the agents), tasks and their output, releases and stemcells, the inventory, the API. Never
-//! does: keep a secret (it names variables and asks for their values when a step needs them), know Kubernetes, judge
-//! health.
+//! out (flows over the CPI and the agents), tasks and their output, releases and stemcells, the inventory, the health of machines
+//! and their repair, the API. Never
+//! does: keep a secret (it names variables and asks for their values when a step needs them), know Kubernetes.
 //!
 //! The way through: `http` (extract, authorize) → `flows` (task and flow in one transaction) → `prepare` (resolve, place,
 //! generate, render, decide; the plan is kept) → `steps` (a graph that says everything) → machines and agents.
@@ -14,12 +14,14 @@
 //! - One task at a time works on a deployment; what it writes shows the fence of its flow.
 //! - A task's final state is seen only after all of its output.
 
+mod agents;
 mod app;
 mod cloud;
 mod db;
 mod deps;
 mod error;
 mod flows;
+mod health;
 mod http;
 mod machines;
 mod maintenance;
@@ -41,11 +43,15 @@ use stolos_flow::Flows;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::db::{SCHEMA, TABLES};
-pub use crate::deps::{AgentTrust, Config, Deps, Failure, GenerateVariable, Infrastructure, Variables};
+pub use crate::deps::{
+    AgentTrust, Config, Deps, Failure, GenerateVariable, HostSign, HostSigns, Hosts, Infrastructure,
+    Resurrection, Variables,
+};
 pub use crate::error::{Cause, Error, Result};
 
 use crate::app::App;
-use crate::flows::{Delete, DeleteArtifact, Deploy, ImportRelease, ImportStemcell, InstanceStates};
+use crate::flows::{Delete, DeleteArtifact, Deploy, ImportRelease, ImportStemcell, InstanceStates, Repair};
+use crate::health::Health;
 use crate::states::States;
 use crate::tasks::Tasks;
 
@@ -69,9 +75,11 @@ impl Director {
     pub async fn start(config: Config, deps: Deps) -> Result<Handle> {
         let stop = CancellationToken::new();
         let tasks = Tasks::start(deps.db.clone(), stop.clone());
-        let states = States::start(deps.monitor.clone(), stop.clone());
+        let health = Health::new(config.resurrection);
+        let states = States::start(deps.monitor.clone(), health.clone(), stop.clone());
+        let (link, hosts) = (deps.monitor.clone(), deps.hosts.clone());
         let faults = deps.faults.clone();
-        let app = Arc::new(App::new(config, deps, tasks, states)?);
+        let app = Arc::new(App::new(config, deps, tasks, states, health.clone())?);
         flows::import::remove_stale_uploads(&app).await?;
         let flows = Flows::builder(app.db.clone(), app.config.holder.clone())
             .ids(app.ids.clone())
@@ -83,9 +91,11 @@ impl Director {
             .kind(ImportStemcell(app.clone()))
             .kind(DeleteArtifact(app.clone()))
             .kind(InstanceStates(app.clone()))
+            .kind(Repair(app.clone()))
             .start();
         let _ = app.flows.set(flows.clone());
         maintenance::start(app.clone(), flows.clone(), stop.clone());
+        health.start(app.clone(), link, hosts, stop.clone());
         Ok(Handle { app, flows, stop })
     }
 }

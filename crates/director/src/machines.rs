@@ -126,6 +126,16 @@ impl Calls<'_> {
             .map_err(|error| Error::cpi("has_vm", error))
     }
 
+    /// Whether the infrastructure has the disk now; `None` where it cannot say.
+    pub(crate) async fn has_disk(&self, disk: &str) -> Result<Option<bool>> {
+        use stolos_cpi::Kind::{NotImplemented, NotSupported};
+        let (cpi, disk) = (self.plain(), DiskCid::from(disk));
+        match self.run(cpi.has_disk(&disk)).await? {
+            Err(error) if matches!(error.kind(), Some(NotImplemented | NotSupported)) => Ok(None),
+            other => other.map(Some).map_err(|error| Error::cpi("has_disk", error)),
+        }
+    }
+
     /// Notes what a machine is for. A CPI without notes does without.
     pub(crate) async fn set_vm_metadata(&self, vm: &str, metadata: Map<String, Value>) -> Result<()> {
         let (cpi, vm) = (self.plain(), VmCid::from(vm));

@@ -5,10 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream;
 use serde::{Deserialize, Serialize};
 use stolos_api::director::NameVersion;
 use stolos_base::compute;
@@ -19,6 +16,7 @@ use stolos_manifest::{
 };
 use stolos_release::RenderedInstance;
 
+use crate::agents::{self, Asked};
 use crate::app::App;
 use crate::db::deployments::{self as rows, Uses};
 use crate::db::inventory::{self, InstanceRow};
@@ -32,11 +30,6 @@ use crate::plan::{
 use crate::render::{Jobs, render_all};
 use crate::tasks::{Line, StageState};
 use crate::variables;
-
-/// How long an agent may take to answer before `fix` makes its machine anew.
-const FIX_PATIENCE: Duration = Duration::from_secs(5);
-/// Agents asked at once.
-const ASKED_AT_ONCE: usize = 32;
 
 /// What a person asked for; the input of the flow.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,6 +64,20 @@ pub(crate) struct Kept {
     pub(crate) skip_drain: Vec<String>,
     /// Machines whose agents are known not to answer: their jobs are not stopped first.
     pub(crate) unresponsive: BTreeSet<InstanceId>,
+    /// What all this is for.
+    #[serde(default)]
+    pub(crate) purpose: Purpose,
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Purpose {
+    /// The deployment becomes what somebody wants.
+    #[default]
+    Deploy,
+    /// A few machines are made anew as they were.
+    Repair,
 }
 
 /// A compiled package.
@@ -387,6 +394,7 @@ async fn render_and_decide(app: &App, flow: FlowId, request: &Request, ground: G
             leftovers: leftovers(&ground.instances),
             skip_drain: request.skip_drain.clone(),
             unresponsive,
+            purpose: Purpose::Deploy,
         },
         rendered,
     })
@@ -452,30 +460,17 @@ async fn broken_machines(
     request: &Request,
     instances: &[InstanceRow],
 ) -> (Vec<InstanceId>, BTreeSet<InstanceId>) {
-    let mut doubtful = Vec::new();
-    for instance in instances {
-        if let Some((vm, _)) = instance.machine()
-            && (!vm.ready || request.fix)
-        {
-            doubtful.push((instance.id, vm.agent, instance.name()));
-        }
-    }
-    let bus = app.bus.clone();
-    let asked: Vec<Option<InstanceId>> = stream::iter(doubtful)
-        .map(move |(id, agent, name)| {
-            let client = bus.agent(agent, name).with_timeout(FIX_PATIENCE);
-            async move { client.ping().await.err().map(|_| id) }
-        })
-        .buffered(ASKED_AT_ONCE)
-        .collect()
-        .await;
-    let broken: Vec<InstanceId> = asked.into_iter().flatten().collect();
-    let set = broken.iter().copied().collect();
-    (broken, set)
+    let doubtful = instances.iter().filter(|instance| {
+        let ready = instance.machine().is_none_or(|(vm, _)| vm.ready);
+        !ready || request.fix
+    });
+    let doubtful = doubtful.filter_map(Asked::of).collect();
+    let broken = agents::silent(&app.bus, doubtful, 1).await;
+    (broken.iter().copied().collect(), broken)
 }
 
 /// Machines and disks of which nobody knows whether they were made.
-pub(crate) fn leftovers(instances: &[InstanceRow]) -> Leftovers {
+pub(crate) fn leftovers<'a>(instances: impl IntoIterator<Item = &'a InstanceRow>) -> Leftovers {
     let mut left = Leftovers::default();
     for instance in instances {
         let current = instance.machine().map(|(vm, _)| vm.agent);

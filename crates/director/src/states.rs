@@ -1,6 +1,6 @@
 //! What agents say about themselves, kept in memory with its age.
 //!
-//! Filled by heartbeats and by answers to `get_state`. Nothing here judges health.
+//! Filled by heartbeats and by answers to `get_state`. Nothing here judges health; what is heard is passed on to who does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,8 @@ use stolos_mbus::client::{Event, events};
 use stolos_mbus::state::{JobState, Process, Vitals};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::health::Health;
 
 /// The pause before heartbeats are subscribed to again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -42,7 +44,7 @@ struct Inner {
 
 impl States {
     /// Listens until `stop` fires.
-    pub(crate) fn start(monitor: Arc<dyn Transport>, stop: CancellationToken) -> Self {
+    pub(crate) fn start(monitor: Arc<dyn Transport>, health: Health, stop: CancellationToken) -> Self {
         let states = Self(Arc::new(Inner {
             seen: Mutex::default(),
             news: watch::Sender::new(0),
@@ -52,7 +54,7 @@ impl States {
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    () = listener.listen(&*monitor) => {}
+                    () = listener.listen(&*monitor, &health) => {}
                 }
                 tokio::select! {
                     () = stop.cancelled() => break,
@@ -81,7 +83,7 @@ impl States {
         let _ = news.wait_for(|_| self.seen().contains_key(&agent)).await;
     }
 
-    async fn listen(&self, monitor: &dyn Transport) {
+    async fn listen(&self, monitor: &dyn Transport, health: &Health) {
         let mut events = match events(monitor).await {
             Ok(events) => events,
             Err(error) => {
@@ -92,6 +94,7 @@ impl States {
         while let Some(event) = events.next().await {
             match event {
                 Event::Heartbeat(agent, heartbeat) => {
+                    health.heard(agent);
                     let mut seen = self.seen();
                     let processes = seen.remove(&agent).and_then(|old| old.processes);
                     let now = Instant::now();
@@ -111,9 +114,10 @@ impl States {
                     self.0.news.send_modify(|number| *number += 1);
                 }
                 Event::Alert(agent, alert) => {
-                    tracing::info!(%agent, severity = alert.severity, title = alert.title, "an agent raised an alert");
+                    health.alerted(agent, alert);
                 }
                 Event::Shutdown(agent) => {
+                    health.goes_down(agent);
                     self.seen().remove(&agent);
                 }
             }

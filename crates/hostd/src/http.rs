@@ -1,6 +1,7 @@
 //! The socket's paths (ARCHITECTURE.md, hostd socket).
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
@@ -77,10 +78,17 @@ async fn machine_list(State(app): State<App>) -> Result<Json<Vec<MachineStatus>>
 struct After {
     #[serde(default)]
     after: u64,
+    /// How long the answer may wait for news.
+    #[serde(default)]
+    wait_ms: u64,
 }
 
+/// Longer waits end with an empty answer, and are asked again.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 async fn event_list(State(app): State<App>, Query(query): Query<After>) -> Json<Vec<MachineEvent>> {
-    Json(app.machines.events(query.after))
+    let wait = Duration::from_millis(query.wait_ms).min(LONGEST_WAIT);
+    Json(app.machines.events(query.after, wait).await)
 }
 
 fn checked<T>(body: Body<T>) -> Result<T, Refusal> {

@@ -11,7 +11,7 @@ use stolos_cpi::VmCid;
 use stolos_cpi_host::{Host, Power, State};
 use stolos_network::hostd_client::{MachineEvent, MachineStatus};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the CPI's mark is looked at: one `stat`, so idling costs nothing.
@@ -36,6 +36,8 @@ struct Inner {
     clock: Clock,
     look: Notify,
     known: Mutex<Known>,
+    /// Number of the last event, for those who wait for the next.
+    told: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -62,6 +64,7 @@ impl Service {
             clock,
             look: Notify::new(),
             known: Mutex::default(),
+            told: watch::Sender::new(0),
         }))
     }
 
@@ -111,8 +114,17 @@ impl Service {
             .collect())
     }
 
-    pub(crate) fn events(&self, after: u64) -> Vec<MachineEvent> {
-        self.known()
+    /// Events after a number; waits for some when there are none. A number that was not reached yet is another life's: then it is all of them.
+    pub(crate) async fn events(&self, after: u64, wait: Duration) -> Vec<MachineEvent> {
+        let mut told = self.0.told.subscribe();
+        let last = *told.borrow_and_update();
+        let after = if after > last { 0 } else { after };
+        if last == after {
+            // Nothing in time is an answer too.
+            let _ = tokio::time::timeout(wait, told.changed()).await;
+        }
+        let known = self.known();
+        known
             .events
             .iter()
             .filter(|event| event.number > after)
@@ -127,9 +139,21 @@ impl Service {
             Ok(Err(error)) => return tracing::warn!(error = %chain(&error), "failed to list machines"),
             Err(error) => return tracing::error!(%error, "listing machines panicked"),
         };
-        self.known()
-            .machines
-            .retain(|cid, _| machines.iter().any(|machine| machine.cid == *cid));
+        let gone: Vec<VmCid> = {
+            let mut known = self.known();
+            let is_there = |cid: &VmCid| machines.iter().any(|machine| machine.cid == *cid);
+            let gone = known
+                .machines
+                .keys()
+                .filter(|cid| !is_there(cid))
+                .cloned()
+                .collect();
+            known.machines.retain(|cid, _| is_there(cid));
+            gone
+        };
+        for cid in gone {
+            self.tell(&cid, "gone", String::new());
+        }
         for machine in machines {
             if machine.state != State::Ready || machine.power != Power::On {
                 continue;
@@ -255,6 +279,7 @@ impl Service {
         while known.events.len() > KEPT {
             known.events.pop_front();
         }
+        self.0.told.send_replace(known.number);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

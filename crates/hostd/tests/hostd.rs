@@ -243,13 +243,13 @@ fn machines_come_back_with_their_disks() {
         }
     });
     // It has started these itself, so it watches them.
-    let told = block_on(client.events(0))
+    let told = block_on(client.events(0, Duration::ZERO))
         .expect("events")
         .last()
         .map_or(0, |event| event.number);
     let before = bench.end_all(&machines);
     bench.all_back(&machines, &before);
-    let events = block_on(client.events(told)).expect("events");
+    let events = block_on(client.events(told, Duration::ZERO)).expect("events");
     for cid in &machines {
         assert!(
             events

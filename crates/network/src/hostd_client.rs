@@ -67,7 +67,7 @@ pub struct MachineEvent {
     pub at: i64,
     /// CID.
     pub cid: String,
-    /// `exited`, `started`, `failed to start`.
+    /// `exited`, `started`, `failed to start`, `gone`.
     pub what: String,
     /// More, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -202,12 +202,13 @@ impl HostdClient {
         self.get("/machines").await
     }
 
-    /// What happened after event `after`, the last thousand at most.
+    /// What happened after event `after`, the last thousand at most. Where nothing did, the answer waits up to `wait` (10 s at most) for it.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn events(&self, after: u64) -> Result<Vec<MachineEvent>, Error> {
-        self.get(&format!("/events?after={after}")).await
+    pub async fn events(&self, after: u64, wait: Duration) -> Result<Vec<MachineEvent>, Error> {
+        let wait = wait.as_millis();
+        self.get(&format!("/events?after={after}&wait_ms={wait}")).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

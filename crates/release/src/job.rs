@@ -35,6 +35,10 @@ pub struct JobSpec {
     /// Links that this job wants.
     #[serde(default, deserialize_with = "null_as_default")]
     pub consumes: Vec<ConsumedLink>,
+    /// Ours: whether the instances of a group have copies of what the job keeps on the persistent disk, so that one of them gets it back on an empty
+    /// one. Then a lost disk is replaced without asking anybody, while a majority of the group is alive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replicated_disk: bool,
 }
 
 /// A declared property.

@@ -3,6 +3,8 @@
 //! Written by `stolos up` on the first start; afterwards it only keeps `programs` up to date, which move with every build. Unknown keys are
 //! errors, because a typing error must not silently become a default.
 
+use std::time::Duration;
+
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use stolos_clusters::oidc::{Claims, InvalidClaims};
@@ -29,6 +31,51 @@ pub struct Config {
     /// How people are known in clusters.
     #[serde(default, skip_serializing_if = "is_default")]
     pub oidc: Oidc,
+    /// When machines count as dead, and when that is too much to be believed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub resurrection: Resurrection,
+}
+
+/// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resurrection {
+    /// Seconds of silence after which a machine that is still there is ended and made anew; at least 15.
+    pub fence_after: u64,
+    /// Nothing is repaired while at least so many machines are down at once …
+    pub storm_machines: usize,
+    /// … and these are at least so many percent of their deployment, or of all.
+    pub storm_percent: usize,
+    /// Seconds for which a machine that was found dead counts as down for that.
+    pub storm_window: u64,
+    /// Repairs of one instance within an hour before a person has to look.
+    pub most_repairs: u32,
+}
+
+impl Default for Resurrection {
+    fn default() -> Self {
+        let rules = stolos_director::Resurrection::default();
+        Self {
+            fence_after: rules.fence_after.as_secs(),
+            storm_machines: rules.storm_least,
+            storm_percent: rules.storm_percent,
+            storm_window: rules.storm_window.as_secs(),
+            most_repairs: rules.most_repairs,
+        }
+    }
+}
+
+impl From<Resurrection> for stolos_director::Resurrection {
+    fn from(config: Resurrection) -> Self {
+        Self {
+            // Less would call a machine dead that missed a heartbeat.
+            fence_after: Duration::from_secs(config.fence_after.max(15)),
+            storm_least: config.storm_machines.max(1),
+            storm_percent: config.storm_percent,
+            storm_window: Duration::from_secs(config.storm_window),
+            most_repairs: config.most_repairs,
+        }
+    }
 }
 
 /// Whether clusters know people by the tokens of our token service.

@@ -116,6 +116,7 @@ impl Installation {
             cpi: outside.cpi.clone(),
             bus: Bus::start(bus.director, ids.clone()).await?,
             monitor: bus.monitor,
+            hosts: outside.hosts,
             trust: Arc::new(BusAuthority {
                 authority: trust.bus.clone(),
                 clock: clock.clone(),
@@ -138,6 +139,7 @@ impl Installation {
                 holder: holder("director", instance),
                 max_cpi_calls: 8,
                 agent_limit: Duration::from_secs(120),
+                resurrection: outside.resurrection,
             },
             deps,
         )

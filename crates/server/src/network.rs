@@ -2,14 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use stolos_base::ids::ClusterId;
 use stolos_clusters::deps::Network;
 use stolos_clusters::render::{API_PORT, NetworkLease};
 use stolos_clusters::{Error, Result};
+use stolos_director::{HostSign, HostSigns, Hosts};
 use stolos_network::Leases;
-use stolos_network::hostd_client::{HostdClient, VirtualAddress};
+use stolos_network::hostd_client::{HostdClient, MachineEvent, VirtualAddress};
 
 use crate::outside::Addresses;
 
@@ -102,5 +104,39 @@ fn shown(lease: &stolos_network::Lease) -> NetworkLease {
         segment: lease.segment.clone(),
         range: lease.range,
         virtual_address: lease.virtual_address,
+    }
+}
+
+/// How long the host may wait with an answer for news.
+const NEWS_WAIT: Duration = Duration::from_secs(8);
+
+/// This host's machines, as `stolos-hostd` sees them.
+pub(crate) struct HostdSigns(pub(crate) HostdClient);
+
+impl Hosts for HostdSigns {
+    fn signs(&self, after: Option<u64>) -> BoxFuture<'_, Result<HostSigns, stolos_director::Failure>> {
+        Box::pin(async move {
+            let wait = if after.is_some() {
+                NEWS_WAIT
+            } else {
+                Duration::ZERO
+            };
+            let events = self.0.events(after.unwrap_or(0), wait).await?;
+            let last = events.last().map_or(after.unwrap_or(0), |event| event.number);
+            let sign = |event: MachineEvent| {
+                let sign = match event.what.as_str() {
+                    "exited" | "failed to start" => HostSign::Ended,
+                    "gone" => HostSign::Gone,
+                    _ => return None,
+                };
+                Some((event.cid, sign))
+            };
+            // What was before we asked first is seen by asking the machines.
+            let signs = match after {
+                Some(_) => events.into_iter().filter_map(sign).collect(),
+                None => Vec::new(),
+            };
+            Ok((last, signs))
+        })
     }
 }

@@ -14,7 +14,7 @@ use stolos_clusters::deps::Kubernetes;
 use stolos_clusters::plans::Plans;
 use stolos_clusters::render::Catalogue;
 use stolos_credentials::Credentials;
-use stolos_director::Infrastructure;
+use stolos_director::{Hosts, Infrastructure, Resurrection};
 use stolos_mbus::Transport;
 use stolos_store::DatabaseUrl;
 
@@ -46,6 +46,10 @@ pub struct Outside {
     pub bus: Arc<dyn Buses>,
     /// Machines.
     pub cpi: Arc<dyn Infrastructure>,
+    /// Hosts that see machines end.
+    pub hosts: Option<Arc<dyn Hosts>>,
+    /// When machines count as dead.
+    pub resurrection: Resurrection,
     /// Virtual addresses.
     pub addresses: Arc<dyn Addresses>,
     /// Clusters' API servers.

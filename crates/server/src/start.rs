@@ -14,6 +14,7 @@ use stolos_store::DatabaseUrl;
 use crate::bus::HostBus;
 use crate::config::Config;
 use crate::installation::Installation;
+use crate::network::HostdSigns;
 use crate::outside::{Outside, Ports};
 use crate::trust;
 
@@ -57,6 +58,8 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Installation> {
             },
             ids.clone(),
         )),
+        hosts: Some(Arc::new(HostdSigns(hostd.clone()))),
+        resurrection: config.resurrection.into(),
         addresses: Arc::new(hostd),
         kubernetes: Arc::new(stolos_clusters::ApiServers),
         clock,

@@ -87,6 +87,8 @@ impl Simulation {
             people: Oidc::default(),
             bus: Arc::new(Bus(machines.bus().clone())),
             cpi: Arc::new(machines.clone()),
+            hosts: None,
+            resurrection: stolos_director::Resurrection::default(),
             addresses: Arc::new(Unpublished),
             kubernetes: Arc::new(kubernetes::Simulated),
         };

@@ -12,8 +12,8 @@ use stolos_base::{Class, Classify, Secret};
 
 use super::{
     CancelTasks, Config, ConfigUpdate, Deployment, DeploymentSummary, Diff, ErrorBody, Event, Info,
-    InstanceState, InstanceSummary, Lock, OutputKind, Release, Remote, Stemcell, TASK_STATE_HEADER, Task,
-    TaskState, Variable, code,
+    InstanceState, InstanceSummary, Lock, MachineProblem, OutputKind, PastEvent, Release, Remote,
+    ResurrectionState, ResurrectionUpdate, Stemcell, TASK_STATE_HEADER, Task, TaskState, Variable, code,
 };
 
 /// How long to wait for a connection: the director is on this host or near it.
@@ -452,6 +452,54 @@ impl Client {
     /// See [`Error`].
     pub async fn locks(&self) -> Result<Vec<Lock>> {
         json("list locks", self.request(Method::GET, "/locks").await?).await
+    }
+
+    /// What happened, newest first; with `after`, what happened since then, oldest first. Two hundred at most.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn events(&self, deployment: Option<&str>, after: Option<&str>) -> Result<Vec<PastEvent>> {
+        let mut query = Vec::new();
+        query.extend(deployment.map(|name| ("deployment", name)));
+        query.extend(after.map(|id| ("after_id", id)));
+        json(
+            "list events",
+            self.request(Method::GET, "/events").await?.query(&query),
+        )
+        .await
+    }
+
+    /// Machines that are not well.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn problems(&self) -> Result<Vec<MachineProblem>> {
+        let request = self.request(Method::GET, "/health/problems").await?;
+        json("list problems", request).await
+    }
+
+    /// Whether dead machines are made anew at all.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn resurrection(&self) -> Result<bool> {
+        let request = self.request(Method::GET, "/resurrection").await?;
+        let state: ResurrectionState = json("ask about resurrection", request).await?;
+        Ok(state.resurrection)
+    }
+
+    /// Turns the making anew of dead machines on or off.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_resurrection(&self, on: bool) -> Result<()> {
+        let update = ResurrectionUpdate {
+            resurrection_paused: !on,
+        };
+        let request = self.request(Method::PUT, "/resurrection").await?.json(&update);
+        checked("turn resurrection on or off", request.send().await)
+            .await
+            .map(drop)
     }
 
     /// One task.

@@ -239,7 +239,7 @@ fn deployment_name(manifest: &str) -> Result<String, Failure> {
     }
 }
 
-fn failed(error: Error) -> Failure {
+pub(super) fn failed(error: Error) -> Failure {
     use stolos_base::Classify as _;
     match error.class() {
         Class::Unauthenticated => Failure::not_logged_in(),

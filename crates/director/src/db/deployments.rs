@@ -183,6 +183,40 @@ pub(crate) async fn plan(db: &Db, flow: FlowId) -> Result<Option<String>> {
     row.map(|row| get(&row, "body")).transpose()
 }
 
+/// The plans of a deployment that are kept, newest first: what was last deployed, and what was wanted since then and did not come to its end.
+pub(crate) async fn plans(db: &Db, deployment: &str) -> Result<Vec<(u64, String)>> {
+    query("SELECT generation, body FROM plans WHERE deployment = $1 ORDER BY generation DESC")
+        .bind(deployment)
+        .fetch_all(db.read())
+        .await?
+        .iter()
+        .map(|row| {
+            let generation = u64::try_from(get::<i64>(row, "generation")?).unwrap_or(0);
+            Ok((generation, get(row, "body")?))
+        })
+        .collect()
+}
+
+/// Takes the next number for a plan that changes nothing of what is wanted. False when another plan took it.
+pub(crate) async fn advance(tx: &mut Tx, name: &str, generation: u64) -> Result<bool> {
+    let changed = query("UPDATE deployments SET generation = $2 WHERE name = $1 AND generation = $2 - 1")
+        .bind(name)
+        .bind(number(generation))
+        .execute(tx.conn())
+        .await?
+        .rows_affected();
+    Ok(changed == 1)
+}
+
+/// Forgets the plan of a flow that has ended and left no new state of the deployment behind.
+pub(crate) async fn forget_plan(tx: &mut Tx, flow: FlowId) -> Result<(), stolos_store::Error> {
+    query("DELETE FROM plans WHERE flow = $1")
+        .bind(flow.to_string())
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
+
 /// Keeps a plan. False when the flow has one already, which then counts.
 pub(crate) async fn insert_plan(
     tx: &mut Tx,

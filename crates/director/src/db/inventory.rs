@@ -73,7 +73,7 @@ impl InstanceRow {
             .find_map(|vm| Some((vm, vm.cid.as_deref()?)))
     }
 
-    fn existing(self) -> Existing {
+    pub(crate) fn existing(self) -> Existing {
         let machine = self.machine().map(|(vm, cid)| ExistingMachine {
             cid: cid.to_owned(),
             agent_id: vm.agent,
@@ -167,6 +167,28 @@ pub(crate) async fn instances(db: &Db, deployment: &str) -> Result<Vec<InstanceR
         }
     }
     Ok(instances)
+}
+
+/// Deployment and name (`GROUP/ID`) of the instance whose machine has this agent.
+pub(crate) async fn of_agent(db: &Db, agent: AgentId) -> Result<Option<(String, String)>> {
+    let row = query("SELECT i.deployment, i.grp, i.id FROM vms v JOIN instances i ON i.id = v.instance WHERE v.agent = $1")
+        .bind(agent.to_string())
+        .fetch_optional(db.read())
+        .await?;
+    row.map(|row| {
+        let (group, id): (String, String) = (get(&row, "grp")?, get(&row, "id")?);
+        Ok((get(&row, "deployment")?, format!("{group}/{id}")))
+    })
+    .transpose()
+}
+
+/// The CPI's id of an agent's machine.
+pub(crate) async fn cid_of(db: &Db, agent: AgentId) -> Result<Option<String>> {
+    let row = query("SELECT cid FROM vms WHERE agent = $1 AND cid IS NOT NULL")
+        .bind(agent.to_string())
+        .fetch_optional(db.read())
+        .await?;
+    row.map(|row| get(&row, "cid")).transpose()
 }
 
 /// What the planner wants to know. `networks` are those that the deployment uses.

@@ -161,6 +161,27 @@ pub(crate) async fn list(db: &Db, filter: &Filter<'_>) -> Result<Vec<TaskRow>> {
     list.fetch_all(db.read()).await?.iter().map(task).collect()
 }
 
+/// Whether a task that changes the deployment's machines waits or runs.
+pub(crate) async fn works_on(db: &Db, deployment: &str) -> Result<bool> {
+    let row = query(WORKS_ON).bind(deployment).fetch_optional(db.read()).await?;
+    Ok(row.is_some())
+}
+
+/// The same as part of a transaction.
+pub(crate) async fn works_on_in(tx: &mut Tx, deployment: &str) -> Result<bool> {
+    let row = query(WORKS_ON).bind(deployment).fetch_optional(tx.conn()).await?;
+    Ok(row.is_some())
+}
+
+/// The kinds are those of `crate::flows`.
+const WORKS_ON: &str = "SELECT id FROM tasks WHERE deployment = $1 AND state IN ('queued', 'processing')
+    AND kind IN ('update_deployment', 'delete_deployment', 'cck_scan_and_fix') LIMIT 1";
+
+/// A task's state from its word.
+pub(crate) fn state_of(word: &str) -> Result<TaskState> {
+    parse("state", "task state", word)
+}
+
 /// Notes that somebody wants the task to end early.
 pub(crate) async fn request_cancel(tx: &mut Tx, id: i64) -> Result<()> {
     let now = tx.now_millis();

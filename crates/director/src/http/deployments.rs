@@ -19,7 +19,8 @@ use crate::db::inventory::{self, InstanceRow};
 use crate::db::tasks::{self, time_text};
 use crate::error::{Error, Result};
 use crate::flows::{
-    self, DELETE_DEPLOYMENT, Delete, Deploy, InstanceStates, UPDATE_DEPLOYMENT, Wish, deployment_lock,
+    self, DELETE_DEPLOYMENT, Delete, Deploy, InstanceStates, SCAN_AND_FIX, UPDATE_DEPLOYMENT, Wish,
+    deployment_lock,
 };
 use crate::plan::State as Wanted;
 use crate::prepare::Request;
@@ -34,7 +35,7 @@ pub(super) async fn deployment_list(
     let newest: Vec<i64> = newest.into_iter().map(|(id, _)| id).collect();
     let running = tasks::Filter {
         states: vec![wire::TaskState::Processing, wire::TaskState::Cancelling],
-        kinds: &[UPDATE_DEPLOYMENT, DELETE_DEPLOYMENT],
+        kinds: &[UPDATE_DEPLOYMENT, DELETE_DEPLOYMENT, SCAN_AND_FIX],
         limit: u32::MAX,
         ..tasks::Filter::default()
     };

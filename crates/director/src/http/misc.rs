@@ -18,7 +18,8 @@ use crate::app::App;
 use crate::db::tasks::{self, time_text};
 use crate::db::{configs, inventory};
 use crate::error::{Error, Result};
-use crate::flows::{DELETE_DEPLOYMENT, UPDATE_DEPLOYMENT};
+use crate::flows::{DELETE_DEPLOYMENT, SCAN_AND_FIX, UPDATE_DEPLOYMENT};
+use crate::health::switches;
 
 /// Never asks for a token; says who it is when a good one is shown.
 pub(super) async fn info(State(app): State<Arc<App>>, headers: HeaderMap) -> Json<wire::Info> {
@@ -93,13 +94,16 @@ pub(super) async fn config_update(
 ) -> Result<Response, Failure> {
     caller.may(Right::Admin)?;
     let update = read(update)?;
-    if update.kind != "cloud" {
-        return Err(Error::Request(format!("configs of type '{}' are not supported", update.kind)).into());
-    }
     if update.name.is_empty() {
         return Err(Error::Request("a config needs a name".to_owned()).into());
     }
-    app.cloud.check(&app.db, &update).await?;
+    match update.kind.as_str() {
+        "cloud" => app.cloud.check(&app.db, &update).await?,
+        "resurrection" => drop(switches::check(&update.content)?),
+        other => {
+            return Err(Error::Request(format!("configs of type '{other}' are not supported")).into());
+        }
+    }
     let mut tx = app.db.begin("update a config").await.map_err(Error::from)?;
     let row = configs::write(&mut tx, &update).await?;
     tx.commit().await.map_err(Error::from)?;
@@ -154,7 +158,7 @@ pub(super) async fn lock_list(
     caller.may(Right::Read)?;
     let filter = tasks::Filter {
         states: vec![wire::TaskState::Processing, wire::TaskState::Cancelling],
-        kinds: &[UPDATE_DEPLOYMENT, DELETE_DEPLOYMENT],
+        kinds: &[UPDATE_DEPLOYMENT, DELETE_DEPLOYMENT, SCAN_AND_FIX],
         limit: u32::MAX,
         ..tasks::Filter::default()
     };

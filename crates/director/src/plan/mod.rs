@@ -36,6 +36,7 @@ mod links;
 mod order;
 mod place;
 mod properties;
+mod repair;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use inventory::{
 };
 pub use place::place;
 pub use properties::lookup as property_at;
+pub use repair::{Repair, describes, repair};
 pub use report::{Phase, Report, ReportLine};
 pub use types::{
     Action, Change, Deletion, DiskPlan, GroupOrder, GroupPlacement, InstancePlan, JobPlacement, Link,

@@ -283,6 +283,8 @@ pub enum Reason {
 pub enum Recreate {
     /// Somebody asked for it.
     Asked,
+    /// It is dead.
+    Dead,
     /// Another stemcell.
     Stemcell,
     /// Another zone.
@@ -441,6 +443,7 @@ impl fmt::Display for Recreate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Asked => "asked for",
+            Self::Dead => "dead",
             Self::Stemcell => "stemcell",
             Self::Az => "zone",
             Self::CloudProperties => "cloud properties",

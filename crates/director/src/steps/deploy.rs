@@ -4,7 +4,7 @@
 //! 2. new machines and disks, all side by side; packages for instances that change on their machines;
 //! 3. stage by stage, groups side by side, wave by wave: stop, change, start. A new instance waits for its own machine
 //!    only; one that runs is touched when all machines are there;
-//! 4. post-deploy scripts, then the record that all this is so.
+//! 4. post-deploy scripts, then the record that all this is so; neither after a repair.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::{Work, disk, step};
 use crate::app::App;
 use crate::db::{deployments, inventory};
 use crate::plan::{Action, Change, DiskPlan, InstancePlan, State};
-use crate::prepare::Kept;
+use crate::prepare::{Kept, Purpose};
 use crate::tasks::Line;
 
 type Lines = Vec<(String, Line)>;
@@ -503,6 +503,10 @@ impl Builder {
 
     fn finish(&mut self, ends: &[String]) {
         let work = self.work.clone();
+        if work.what.purpose == Purpose::Repair {
+            // What the deployment is does not change by it, and what its scripts do for all of it is done.
+            return;
+        }
         let all: Vec<String> = self
             .gone
             .iter()

@@ -82,6 +82,12 @@ pub(crate) fn delete_vm_step(work: &Deploy, plan: &InstancePlan) -> Step<()> {
             if let DiskPlan::Orphan { cid } = &plan.disk {
                 inventory::orphan_disk(&attempt.app.db, attempt.ctx.fence(), cid).await?;
             }
+            if let DiskPlan::Create { .. } = &plan.disk {
+                // A lost disk must not be taken for the instance's own beside the one that takes its place.
+                for cid in &plan.leftover_disks {
+                    inventory::orphan_disk(&attempt.app.db, attempt.ctx.fence(), cid).await?;
+                }
+            }
             Ok(())
         },
     )

@@ -16,7 +16,7 @@ use stolos_base::{Clock, IdSource, Instance, Secret, task};
 use stolos_blobs::{Blobs, SealKey, Signer};
 use stolos_cpi::null::NullCpi;
 use stolos_director::{
-    AgentTrust, Config, Deps, Director, Failure, GenerateVariable, Handle, SCHEMA, Variables,
+    AgentTrust, Config, Deps, Director, Failure, GenerateVariable, Handle, Resurrection, SCHEMA, Variables,
 };
 use stolos_flow::faults::Faults;
 use stolos_mbus::Bus;
@@ -96,6 +96,7 @@ impl World {
             cpi: Arc::new(self.outside.clone()),
             bus: Bus::start(bus, self.ids.clone()).await.expect("a bus"),
             monitor: Arc::new(self.outside.bus().connect(Peer::HealthMonitor)),
+            hosts: None,
             trust: Arc::new(Trust),
             variables: self.vault.clone(),
             verifier: self.mint.verifier(),
@@ -114,6 +115,7 @@ impl World {
             holder: "stolosd".into(),
             max_cpi_calls: 8,
             agent_limit: Duration::from_secs(10),
+            resurrection: Resurrection::default(),
         };
         let handle = Director::start(config, deps).await.expect("a director");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
