@@ -31,6 +31,10 @@ impl Asked {
             name: row.name(),
         })
     }
+
+    pub(crate) fn instance(&self) -> InstanceId {
+        self.instance
+    }
 }
 
 /// Those that do not answer, `times` in a row.

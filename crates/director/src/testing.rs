@@ -63,6 +63,8 @@ pub struct State {
     pub hanging: Vec<String>,
     /// `MEMBER METHOD` (or script) that fails, with what it says.
     pub failing: HashMap<String, String>,
+    /// Agents that say nothing any more, though their machines are there.
+    pub frozen: BTreeSet<AgentId>,
     /// Labels of machines that are made and never heard of.
     pub silent: BTreeSet<String>,
     /// Labels of machines that the CPI does not make: its calls go on until the token is cancelled.
@@ -154,6 +156,9 @@ impl Outside {
                     incoming = endpoint.next() => incoming,
                 };
                 let Some(incoming) = incoming else { break };
+                if outside.state().frozen.contains(&agent) {
+                    continue;
+                }
                 let reply = outside.answer(agent, &incoming.call);
                 if incoming.responder.reply(&reply).await.is_err() {
                     break;

@@ -28,6 +28,7 @@ pub(crate) struct RepairRow {
     pub(crate) task: i64,
     pub(crate) deployment: String,
     pub(crate) instance: InstanceId,
+    pub(crate) why: String,
     pub(crate) created_at: i64,
     pub(crate) state: TaskState,
 }
@@ -112,7 +113,7 @@ pub(crate) async fn insert_repair(
 /// Repairs that began after a time, in milliseconds since the Unix epoch, oldest first.
 pub(crate) async fn repairs_since(db: &Db, since: i64) -> Result<Vec<RepairRow>> {
     query(
-        "SELECT r.task, r.deployment, r.instance, r.created_at, t.state
+        "SELECT r.task, r.deployment, r.instance, r.why, r.created_at, t.state
          FROM repairs r JOIN tasks t ON t.id = r.task WHERE r.created_at > $1 ORDER BY r.task, r.instance",
     )
     .bind(since)
@@ -124,6 +125,7 @@ pub(crate) async fn repairs_since(db: &Db, since: i64) -> Result<Vec<RepairRow>>
             task: get(row, "task")?,
             deployment: get(row, "deployment")?,
             instance: parse("instance", "id", &get::<String>(row, "instance")?)?,
+            why: get(row, "why")?,
             created_at: get(row, "created_at")?,
             state: super::tasks::state_of(&get::<String>(row, "state")?)?,
         })

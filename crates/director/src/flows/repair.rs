@@ -89,7 +89,7 @@ async fn plan_repair(app: &Arc<App>, flow: FlowId, request: &Request) -> Result<
     let name = &request.deployment;
     let deployment = deployments::existing(&app.db, name).await?;
     let rows = inventory::instances(&app.db, name).await?;
-    let dead = dead(app, flow, request, &rows).await;
+    let dead = dead(app, flow, request, &rows).await?;
     let Some(first) = dead.first() else {
         app.tasks.result_output(flow, "all of them answer\n");
         return Ok(None);
@@ -137,23 +137,31 @@ async fn plan_repair(app: &Arc<App>, flow: FlowId, request: &Request) -> Result<
     keep(app, flow, name, generation, kept).await.map(Some)
 }
 
-/// Those among the instances that were asked for whose machines are there no more, or do not answer.
+/// Those among the instances that were asked for whose machines are there no more, or do not answer; nobody is waited for in a machine that is not there.
 async fn dead<'a>(
     app: &Arc<App>,
     flow: FlowId,
     request: &Request,
     rows: &'a [InstanceRow],
-) -> Vec<&'a InstanceRow> {
+) -> Result<Vec<&'a InstanceRow>> {
     let mut dead = Vec::new();
     for row in rows {
         if request.instances.contains_key(&row.id) && row.state == State::Started && !row.ignored {
             dead.push(row);
         }
     }
-    let asked = dead.iter().filter_map(|row| Asked::of(row)).collect();
-    let silent = agents::silent(&app.bus, asked, ASKED).await;
+    let mut there = Vec::new();
+    for row in &dead {
+        if let Some((_, cid)) = row.machine()
+            && app.machines.of(flow).has_vm(cid).await?
+        {
+            there.extend(Asked::of(row));
+        }
+    }
+    let asked: BTreeSet<InstanceId> = there.iter().map(Asked::instance).collect();
+    let silent = agents::silent(&app.bus, there, ASKED).await;
     dead.retain(|row| {
-        let answers = row.machine().is_some() && !silent.contains(&row.id);
+        let answers = asked.contains(&row.id) && !silent.contains(&row.id);
         if answers {
             let why = request.instances.get(&row.id).map_or("", String::as_str);
             let text = format!("{} answers; it was to be repaired because {why}", row.name());
@@ -161,7 +169,7 @@ async fn dead<'a>(
         }
         !answers
     });
-    dead
+    Ok(dead)
 }
 
 /// The plan that says what an instance runs: the one by which it was last completed, else the newest.

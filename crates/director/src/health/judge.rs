@@ -113,8 +113,10 @@ pub(crate) struct Case {
     pub(crate) alive: usize,
     /// Whether another instance of the group is being repaired.
     pub(crate) other_in_repair: bool,
-    /// How often it was repaired in the last hour.
+    /// How often it was repaired in the last hour, with success or without.
     pub(crate) repairs: u32,
+    /// Whether its last repair began so short ago that another one would come too soon.
+    pub(crate) too_soon: bool,
 }
 
 /// What is done about a dead machine.
@@ -148,6 +150,8 @@ struct Life {
     ever: bool,
     /// The longest pause between two heartbeats of late.
     gap: Millis,
+    /// Whether there was one.
+    measured: bool,
     suspect: Option<Suspect>,
 }
 
@@ -187,6 +191,7 @@ impl Judge {
             heard: self.now,
             ever: false,
             gap: UNKNOWN_GAP,
+            measured: false,
             suspect: None,
         };
         self.lives.insert(agent, life);
@@ -206,7 +211,9 @@ impl Judge {
         if life.ever {
             let gap = (now - life.heard).clamp(500, UNKNOWN_GAP);
             // News come between heartbeats, so a short pause says little and a long one much.
-            life.gap = gap.max(life.gap - life.gap / 8);
+            let before = if life.measured { life.gap - life.gap / 8 } else { 0 };
+            life.gap = gap.max(before);
+            life.measured = true;
         }
         life.heard = now;
         life.ever = true;
@@ -441,7 +448,13 @@ pub(crate) fn decide(case: &Case, storm: Option<&Storm>, rules: &Resurrection) -
         return Decision::Wait("another task works on the deployment");
     }
     if case.repairs >= rules.most_repairs {
-        return Decision::Person(format!("it was repaired {} times within an hour", case.repairs));
+        return Decision::Person(format!(
+            "there were {} repairs of it within an hour",
+            case.repairs
+        ));
+    }
+    if case.too_soon {
+        return Decision::Wait("its last repair was a moment ago");
     }
     if case.stateful {
         if case.other_in_repair {
@@ -571,6 +584,7 @@ mod tests {
             alive: 2,
             other_in_repair: false,
             repairs: 0,
+            too_soon: false,
         };
         let rules = Resurrection::default();
         let decided = |case: &Case| decide(case, None, &rules);
@@ -617,6 +631,13 @@ mod tests {
                 ..case.clone()
             }),
             Decision::Person(_)
+        ));
+        assert!(matches!(
+            decided(&Case {
+                too_soon: true,
+                ..case.clone()
+            }),
+            Decision::Wait(_)
         ));
         assert!(matches!(
             decided(&Case {

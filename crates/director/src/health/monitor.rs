@@ -29,6 +29,8 @@ use crate::plan::State;
 const LOOK: Duration = Duration::from_millis(500);
 /// How often otherwise: silence of seconds is what matters.
 const CALM_LOOK: Duration = Duration::from_secs(1);
+/// How long an agent may take at least, while its infrastructure is asked.
+const FIRST_PATIENCE: Duration = Duration::from_millis(250);
 /// How long an agent may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Suspects that are asked at once.
@@ -343,15 +345,20 @@ impl Work {
             let _place = asking.acquire_owned().await;
             let client = app.bus.agent(agent, agent.to_string()).with_timeout(PATIENCE);
             let witness = health.judge().witness(agent);
-            let (answer, exists) = tokio::join!(client.ping(), believed(&app, agent, witness));
+            let mut answer = std::pin::pin!(client.ping());
+            let exists = believed(&app, agent, witness);
+            let (answered, exists) = tokio::join!(tokio::time::timeout(FIRST_PATIENCE, &mut answer), exists);
             let exists = exists.unwrap_or_else(|error| {
                 tracing::info!(%agent, error = %chain(&error), "the infrastructure does not say whether a machine is there");
                 None
             });
-            let probe = Probe {
-                answered: answer.is_ok(),
-                exists,
+            let answered = match (answered, exists) {
+                (Ok(answer), _) => answer.is_ok(),
+                // Nobody answers from a machine that is not there.
+                (Err(_), Some(false)) => false,
+                (Err(_), _) => answer.await.is_ok(),
             };
+            let probe = Probe { answered, exists };
             if health.judge().probed(agent, probe) {
                 tracing::info!(%agent, "a suspect answers");
             }
@@ -414,8 +421,20 @@ impl Work {
                 }
             }
         }
-        patients.extend(self.half_repaired(&repairs, &deployments, &patients, now));
-        let acted = self.treat(patients, &repairs, &deployments, &mut problems).await;
+        patients.extend(self.half_repaired(&repairs, &deployments, &patients));
+        // Those whose old machines are gone and whose new ones are not there yet.
+        for repair in repairs.iter().filter(|repair| !repair.state.is_final()) {
+            let known = patients.iter().any(|patient| patient.row.id == repair.instance);
+            let row = deployments
+                .get(&repair.deployment)
+                .and_then(|instances| instances.iter().find(|row| row.id == repair.instance));
+            if let Some(row) = row.filter(|_| !known) {
+                problems.push(in_repair(repair, row, now));
+            }
+        }
+        let acted = self
+            .treat(patients, &repairs, &deployments, &mut problems, now)
+            .await;
         *lock(&self.health.0.problems) = problems;
         acted
     }
@@ -426,7 +445,6 @@ impl Work {
         repairs: &[RepairRow],
         deployments: &BTreeMap<String, Vec<InstanceRow>>,
         known: &[Patient],
-        now: i64,
     ) -> Vec<Patient> {
         let mut last: BTreeMap<InstanceId, &RepairRow> = BTreeMap::new();
         for repair in repairs {
@@ -449,11 +467,6 @@ impl Work {
                 continue;
             }
             self.unsettled = true;
-            let tries = repairs.iter().filter(|one| one.instance == instance).count();
-            let pause = FIRST_RETRY_MILLIS << tries.saturating_sub(1).min(6);
-            if now - repair.created_at < pause {
-                continue;
-            }
             found.push(Patient {
                 row: row.clone(),
                 deployment: repair.deployment.clone(),
@@ -473,6 +486,7 @@ impl Work {
         repairs: &[RepairRow],
         deployments: &BTreeMap<String, Vec<InstanceRow>>,
         problems: &mut Vec<Problem>,
+        now: i64,
     ) -> Result<()> {
         let running: BTreeMap<InstanceId, i64> = repairs
             .iter()
@@ -506,6 +520,7 @@ impl Work {
                 enabled,
                 busy: tasks::works_on(&self.app.db, deployment).await?,
                 repairs: count(repairs, row.id),
+                too_soon: too_soon(repairs, row.id, now),
                 other_in_repair: others.iter().any(|other| {
                     other.group == row.group
                         && (running.contains_key(&other.id)
@@ -562,6 +577,7 @@ impl Work {
             alive,
             other_in_repair: false,
             repairs: 0,
+            too_soon: false,
         }
     }
 
@@ -681,6 +697,13 @@ fn count(repairs: &[RepairRow], instance: InstanceId) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
 }
 
+/// Whether an instance's last repair began so short ago that one that failed for good would fail again.
+fn too_soon(repairs: &[RepairRow], instance: InstanceId, now: i64) -> bool {
+    let of = || repairs.iter().filter(|repair| repair.instance == instance);
+    let pause = FIRST_RETRY_MILLIS << of().count().saturating_sub(1).min(6);
+    of().last().is_some_and(|last| now - last.created_at < pause)
+}
+
 /// Reasons that differ in numbers only are one.
 fn same_kind(one: &str, other: &str) -> bool {
     let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
@@ -713,6 +736,21 @@ fn problem(doubt: &Doubt, row: &InstanceRow) -> Problem {
         why: doubt.why.clone(),
         waiting_on: None,
         task: None,
+    }
+}
+
+fn in_repair(repair: &RepairRow, row: &InstanceRow, now: i64) -> Problem {
+    Problem {
+        deployment: repair.deployment.clone(),
+        instance: format!("{}/{}", row.group, row.index),
+        id: row.id.to_string(),
+        agent_id: None,
+        cid: None,
+        state: "repairing".to_owned(),
+        since: u64::try_from((now - repair.created_at) / 1000).unwrap_or(0),
+        why: repair.why.clone(),
+        waiting_on: None,
+        task: Some(repair.task),
     }
 }
 

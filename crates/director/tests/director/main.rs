@@ -3,6 +3,7 @@
 
 mod api;
 mod deploy;
+mod health;
 mod machines;
 mod resume;
 mod world;

@@ -16,7 +16,8 @@ use stolos_base::{Clock, IdSource, Instance, Secret, task};
 use stolos_blobs::{Blobs, SealKey, Signer};
 use stolos_cpi::null::NullCpi;
 use stolos_director::{
-    AgentTrust, Config, Deps, Director, Failure, GenerateVariable, Handle, Resurrection, SCHEMA, Variables,
+    AgentTrust, Config, Deps, Director, Failure, GenerateVariable, Handle, HostSign, HostSigns, Hosts,
+    Resurrection, SCHEMA, Variables,
 };
 use stolos_flow::faults::Faults;
 use stolos_mbus::Bus;
@@ -40,6 +41,7 @@ pub(crate) struct World {
     pub(crate) vault: Arc<Vault>,
     pub(crate) dir: Utf8TempDir,
     pub(crate) ids: IdSource,
+    pub(crate) host: Arc<Host>,
     mint: Mint,
     authority: Authority,
 }
@@ -66,6 +68,7 @@ impl World {
             vault: Arc::default(),
             dir,
             ids,
+            host: Arc::default(),
             mint: Mint::new(),
             authority,
         }
@@ -96,7 +99,7 @@ impl World {
             cpi: Arc::new(self.outside.clone()),
             bus: Bus::start(bus, self.ids.clone()).await.expect("a bus"),
             monitor: Arc::new(self.outside.bus().connect(Peer::HealthMonitor)),
-            hosts: None,
+            hosts: Some(self.host.clone()),
             trust: Arc::new(Trust),
             variables: self.vault.clone(),
             verifier: self.mint.verifier(),
@@ -115,7 +118,11 @@ impl World {
             holder: "stolosd".into(),
             max_cpi_calls: 8,
             agent_limit: Duration::from_secs(10),
-            resurrection: Resurrection::default(),
+            resurrection: Resurrection {
+                // So that a test need not wait for half a minute.
+                fence_after: Duration::from_secs(11),
+                ..Resurrection::default()
+            },
         };
         let handle = Director::start(config, deps).await.expect("a director");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -372,6 +379,40 @@ variables:
     alternative_names: ['{{address}}']
 "
         )
+    }
+}
+
+/// A host that says what a test tells it to.
+#[derive(Default)]
+pub(crate) struct Host {
+    signs: Mutex<Vec<(String, HostSign)>>,
+    news: tokio::sync::Notify,
+}
+
+impl Host {
+    pub(crate) fn say(&self, cid: &str, sign: HostSign) {
+        let mut signs = self.signs.lock().expect("no test panics with it");
+        signs.push((cid.to_owned(), sign));
+        self.news.notify_waiters();
+    }
+}
+
+impl Hosts for Host {
+    fn signs(&self, after: Option<u64>) -> BoxFuture<'_, Result<HostSigns, Failure>> {
+        Box::pin(async move {
+            let news = self.news.notified();
+            let take = || {
+                let signs = self.signs.lock().expect("no test panics with it");
+                let from = after.and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
+                (signs.len() as u64, signs[from.min(signs.len())..].to_vec())
+            };
+            let (number, signs) = take();
+            if signs.is_empty() && after.is_some() {
+                let _ = tokio::time::timeout(Duration::from_secs(1), news).await;
+                return Ok(take());
+            }
+            Ok((number, signs))
+        })
     }
 }
 

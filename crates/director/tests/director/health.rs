@@ -1,0 +1,301 @@
+//! Machines that die: who is made anew, what stays as it is, and when nothing is done.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use stolos_api::director::{InstanceSummary, MachineProblem, TaskFilter};
+use stolos_base::ids::AgentId;
+use stolos_cpi::{DiskCid, VmCid};
+use stolos_director::{HostSign, Infrastructure as _};
+use stolos_flow::faults::Faults;
+use stolos_store::testing::Place;
+
+use crate::world::{Life, Site, World};
+
+/// A repair takes seconds, and what has to be silent for a while more.
+const LIMIT: Duration = Duration::from_secs(120);
+
+async fn site(world: &World, place: &Place, site: &Site) -> (Life, Vec<InstanceSummary>) {
+    let life = world.ready(place).await;
+    life.deploy(&site.manifest()).await;
+    let instances = instances(&life).await;
+    world.outside.take_calls();
+    (life, instances)
+}
+
+async fn instances(life: &Life) -> Vec<InstanceSummary> {
+    let mut instances = life.client.instances("site").await.expect("instances");
+    instances.sort_by_key(|instance| instance.index);
+    instances
+}
+
+fn cid(instance: &InstanceSummary) -> &str {
+    instance.cid.as_deref().expect("a machine")
+}
+
+fn agent(instance: &InstanceSummary) -> AgentId {
+    let text = instance.agent_id.as_deref().expect("an agent");
+    text.parse().expect("an id")
+}
+
+/// Ends a machine without asking the director, as its host would see it.
+async fn lose(world: &World, instance: &InstanceSummary) {
+    let vm = VmCid::from(cid(instance));
+    world.outside.plain().delete_vm(&vm).await.expect("deleted");
+    world.host.say(cid(instance), HostSign::Gone);
+}
+
+#[track_caller]
+fn same_but(before: &[InstanceSummary], after: &[InstanceSummary], renewed: &BTreeSet<u32>) {
+    for (old, new) in before.iter().zip(after) {
+        assert_eq!(
+            (&old.id, &old.ips, &old.az),
+            (&new.id, &new.ips, &new.az),
+            "an instance keeps what is its own"
+        );
+        assert_eq!(
+            old.cid != new.cid,
+            renewed.contains(&old.index),
+            "instance {}: {old:?} {new:?}",
+            old.index
+        );
+    }
+}
+
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(problem) => assert!(start.elapsed() < LIMIT, "{what}: {problem}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until all instances have machines of their own again and nobody is in doubt.
+async fn whole(life: &Life, renewed: &BTreeSet<u32>, before: &[InstanceSummary]) -> Vec<InstanceSummary> {
+    eventually("a repair", async || {
+        let problems = life.client.problems().await.expect("problems");
+        let now = instances(life).await;
+        let done = before
+            .iter()
+            .zip(&now)
+            .all(|(old, new)| new.cid.is_some() && (old.cid != new.cid) == renewed.contains(&old.index));
+        if problems.is_empty() && done {
+            Ok(now)
+        } else {
+            Err(format!("{problems:?}"))
+        }
+    })
+    .await
+}
+
+async fn problem(life: &Life, good: impl Fn(&MachineProblem) -> bool) -> MachineProblem {
+    eventually("a problem", async || {
+        let problems = life.client.problems().await.expect("problems");
+        let found = problems.iter().find(|problem| good(problem)).cloned();
+        found.ok_or_else(|| format!("{problems:?}"))
+    })
+    .await
+}
+
+async fn repairs(life: &Life) -> usize {
+    let tasks = life.client.tasks(&TaskFilter::default()).await.expect("tasks");
+    tasks
+        .iter()
+        .filter(|task| task.description == "scan and fix")
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_gone_is_made_anew() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    lose(&world, &before[1]).await;
+    let after = whole(&life, &BTreeSet::from([1]), &before).await;
+    same_but(&before, &after, &BTreeSet::from([1]));
+    let calls = world.outside.take_calls();
+    assert!(
+        // A new machine's agent does not know yet who it is.
+        calls
+            .iter()
+            .all(|call| call.starts_with("web/1 ") || call.starts_with("?/999 ")),
+        "others were touched: {calls:?}"
+    );
+    assert!(
+        calls.contains(&"?/999 mount_disk".to_owned()),
+        "it has its disk again: {calls:?}"
+    );
+    let disks = world.outside.books().disks.len();
+    assert_eq!(disks, 3, "no disk was made or lost");
+    let events = life.client.events(Some("site"), None).await.expect("events");
+    assert!(
+        events.iter().any(|event| event.object_name == "repair"),
+        "{events:?}"
+    );
+    // What the deployment is did not change by it: the same manifest again has nothing to do.
+    let deployed = life.deploy(&Site::default().manifest()).await;
+    assert!(
+        deployed
+            .iter()
+            .all(|event| event.stage.as_deref() != Some("Updating instance")),
+        "{deployed:?}"
+    );
+    // And the next repair stands on the same plan.
+    lose(&world, &after[2]).await;
+    whole(&life, &BTreeSet::from([2]), &after).await;
+    assert_eq!(repairs(&life).await, 2);
+    life.stop().await;
+}
+
+/// A failed update leaves a manifest that nobody finished. A repair brings back what the machine ran, not that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_brings_back_what_ran() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, _) = site(&world, &place, &Site::default()).await;
+    world.outside.state().broken.push("web/0".to_owned());
+    let wanted = Site {
+        greeting: "later".into(),
+        ..Site::default()
+    };
+    let task = life
+        .client
+        .deploy(
+            &wanted.manifest(),
+            &stolos_api::director::DeployOptions::default(),
+        )
+        .await
+        .expect("a task");
+    life.failed(task).await;
+    world.outside.state().broken.clear();
+    let before = instances(&life).await;
+    lose(&world, &before[2]).await;
+    let after = whole(&life, &BTreeSet::from([2]), &before).await;
+    let machine = agent(&after[2]);
+    let files = crate::machines::files(&world.outside.state().machines[&machine]);
+    let script = String::from_utf8_lossy(&files["web/bin/run"]).into_owned();
+    assert!(script.contains("echo hello"), "{script}");
+    life.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_repaired_while_that_is_off() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    life.client.set_resurrection(false).await.expect("off");
+    lose(&world, &before[0]).await;
+    let shown = problem(&life, |problem| problem.waiting_on.is_some()).await;
+    assert_eq!((shown.state.as_str(), shown.instance.as_str()), ("dead", "web/0"));
+    assert_eq!(shown.waiting_on.as_deref(), Some("resurrection is off"));
+    assert_eq!(repairs(&life).await, 0);
+    life.client.set_resurrection(true).await.expect("on");
+    whole(&life, &BTreeSet::from([0]), &before).await;
+    life.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_is_left_to_people() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(
+        &world,
+        &place,
+        &Site {
+            instances: 6,
+            ..Site::default()
+        },
+    )
+    .await;
+    // While an update works nothing is decided, so all are seen together.
+    for instance in &before[..5] {
+        let vm = VmCid::from(cid(instance));
+        world.outside.plain().delete_vm(&vm).await.expect("deleted");
+    }
+    for instance in &before[..5] {
+        world.host.say(cid(instance), HostSign::Gone);
+    }
+    let shown = problem(&life, |problem| {
+        problem
+            .waiting_on
+            .as_deref()
+            .is_some_and(|why| why.contains("storm"))
+    })
+    .await;
+    assert!(
+        shown
+            .waiting_on
+            .as_deref()
+            .is_some_and(|why| why.contains("5 of 6")),
+        "{shown:?}"
+    );
+    assert_eq!(repairs(&life).await, 0);
+    life.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_machine_is_ended_before_another_takes_its_place() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    world.outside.state().frozen.insert(agent(&before[1]));
+    world.host.say(cid(&before[1]), HostSign::Ended);
+    let shown = problem(&life, |problem| problem.instance == "web/1").await;
+    assert_eq!(shown.state, "suspect");
+    let after = whole(&life, &BTreeSet::from([1]), &before).await;
+    same_but(&before, &after, &BTreeSet::from([1]));
+    let machines = world.outside.books().vms;
+    assert!(
+        !machines.contains_key(&VmCid::from(cid(&before[1]))),
+        "the old one is still there"
+    );
+    // One that answers again in time is left alone.
+    world.host.say(cid(&after[0]), HostSign::Ended);
+    eventually("a suspect that lives", async || {
+        let problems = life.client.problems().await.expect("problems");
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{problems:?}"))
+        }
+    })
+    .await;
+    assert_eq!(repairs(&life).await, 1);
+    life.stop().await;
+}
+
+/// The job has no copies of its disk elsewhere, so an empty one in its place would be a lie.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_without_copies_is_a_persons_business() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    let mounted: Vec<String> = world.outside.state().machines[&agent(&before[1])].mounted.clone();
+    lose(&world, &before[1]).await;
+    let disk = DiskCid::from(mounted.first().expect("a disk").as_str());
+    world.outside.plain().delete_disk(&disk).await.expect("deleted");
+    let task = eventually("a task", async || {
+        let tasks = life.client.tasks(&TaskFilter::default()).await.expect("tasks");
+        let found = tasks
+            .into_iter()
+            .find(|task| task.description == "scan and fix" && task.state.is_final());
+        found.ok_or_else(|| "no repair has ended".to_owned())
+    })
+    .await;
+    let result = task.result.unwrap_or_default();
+    assert!(result.contains("is lost, and nobody has a copy"), "{result}");
+    life.stop().await;
+}
+
+/// A manager that starts anew knows nothing: it finds the dead by asking, and goes on with what another began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_life_sees_the_dead() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    life.client.set_resurrection(false).await.expect("off");
+    lose(&world, &before[0]).await;
+    problem(&life, |problem| problem.state == "dead").await;
+    life.stop().await;
+    let life = world.start(&place, Faults::default()).await;
+    life.client.set_resurrection(true).await.expect("on");
+    world.host.say(cid(&before[0]), HostSign::Gone);
+    whole(&life, &BTreeSet::from([0]), &before).await;
+    life.stop().await;
+}
