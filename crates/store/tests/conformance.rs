@@ -419,8 +419,7 @@ async fn a_duty_is_one_process_s_at_a_time_and_goes_on_after_its_death() {
     each(async |place| {
         let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
-        let begin = async |holder: &'static str| {
-            let db = place.open_at(&FIRST, clock.clone()).await;
+        let begin = |db: Db, holder: &'static str| {
             let (seen, stop) = (seen.clone(), stop.clone());
             task::spawn(task::Kind::Service, holder, async move {
                 duty::hold(db, "meter", holder.to_owned(), stop, |fence| {
@@ -431,6 +430,7 @@ async fn a_duty_is_one_process_s_at_a_time_and_goes_on_after_its_death() {
                 Ok::<(), std::convert::Infallible>(())
             })
         };
+        let open = async || place.open_at(&FIRST, clock.clone()).await;
         let until = async |n: usize| {
             poll::until("somebody at work", TICK, LIMIT, async || {
                 let seen = seen.lock().unwrap().clone();
@@ -443,16 +443,16 @@ async fn a_duty_is_one_process_s_at_a_time_and_goes_on_after_its_death() {
             .await
             .unwrap()
         };
-        let first = begin("one").await;
+        let first = begin(open().await, "one");
         assert_eq!(until(1).await, [("one", 1)]);
-        let second = begin("two").await;
+        let second = begin(open().await, "two");
         // As if killed: nothing is given back.
         first.abort();
         assert!(first.await.is_err());
         clock.advance(duty::LEASE + Duration::from_secs(1));
         assert_eq!(until(2).await, [("one", 1), ("two", 2)]);
         // The first one again, under its own name, finds it taken; an orderly end gives it back at once.
-        let third = begin("one").await;
+        let third = begin(open().await, "one");
         stop.cancel();
         second.await.unwrap();
         third.await.unwrap();

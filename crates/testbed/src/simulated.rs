@@ -7,6 +7,7 @@
 //!
 //! What can go wrong with machines is switched on in [`Simulation::machines`].
 
+pub mod failover;
 mod kubernetes;
 pub mod members;
 mod release;

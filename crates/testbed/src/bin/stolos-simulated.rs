@@ -1,8 +1,11 @@
-//! The processes of [`stolos_testbed::simulated::members`]: a manager, and the CPI that managers call.
+//! The processes of [`stolos_testbed::simulated::members`]: a manager, and the CPI that managers call. And the measuring of
+//! `cargo xtask bench failover`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use stolos_testbed::simulated::members;
+use anyhow::Context as _;
+use stolos_testbed::simulated::{failover as measuring, members};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,8 +15,9 @@ async fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["manage", orders] => members::manage(orders).await,
         ["cpi", socket] => members::call(socket).await,
+        ["failover", rounds, clusters] => failover(rounds, clusters).await,
         _ => Err(anyhow::anyhow!(
-            "usage: stolos-simulated manage ORDERS | cpi SOCKET"
+            "usage: stolos-simulated manage ORDERS | cpi SOCKET | failover ROUNDS CLUSTERS"
         )),
     };
     match result {
@@ -23,4 +27,15 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what was measured as a line of JSON.
+async fn failover(rounds: &str, clusters: &str) -> anyhow::Result<()> {
+    let program = camino::Utf8PathBuf::try_from(std::env::current_exe()?)?;
+    let measured = measuring::measure(program, rounds.parse()?, clusters.parse()?).await?;
+    let line = serde_json::to_string(&measured)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .context("nobody reads what this prints")
 }

@@ -312,6 +312,25 @@ impl World {
         })
     }
 
+    /// Starts a manager that is not to start, and gives its last words.
+    ///
+    /// # Errors
+    /// When it starts, or neither starts nor ends.
+    pub async fn refused(&self, name: &str) -> anyhow::Result<String> {
+        let orders = Orders {
+            name: name.parse()?,
+            ..self.orders.clone()
+        };
+        let ended = Command::new(&self.orders.program)
+            .args(["manage", &serde_json::to_string(&orders)?])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(START_LIMIT, ended).await??;
+        anyhow::ensure!(!output.status.success(), "it has started");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Kills a manager (SIGKILL) and returns when it is no more.
     ///
     /// # Errors

@@ -436,3 +436,26 @@ async fn two_managers_start_for_the_first_time_at_once() {
         }
     }
 }
+
+/// A newer program has changed the database: an older manager says so and does not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_older_than_the_database_refuses_it() {
+    const TEST: &str = "a_manager_older_than_the_database_refuses_it";
+    let Some((mut world, database, _directory)) = world(TEST, 1).await else {
+        return;
+    };
+    world.start().await.expect("managers");
+    world.end("a").await.expect("an orderly end");
+    database
+        .rows(
+            "INSERT INTO clusters.store_migrations (part, number, name, digest, applied_at)
+             VALUES ('clusters', 999, 'from the future', '', 0) RETURNING part",
+        )
+        .await;
+    let words = world.refused("a").await.expect("it does not start");
+    assert!(
+        words.contains("database `clusters` has migration clusters/999 `from the future`")
+            && words.contains("older than the database"),
+        "{words}"
+    );
+}
