@@ -21,8 +21,9 @@ use crate::signal::{Ears, Signals};
 /// How long a transaction waits for the one before it. Transactions are short; this is for a stuck one.
 const WRITER_WAIT: Duration = Duration::from_secs(30);
 /// A PostgreSQL transaction whose process says nothing for so long is ended by the server. Transactions wait for nothing but the
-/// database, so such a process is frozen or cut off, and it would hold up all others, which share one writer with it.
-const SILENCE_MILLIS: u32 = 5_000;
+/// database, so such a process is frozen or cut off, and it would hold up all others, which share one writer with it. Less than half of the
+/// time that leases last, so that nobody takes the wait for an outage of the database (`flow`).
+const SILENCE_MILLIS: u32 = 2_500;
 /// How long a statement waits for a lock that another process holds on the database.
 const LOCK_WAIT_MILLIS: u32 = 30_000;
 /// Readers of one service; more wait.
