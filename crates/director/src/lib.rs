@@ -81,7 +81,6 @@ impl Director {
         let faults = deps.faults.clone();
         let app = Arc::new(App::new(config, deps, tasks, states, health.clone())?);
         flows::import::remove_stale_uploads(&app).await?;
-        flows::import::remove_stale_uploads(&app).await?;
         let flows = Flows::builder(app.db.clone(), app.config.holder.clone())
             .ids(app.ids.clone())
             .faults(faults)

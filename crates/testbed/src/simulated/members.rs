@@ -129,6 +129,8 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
             clock: clock.clone(),
         }),
         cpi: Arc::new(runner),
+        hosts: None,
+        resurrection: stolos_director::Resurrection::default(),
         addresses: Arc::new(Unpublished),
         kubernetes: Arc::new(kubernetes::Simulated),
         clock,
