@@ -131,7 +131,89 @@ places! {
     hostd_socket => "run/hostd.sock",
 }
 
+/// The name of one of several managers (`stolosd`) of an installation: as that of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MemberName(String);
+
+/// The text is no member's name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("member name `{0}` is not a lower-case letter followed by up to seven lower-case letters or digits")]
+pub struct InvalidMemberName(String);
+
+impl MemberName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for MemberName {
+    type Err = InvalidMemberName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<InstanceName>() {
+            Ok(InstanceName(text)) => Ok(Self(text)),
+            Err(InvalidInstanceName(text)) => Err(InvalidMemberName(text)),
+        }
+    }
+}
+
+impl TryFrom<String> for MemberName {
+    type Error = InvalidMemberName;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MemberName> for String {
+    fn from(name: MemberName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What one manager process has for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagerFiles {
+    /// Held while it runs.
+    pub lock: Utf8PathBuf,
+    /// Which process it is, for `stolos up` and `stolos down`.
+    pub record: Utf8PathBuf,
+    /// What it says.
+    pub log: Utf8PathBuf,
+}
+
 impl Instance {
+    /// The files of a manager: of the only one, or of a member.
+    #[must_use]
+    pub fn manager(&self, member: Option<&MemberName>) -> ManagerFiles {
+        let name = match member {
+            None => "stolosd".to_owned(),
+            Some(member) => format!("stolosd-{member}"),
+        };
+        ManagerFiles {
+            lock: self.run().join(format!("{name}.lock")),
+            record: self.run().join(format!("{name}.pid")),
+            log: self.logs().join(format!("{name}.log")),
+        }
+    }
+
+    /// The directory of one of the bus's servers, counted from 0. That of the first one is what a server that is alone has.
+    #[must_use]
+    pub fn nats_server(&self, number: usize) -> Utf8PathBuf {
+        match number {
+            0 => self.nats(),
+            number => self.nats().join(format!("server-{}", number + 1)),
+        }
+    }
+
     /// An instance below the usual place, `/var/lib/stolos/NAME`.
     #[must_use]
     pub fn at_default(name: InstanceName) -> Self {

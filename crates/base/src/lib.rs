@@ -25,5 +25,5 @@ pub mod tls;
 pub use clock::Clock;
 pub use error::{Class, Classify, chain};
 pub use ids::IdSource;
-pub use instance::{Instance, InstanceName};
+pub use instance::{Instance, InstanceName, ManagerFiles, MemberName};
 pub use secret::Secret;

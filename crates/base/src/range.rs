@@ -16,6 +16,9 @@ const CANDIDATES: u8 = 16;
 /// Installations of one host choose one after the other, and see what the others took even before it is routed.
 const CLAIMS: &str = "/var/lib/stolos-host/ranges.json";
 
+/// Managers that have addresses: `X.Y.0.2` to `X.Y.0.9`.
+pub const MANAGERS: usize = 8;
+
 /// The range of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostNetwork {
@@ -28,6 +31,13 @@ impl HostNetwork {
     #[must_use]
     pub fn host(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.range.network()) + 1)
+    }
+
+    /// Where a manager listens that is one of several: `X.Y.0.2` for the first of them (0), up to [`MANAGERS`]. The host's own address
+    /// is balanced over them.
+    #[must_use]
+    pub fn manager(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.range.network()) + 2 + u32::from(number))
     }
 
     /// The host's address with the prefix of the management segment.

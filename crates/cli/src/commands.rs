@@ -11,6 +11,7 @@ mod images;
 mod import;
 mod kubeconfigs;
 mod login;
+mod managers;
 mod metering;
 mod operations;
 mod patience;

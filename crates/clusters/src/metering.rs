@@ -57,8 +57,9 @@ pub(crate) async fn note(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     {
         return Ok(());
     }
-    end(tx, cluster.id).await?;
+    // One time for both, so that no millisecond is lost between them.
     let now = tx.now_millis();
+    end_at(tx, cluster.id, now).await?;
     query(
         "INSERT INTO metering (cluster_id, since, cluster, owner, machines, cpu, memory_mib) VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
@@ -81,6 +82,10 @@ pub(crate) async fn note(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
 /// Those of the database.
 pub(crate) async fn end(tx: &mut Tx, cluster: ClusterId) -> Result<()> {
     let now = tx.now_millis();
+    end_at(tx, cluster, now).await
+}
+
+async fn end_at(tx: &mut Tx, cluster: ClusterId, now: i64) -> Result<()> {
     // A clock that was set back does not make an interval end before it began.
     query("UPDATE metering SET until = CASE WHEN since > $2 THEN since ELSE $2 END WHERE cluster_id = $1 AND until IS NULL")
         .bind(cluster.to_string())

@@ -4,6 +4,8 @@
 //! own times, so that restarts of ours lose nothing. A pod that was deleted ends with the last look that saw it: what nobody saw is not
 //! metered, up to a minute for each pod. Pods of the cluster itself (`kube-system`) do not count.
 //!
+//! One process at a time looks ([`stolos_store::duty`]): an older look that is noted after a newer one would end pods that run.
+//!
 //! When no pod comes or goes, a look writes one row for each cluster: until when it was looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +18,8 @@ use futures::StreamExt as _;
 use stolos_base::chain;
 use stolos_base::ids::ClusterId;
 use stolos_kubernetes::running::PodRun;
-use stolos_store::{Db, Migration, Tx, query};
+use stolos_store::{Db, Fence, Migration, Tx, duty, lease, query};
+use tokio_util::sync::CancellationToken;
 
 use crate::db::{self, ClusterRow, Whose};
 use crate::deps::{Kubernetes, Vault};
@@ -51,15 +54,31 @@ pub(crate) const TABLE: Migration = Migration {
     ],
 };
 
-/// Looks again and again, until the task is ended.
-pub(crate) async fn run(
-    db: Db,
-    vault: Arc<dyn Vault>,
-    kubernetes: Arc<dyn Kubernetes>,
-) -> Result<(), Infallible> {
+/// The name of the duty.
+const DUTY: &str = "metering of pods";
+
+/// What looking needs.
+#[derive(Clone)]
+pub(crate) struct Meter {
+    pub(crate) db: Db,
+    pub(crate) vault: Arc<dyn Vault>,
+    pub(crate) kubernetes: Arc<dyn Kubernetes>,
+}
+
+/// Looks again and again while it is this process's duty, until `stop` fires.
+pub(crate) async fn run(meter: Meter, holder: String, stop: CancellationToken) -> Result<(), Infallible> {
+    let db = meter.db.clone();
+    duty::hold(db, DUTY, holder, stop, |fence| {
+        look_for_ever(meter.clone(), fence)
+    })
+    .await;
+    Ok(())
+}
+
+async fn look_for_ever(meter: Meter, fence: Fence) {
     loop {
         tokio::time::sleep(EVERY).await;
-        let clusters = match db::clusters(&db, Whose::All).await {
+        let clusters = match db::clusters(&meter.db, Whose::All).await {
             Ok(clusters) => clusters,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "failed to list the clusters whose pods are metered");
@@ -68,9 +87,9 @@ pub(crate) async fn run(
         };
         futures::stream::iter(clusters)
             .for_each_concurrent(AT_ONCE, |cluster| {
-                let (db, vault, kubernetes) = (&db, &vault, &kubernetes);
+                let (meter, fence) = (&meter, &fence);
                 async move {
-                    if let Err(error) = look(db, vault.as_ref(), kubernetes.as_ref(), &cluster).await {
+                    if let Err(error) = look(meter, fence, &cluster).await {
                         // A cluster that is not well says so elsewhere.
                         tracing::debug!(cluster = %cluster.name, error = %chain(&error), "failed to look at the pods of a cluster");
                     }
@@ -80,16 +99,20 @@ pub(crate) async fn run(
     }
 }
 
-async fn look(db: &Db, vault: &dyn Vault, kubernetes: &dyn Kubernetes, cluster: &ClusterRow) -> Result<()> {
+async fn look(meter: &Meter, fence: &Fence, cluster: &ClusterRow) -> Result<()> {
     let address: Option<Ipv4Addr> = cluster.address.as_ref().and_then(|text| text.parse().ok());
     // One without an address has never run.
     let Some(address) = address else { return Ok(()) };
-    let admin = vault.admin(&deployment_name(cluster.id)).await?;
-    let runs = kubernetes.pod_runs(address, &admin).await?;
-    let mut tx = db
+    let admin = meter.vault.admin(&deployment_name(cluster.id)).await?;
+    let runs = meter.kubernetes.pod_runs(address, &admin).await?;
+    let mut tx = meter
+        .db
         .begin("meter pods")
         .await
         .map_err(Error::database("begin metering pods"))?;
+    lease::verify(&mut tx, fence)
+        .await
+        .map_err(Error::database("show the right to meter pods"))?;
     // It may have been deleted meanwhile, and what was closed then stays closed.
     let is_there = query("SELECT id FROM clusters WHERE id = $1")
         .bind(cluster.id.to_string())

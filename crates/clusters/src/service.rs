@@ -12,7 +12,7 @@ use stolos_base::task::{self, Kind};
 use stolos_base::{Clock, IdSource, chain};
 use stolos_flow::{FlowView, Flows, StepState};
 use stolos_store::Db;
-use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accept::{Capacity, Desk};
 use crate::api_server::person;
@@ -76,8 +76,9 @@ struct Inner {
     verifier: Verifier,
     info: pks::Info,
     personal_credentials: bool,
-    /// Looks at pods; ends with the service.
-    meter: JoinHandle<()>,
+    /// Ends what goes on beside requests and flows.
+    stop: CancellationToken,
+    _stopped: DropGuard,
 }
 
 impl Service {
@@ -92,10 +93,16 @@ impl Service {
             kubernetes: deps.kubernetes,
             artifacts: config.artifacts.clone(),
         };
-        let meter = task::spawn(
+        let stop = CancellationToken::new();
+        let meter = pods::Meter {
+            db: deps.db.clone(),
+            vault: deps.vault.clone(),
+            kubernetes: tools.kubernetes.clone(),
+        };
+        task::spawn(
             Kind::Service,
             "metering of pods",
-            pods::run(deps.db.clone(), deps.vault.clone(), tools.kubernetes.clone()),
+            pods::run(meter, config.holder.clone(), stop.clone()),
         );
         let flows = Flows::builder(deps.db.clone(), config.holder.clone())
             .kind(Create(tools.clone()))
@@ -133,7 +140,8 @@ impl Service {
             verifier: deps.verifier,
             info: config.info,
             personal_credentials: config.personal_credentials,
-            meter,
+            _stopped: stop.clone().drop_guard(),
+            stop,
         }))
     }
 
@@ -144,7 +152,7 @@ impl Service {
 
     /// Stops taking up work; running steps are interrupted and go on in the next process.
     pub async fn stop(&self) {
-        self.0.meter.abort();
+        self.0.stop.cancel();
         self.0.desk.tasks.stop().await;
         self.0.flows.stop().await;
     }
@@ -325,18 +333,9 @@ fn trusted(cluster: &ClusterRow) -> Result<&Oidc> {
     })
 }
 
-/// Waits until something happens in a flow, or for `limit`.
+/// Waits until something happens in a flow, whoever runs it, or may have happened, or for `limit`: the caller looks for itself.
 async fn wait_news(flows: &Flows, id: FlowId, limit: Duration) {
-    let mut events = flows.subscribe();
-    let news = async {
-        // Too slow a listener, or the end of the executor, is news too: the caller looks for itself.
-        while let Ok(event) = events.recv().await {
-            if event.flow == id {
-                break;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(limit, news).await;
+    let _ = tokio::time::timeout(limit, flows.news(id).next()).await;
 }
 
 fn show_step(step: &stolos_flow::StepView, now: i64) -> pks::OperationStep {

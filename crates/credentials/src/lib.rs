@@ -157,6 +157,18 @@ impl Credentials {
     /// # Errors
     /// [`Error::KindChange`], [`Error::Make`] for a certificate that does not fit, or those of the database.
     pub async fn set(&self, name: &Name, value: Value) -> Result<Credential> {
+        self.set_as(name, value, Mode::Overwrite).await
+    }
+
+    /// Sets a value unless there is one; gives the one that counts, which all get who call this at once.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn set_once(&self, name: &Name, value: Value) -> Result<Credential> {
+        self.set_as(name, value, Mode::NoOverwrite).await
+    }
+
+    async fn set_as(&self, name: &Name, value: Value, mode: Mode) -> Result<Credential> {
         let expires_at = match &value {
             Value::Certificate(certificate) => generate::check_pair(certificate)
                 .and_then(|()| generate::expiry(&certificate.certificate))
@@ -172,7 +184,7 @@ impl Credentials {
             parameters: None,
             signed_by: None,
         };
-        self.keep(name, value, expires_at, wanted, Mode::Overwrite).await
+        self.keep(name, value, expires_at, wanted, mode).await
     }
 
     /// Generates a new version with the options of the newest one.

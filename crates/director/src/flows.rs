@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use stolos_base::ids::FlowId;
 use stolos_flow::{Change, FlowInfo, Graph, Kind, NewFlow, StepError};
-use stolos_store::Tx;
+use stolos_store::{Fence, Tx};
 
 use crate::app::App;
 use crate::db::tasks::{self, NewTask};
@@ -93,11 +93,25 @@ pub(crate) fn deployment_lock(name: &str) -> String {
     format!("deployment/{name}")
 }
 
+/// The right to act for a flow, which this process has taken up.
+pub(crate) async fn fence(app: &App, flow: FlowId) -> Result<Fence> {
+    // Set right after the executor was started, which may be after it has taken the first flow up.
+    let flows = app.flows.wait().await;
+    flows
+        .fence(flow)
+        .ok_or_else(|| Error::Bug(format!("flow `{flow}` is not run by this process any more")))
+}
+
+/// Begins to say what happens in a flow that this process has taken up.
+pub(crate) async fn open(app: &App, flow: FlowId) -> Result<()> {
+    let fence = fence(app, flow).await?;
+    app.tasks.open(flow, fence).await
+}
+
 /// Follows the flow, registers its lines, and says what an earlier life could not say.
 pub(crate) async fn follow(app: &App, flow: FlowId, made: (Graph, Vec<(String, Line)>)) -> Result<Graph> {
     let (graph, lines) = made;
     app.tasks.register(flow, lines);
-    // Set right after the executor was started, which may be after it has taken the first flow up.
     app.tasks.catch_up(app.flows.wait().await, flow).await?;
     Ok(graph)
 }
@@ -105,7 +119,7 @@ pub(crate) async fn follow(app: &App, flow: FlowId, made: (Graph, Vec<(String, L
 impl Deploy {
     async fn made(&self, flow: FlowId, request: &prepare::Request) -> Result<Graph> {
         let app = &self.0;
-        app.tasks.open(flow).await?;
+        open(app, flow).await?;
         let kept = match deployments::plan(&app.db, flow).await? {
             Some(body) => from_json("body", &body)?,
             None => match prepare(app, flow, request).await? {
@@ -150,7 +164,7 @@ impl Kind for Delete {
 
     async fn graph(&self, flow: &FlowInfo, input: delete::Request) -> Result<Graph, StepError> {
         let made = async {
-            self.0.tasks.open(flow.id).await?;
+            open(&self.0, flow.id).await?;
             let doomed = delete::doomed(&self.0, flow.id, &input).await?;
             follow(&self.0, flow.id, delete::graph(&self.0, flow.id, doomed)).await
         };

@@ -39,7 +39,7 @@ mod variables;
 use std::sync::Arc;
 
 use axum::Router;
-use stolos_flow::Flows;
+use stolos_flow::{Event, EventKind, Flows};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::db::{SCHEMA, TABLES};
@@ -85,6 +85,14 @@ impl Director {
             .ids(app.ids.clone())
             .faults(faults)
             .observer(app.tasks.clone())
+            .observer({
+                let app = app.clone();
+                move |event: &Event| {
+                    if event.what == EventKind::FlowLost {
+                        app.forget_rendered(event.flow, None);
+                    }
+                }
+            })
             .kind(Deploy(app.clone()))
             .kind(Delete(app.clone()))
             .kind(ImportRelease(app.clone()))

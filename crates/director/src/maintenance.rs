@@ -1,4 +1,6 @@
-//! What is forgotten with time: the journals of flows that ended.
+//! What is forgotten with time: the journals of flows that ended, and uploads that nobody needs.
+//!
+//! Each process does it: twice is as good as once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,9 @@ const AT_ONCE: u32 = 200;
 pub(crate) fn start(app: Arc<App>, flows: Flows, stop: CancellationToken) {
     task::spawn(task::Kind::Service, "director maintenance", async move {
         loop {
+            if let Err(error) = crate::flows::import::remove_stale_uploads(&app).await {
+                tracing::warn!(error = %stolos_base::chain(&error), "failed to remove old uploads; trying again later");
+            }
             if let Err(error) = forget(&app, &flows).await {
                 tracing::warn!(error = %stolos_base::chain(&error), "failed to forget what is old; trying again later");
             }

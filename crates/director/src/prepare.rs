@@ -21,8 +21,9 @@ use crate::app::App;
 use crate::db::deployments::{self as rows, Uses};
 use crate::db::inventory::{self, InstanceRow};
 use crate::db::releases::{self, PackageRow, StemcellRow};
-use crate::db::{from_json, to_json};
+use crate::db::{begin_fenced, from_json, to_json};
 use crate::error::{Error, Result};
+use crate::flows::fence;
 use crate::plan::{
     Catalog, ConsumeSpec, Inventory, JobSpec, MachineSpec, Options, PackageSpec, Placement, Plan,
     PropertySpec, ProvideSpec, Rendered, decide, place,
@@ -497,7 +498,8 @@ async fn keep(app: &App, flow: FlowId, request: &Request, prepared: &Prepared) -
     let kept = &prepared.kept;
     let body = to_json(kept)?;
     let plan = &kept.plan;
-    let mut tx = app.db.begin_background("keep a plan").await?;
+    let fence = fence(app, flow).await?;
+    let mut tx = begin_fenced(&app.db, "keep a plan", &fence).await?;
     if !rows::insert_plan(&mut tx, flow, &plan.deployment, plan.generation, &body).await? {
         return Ok(false);
     }

@@ -18,17 +18,19 @@ use stolos_api::director::{EventError, OutputKind, TaskState};
 use stolos_base::ids::FlowId;
 use stolos_base::{Class, Clock, task};
 use stolos_flow::{Change, Event, EventKind, FlowState, Flows, Observer, StepError};
-use stolos_store::{Db, Tx};
+use stolos_store::{Db, Fence, Signal, Tx, lease};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::log::Line;
 use self::log::Log;
-use crate::db::tasks as rows;
+use crate::db::{begin_fenced, tasks as rows};
 use crate::error::{Error, Result, code_of_class};
 
 /// The pause after a failed write of output.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// What the signal of news of a task begins with; its number follows.
+const WORD: &str = "task ";
 /// Debug output of one task ends after so many bytes; events are never cut.
 const DEBUG_LIMIT: u64 = 4 * 1024 * 1024;
 
@@ -51,6 +53,9 @@ struct Inner {
 #[derive(Debug)]
 struct Live {
     task: i64,
+    /// Shown with everything that is written: what a process that was overtaken has still to say would end up in the middle of
+    /// what the other one says.
+    fence: Fence,
     log: Log,
     /// Said and not known to be on disk.
     pending: HashMap<OutputKind, Pending>,
@@ -79,6 +84,11 @@ impl Tasks {
             wake: Notify::new(),
             ended: CancellationToken::new(),
         }));
+        let (listener, stopped) = (tasks.clone(), stop.clone());
+        task::spawn(task::Kind::Service, "news of tasks", async move {
+            listener.hear_all(stopped).await;
+            Ok::<(), std::convert::Infallible>(())
+        });
         let writer = tasks.clone();
         task::spawn(task::Kind::Service, "task output", async move {
             writer.write_all(stop).await;
@@ -93,19 +103,20 @@ impl Tasks {
         self.0.ended.cancelled().await;
     }
 
-    /// Begins to follow a flow that has been taken up: its task's row has to be there. Done again for a flow that is
-    /// already followed, it changes nothing.
-    pub(crate) async fn open(&self, flow: FlowId) -> Result<i64> {
-        if let Some(live) = self.live().get(&flow) {
-            return Ok(live.task);
+    /// Begins to follow a flow that has been taken up under this fence: its task's row has to be there. Done again for a flow that
+    /// is already followed, it changes nothing.
+    pub(crate) async fn open(&self, flow: FlowId, fence: Fence) -> Result<()> {
+        if self.live().get(&flow).is_some_and(|live| live.fence == fence) {
+            return Ok(());
         }
         let row = rows::by_flow(&self.0.db, flow).await?;
         let row = rows::found(row, flow)?;
         let task = row.id;
         if row.state == TaskState::Queued {
             // The engine says so only when the graph is there; planning is work already.
-            let mut tx = self.0.db.begin("begin a task").await?;
+            let mut tx = begin_fenced(&self.0.db, "begin a task", &fence).await?;
             rows::set_state(&mut tx, flow, TaskState::Processing, None).await?;
+            tx.signal(&word(task)).await?;
             tx.commit().await?;
         }
         let mut pending = HashMap::new();
@@ -122,13 +133,15 @@ impl Tasks {
         let said = rows::output(&self.0.db, task, OutputKind::Event, 0, usize::MAX).await?;
         let live = Live {
             task,
+            fence,
             log: Log::after(&String::from_utf8_lossy(&said)),
             pending,
             code: None,
             result: None,
         };
-        self.live().entry(flow).or_insert(live);
-        Ok(task)
+        // What an earlier taking of the same flow left is of no use any more.
+        self.live().insert(flow, live);
+        Ok(())
     }
 
     /// Says which line of the event output each step has.
@@ -268,10 +281,14 @@ impl Tasks {
                 }
             }
         }
-        rows::set_state(tx, flow, state, result.as_deref()).await
+        let task = rows::set_state(tx, flow, state, result.as_deref()).await?;
+        match task {
+            Some(task) => tx.signal(&word(task)).await,
+            None => Ok(()),
+        }
     }
 
-    /// Waits for news of a task: more output, or its end. `known` is the number seen before.
+    /// Waits for news of a task: more output, or its end; whichever process works on it.
     pub(crate) fn news(&self, task: i64) -> watch::Receiver<u64> {
         lock(&self.0.news)
             .entry(task)
@@ -314,6 +331,31 @@ impl Tasks {
         }
     }
 
+    /// Tells those who wait here what other processes say of tasks, until `stop` fires.
+    async fn hear_all(&self, stop: CancellationToken) {
+        let mut signals = self.0.db.signals();
+        loop {
+            let signal = tokio::select! {
+                signal = signals.next() => signal,
+                () = stop.cancelled() => return,
+            };
+            match signal {
+                Signal::Missed => self.tell_all(),
+                Signal::Word(word) => {
+                    let task = word.strip_prefix(WORD).and_then(|number| number.parse().ok());
+                    if let Some(task) = task {
+                        self.tell(task);
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_all(&self) {
+        let tasks: Vec<i64> = lock(&self.0.news).keys().copied().collect();
+        tasks.into_iter().for_each(|task| self.tell(task));
+    }
+
     async fn write_all(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -335,26 +377,42 @@ impl Tasks {
     }
 
     async fn write_batch(&self) -> Result<(), stolos_store::Error> {
-        let batch: Vec<(FlowId, i64, OutputKind, Pending)> = self
-            .live()
-            .iter()
-            .flat_map(|(flow, live)| {
-                live.pending
-                    .iter()
-                    .filter(|(_, pending)| !pending.text.is_empty())
-                    .map(|(kind, pending)| (*flow, live.task, *kind, pending.clone()))
-            })
-            .collect();
+        let mut fences = Vec::new();
+        let mut batch: Vec<(FlowId, i64, OutputKind, Pending)> = Vec::new();
+        for (flow, live) in self.live().iter() {
+            let before = batch.len();
+            let said = live
+                .pending
+                .iter()
+                .filter(|(_, pending)| !pending.text.is_empty());
+            batch.extend(said.map(|(kind, pending)| (*flow, live.task, *kind, pending.clone())));
+            if batch.len() > before {
+                fences.push((*flow, live.fence.clone()));
+            }
+        }
         if batch.is_empty() {
             return Ok(());
         }
         let mut tx = self.0.db.begin_background("write output of tasks").await?;
+        let (flows, fences): (Vec<FlowId>, Vec<Fence>) = fences.into_iter().unzip();
+        let lost = lease::lost_of(&mut tx, &fences).await?;
+        let lost: Vec<FlowId> = flows
+            .into_iter()
+            .zip(&fences)
+            .filter(|(_, fence)| lost.contains(fence))
+            .map(|(flow, _)| flow)
+            .collect();
+        batch.retain(|(flow, ..)| !lost.contains(flow));
         let mut written = Vec::with_capacity(batch.len());
         for (flow, task, kind, pending) in batch {
             let end = flush(&mut tx, task, kind, &pending).await?;
+            tx.signal(&word(task)).await?;
             written.push((flow, task, kind, end));
         }
         tx.commit().await?;
+        // Ended just now, with all that was said, or somebody else's.
+        self.live()
+            .retain(|flow, live| !(lost.contains(flow) && fences.contains(&live.fence)));
         for (flow, task, kind, end) in written {
             if let Some(pending) = self
                 .live()
@@ -410,17 +468,21 @@ impl Observer for Tasks {
         if let Some(text) = log::debug_text(&event.what) {
             self.debug(flow, &text);
         }
-        if matches!(event.what, EventKind::FlowEnded { .. }) {
+        if matches!(event.what, EventKind::FlowEnded { .. } | EventKind::FlowLost) {
             let ended = self.live().remove(&flow);
             if let Some(live) = ended {
                 self.tell(live.task);
             } else {
                 // Ended before it was followed; whoever waits looks at the row again.
-                let tasks: Vec<i64> = lock(&self.0.news).keys().copied().collect();
-                tasks.into_iter().for_each(|task| self.tell(task));
+                self.tell_all();
             }
         }
     }
+}
+
+/// What other processes hear of news of a task.
+fn word(task: i64) -> String {
+    format!("{WORD}{task}")
 }
 
 impl Live {

@@ -34,6 +34,9 @@ use crate::Infrastructure;
 pub type Boot =
     Arc<dyn Fn(CreateVm, Arc<dyn Transport>) -> BoxFuture<'static, Box<dyn Any + Send>> + Send + Sync>;
 
+/// Connects a new machine's agent to another bus than the one in this process.
+pub type Join = Arc<dyn Fn(CreateVm) -> BoxFuture<'static, Arc<dyn Transport>> + Send + Sync>;
+
 /// The outside: it outlives directors. Cheap to clone.
 #[derive(Clone)]
 pub struct Outside(Arc<Inner>);
@@ -56,6 +59,8 @@ pub struct State {
     pub calls: Vec<String>,
     /// When set, new machines run this instead.
     pub boot: Option<Boot>,
+    /// When set, agents of new machines are on that bus.
+    pub join: Option<Join>,
     booted: BTreeMap<AgentId, Box<dyn Any + Send>>,
     /// Members whose jobs never run.
     pub broken: Vec<String>,
@@ -127,14 +132,17 @@ impl Outside {
     /// Boots what runs in the machine, once.
     async fn boot(&self, request: &CreateVm) {
         let agent = request.agent_id;
-        let other = {
+        let (other, join) = {
             let state = self.state();
             if state.machines.contains_key(&agent) || state.booted.contains_key(&agent) {
                 return;
             }
-            state.boot.clone()
+            (state.boot.clone(), state.join.clone())
         };
-        let transport: Arc<dyn Transport> = Arc::new(self.0.bus.connect(Peer::Agent(agent)));
+        let transport: Arc<dyn Transport> = match join {
+            Some(join) => join(request.clone()).await,
+            None => Arc::new(self.0.bus.connect(Peer::Agent(agent))),
+        };
         if let Some(boot) = other {
             let running = boot(request.clone(), transport).await;
             self.state().booted.insert(agent, running);

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use stolos_base::ids::FlowId;
 use stolos_base::{Clock, IdSource, task};
 use stolos_store::lease::{self, Acquired};
-use stolos_store::{Db, Fence, Tx};
+use stolos_store::{Db, Fence, Signal, Signals, Tx};
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -25,18 +25,24 @@ use crate::live::Live;
 use crate::run::{self, RunEnd};
 use crate::view::{self, Filter, FlowSummary, FlowView};
 
-/// How long a flow belongs to a process that gives no sign of life, unless said otherwise.
-const LEASE: Duration = Duration::from_secs(30);
+/// How long a flow belongs to a process that gives no sign of life, unless said otherwise. Together with [`POLL`] it says when others
+/// go on with the flows of a dead process; a living one that is silent for so long (a frozen machine) is shut out.
+const LEASE: Duration = Duration::from_secs(6);
 /// A living process says so this many times while a lease lasts, so that one late or lost renewal does no harm.
 const RENEWALS: u32 = 3;
-/// How often the executor looks for what other processes have submitted, canceled or left; its own are told at once.
-const POLL: Duration = Duration::from_secs(2);
+/// How often the executor looks for what other processes have submitted or left; its own are told at once, and of cancels others
+/// signal.
+const POLL: Duration = Duration::from_secs(1);
+/// How long who waits for news of a flow does not look: signals of other processes may get lost.
+const UNHEARD: Duration = Duration::from_secs(2);
 /// Flows looked at in one go beyond twice those that may run (ours that run are among them).
 const MARGIN: usize = 100;
 /// Events that a slow subscriber may be behind before it misses some.
 const BACKLOG: usize = 4096;
 /// Flows that run at once unless said otherwise.
 const MAX_RUNNING: usize = 256;
+/// The signal to executors of other processes: somebody asked to cancel a flow.
+const CANCEL: &str = "cancel";
 
 /// Puts an executor together.
 pub struct Builder {
@@ -88,7 +94,7 @@ impl Builder {
     }
 
     /// How long a flow belongs to a process that gives no sign of life, when several run flows of the same database;
-    /// 30 s unless said.
+    /// 6 s unless said.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
@@ -134,6 +140,14 @@ impl Builder {
             }
         });
         task::spawn(task::Kind::Service, "flows", executor);
+        let keeper = inner.runs.track_future({
+            let inner = inner.clone();
+            async move {
+                keep(&inner).await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        });
+        task::spawn(task::Kind::Service, "leases of flows", keeper);
         Flows { inner }
     }
 }
@@ -335,6 +349,10 @@ impl Flows {
         let runs_here = self.inner.running().contains_key(&id);
         let mut tx = self.inner.db.begin("cancel a flow").await?;
         let state = journal::request_cancel(&mut tx, id).await?;
+        if !runs_here {
+            // Whoever runs it looks now, not at the next poll.
+            tx.signal(CANCEL).await?;
+        }
         if state.is_end() {
             return Err(Error::State {
                 action: "cancel",
@@ -465,36 +483,39 @@ impl Flows {
     /// # Errors
     /// When there is no such flow, when this executor is stopped meanwhile, and those of the database.
     pub async fn wait(&self, id: FlowId) -> Result<FlowView> {
+        let mut news = self.news(id);
         loop {
-            let mut events = self.subscribe();
             let view = self.view(id).await?.ok_or(Error::NotFound(id))?;
             if view.state().is_end() {
                 return Ok(view);
             }
-            let ended = async {
-                loop {
-                    match events.recv().await {
-                        Ok(event)
-                            if event.flow == id && matches!(event.what, EventKind::FlowEnded { .. }) =>
-                        {
-                            break;
-                        }
-                        Ok(_) => {}
-                        Err(_) => break,
-                    }
-                }
-            };
             tokio::select! {
-                () = ended => {}
-                // Another process may run it.
-                () = sleep(POLL) => {}
+                () = news.next() => {}
                 () = self.inner.stop.cancelled() => return Err(Error::Stopped),
                 () = self.inner.crashed.cancelled() => return Err(Error::Stopped),
             }
         }
     }
 
-    /// The events of all flows that this process runs, from now on. Who is too slow misses some (`Lagged`) and should
+    /// News of a flow from now on, whoever runs it: for those who look at [`Flows::view`] after each.
+    #[must_use]
+    pub fn news(&self, id: FlowId) -> News {
+        News {
+            id,
+            word: journal::word(id),
+            events: self.subscribe(),
+            signals: self.inner.db.signals(),
+        }
+    }
+
+    /// The right to act for a flow, while this process runs it.
+    #[must_use]
+    pub fn fence(&self, id: FlowId) -> Option<Fence> {
+        let running = self.inner.running();
+        running.get(&id)?.run.as_ref().map(|run| run.fence.clone())
+    }
+
+    /// The events of all flows that this process runs (other processes' are not among them), from now on. Who is too slow misses some (`Lagged`) and should
     /// look at [`Flows::view`].
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -521,6 +542,11 @@ impl Flows {
         self.inner.runs.wait().await;
     }
 
+    /// For tests: the process "dies" now. Nothing is recorded or given back; [`Flows::crashed`] says when nothing of it runs any more.
+    pub fn die(&self) {
+        self.inner.crashed.cancel();
+    }
+
     /// For tests with [`Faults`]: ends when the executor has "died" and nothing of it runs any more.
     pub async fn crashed(&self) {
         self.inner.crashed.cancelled().await;
@@ -529,37 +555,152 @@ impl Flows {
     }
 }
 
+/// News of one flow; see [`Flows::news`].
+#[derive(Debug)]
+pub struct News {
+    id: FlowId,
+    word: String,
+    events: broadcast::Receiver<Event>,
+    signals: Signals,
+}
+
+impl News {
+    /// Returns when something has happened in the flow since the last time, or may have.
+    pub async fn next(&mut self) {
+        let Self {
+            id,
+            word,
+            events,
+            signals,
+        } = self;
+        let here = async {
+            // Too slow a listener, or the end of the executor, may be news too.
+            while events.recv().await.is_ok_and(|event| event.flow != *id) {}
+        };
+        let elsewhere = async {
+            loop {
+                match signals.next().await {
+                    Signal::Word(said) if *said != **word => {}
+                    Signal::Word(_) | Signal::Missed => break,
+                }
+            }
+        };
+        tokio::select! {
+            () = here => {}
+            () = elsewhere => {}
+            () = sleep(UNHEARD) => {}
+        }
+    }
+}
+
 /// The executor: takes up flows until it is stopped.
 async fn execute(inner: Arc<Inner>) {
-    let mut renewed = Instant::now();
     let mut unknown = HashSet::new();
+    let mut signals = inner.db.signals();
+    let mut sight = Sight::default();
     loop {
         if inner.stop.is_cancelled() || inner.crashed.is_cancelled() {
             return;
         }
+        let began = Instant::now();
         let round = async {
             if !inner.running().is_empty() {
-                if renewed.elapsed() >= inner.lease / RENEWALS {
-                    renew(&inner).await?;
-                    renewed = Instant::now();
-                }
                 for id in journal::cancel_requests(&inner.db).await? {
                     if let Some(running) = inner.running().get(&id) {
                         running.cancel.cancel();
                     }
                 }
             }
-            take_up(&inner, &mut unknown).await
+            let others = sight.may_judge(began, inner.lease);
+            take_up(&inner, &mut unknown, others).await
         };
-        if let Err(error) = round.await {
-            tracing::warn!(error = %stolos_base::chain(&error), "failed to look for flows; trying again");
+        match round.await {
+            Ok(()) => sight.looked(Instant::now(), inner.lease),
+            Err(error) => {
+                sight.failed(Instant::now());
+                tracing::warn!(error = %stolos_base::chain(&error), "failed to look for flows; trying again");
+            }
         }
+        let canceled = async {
+            loop {
+                match signals.next().await {
+                    Signal::Word(word) if &*word != CANCEL => {}
+                    Signal::Word(_) | Signal::Missed => break,
+                }
+            }
+        };
         tokio::select! {
             () = inner.nudge.notified() => {}
+            () = canceled => {}
             () = sleep(POLL.min(inner.lease / RENEWALS)) => {}
             () = inner.stop.cancelled() => {}
             () = inner.crashed.cancelled() => {}
         }
+    }
+}
+
+/// Whether this process may judge by a lease that has run out that its holder is dead. After it was without the database, or frozen,
+/// so may all others have been: they get a lease's time to say that they live, or an outage of the database would have all processes
+/// take each other's flows.
+#[derive(Default)]
+struct Sight {
+    last: Option<Instant>,
+    troubled: Option<Instant>,
+}
+
+impl Sight {
+    fn may_judge(&mut self, now: Instant, lease: Duration) -> bool {
+        if self.last.is_some_and(|last| now.duration_since(last) > lease / 2) {
+            self.troubled = Some(now);
+        }
+        self.troubled
+            .is_none_or(|since| now.duration_since(since) >= lease)
+    }
+
+    fn looked(&mut self, now: Instant, lease: Duration) {
+        // A round that took so long says nothing about now; the next one is judged by this one's beginning.
+        if self.last.is_some_and(|last| now.duration_since(last) > lease / 2) {
+            self.troubled = Some(now);
+        }
+        self.last = Some(now);
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.troubled = Some(now);
+        self.last = Some(now);
+    }
+}
+
+/// Says again and again that this process lives. Apart from the executor, which may be busy with taking up hundreds of flows.
+async fn keep(inner: &Arc<Inner>) {
+    let pause = inner.lease / RENEWALS;
+    loop {
+        tokio::select! {
+            () = sleep(pause) => {}
+            // Running flows get a moment, in which they are still ours; they give their leases back themselves.
+            () = ended(inner) => return,
+            () = inner.crashed.cancelled() => return,
+        }
+        while !inner.running().is_empty() {
+            match renew(inner).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(error = %stolos_base::chain(&error), "failed to renew leases; trying again");
+                }
+            }
+            tokio::select! {
+                () = sleep(pause / 4) => {}
+                () = inner.crashed.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// The executor was told to stop and nothing runs any more.
+async fn ended(inner: &Inner) {
+    inner.stop.cancelled().await;
+    while !inner.running().is_empty() {
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -572,24 +713,27 @@ async fn renew(inner: &Arc<Inner>) -> Result<()> {
         .filter_map(|running| running.run.as_ref())
         .map(|run| (run.fence.clone(), run.lost.clone()))
         .collect();
+    let (fences, lost): (Vec<Fence>, Vec<CancellationToken>) = held.into_iter().unzip();
     let mut tx = inner.db.begin("renew leases").await?;
-    for (fence, lost) in held {
-        match lease::renew(&mut tx, &fence, inner.lease).await {
-            Ok(_) => {}
-            // Also one that ended just now, whose run has nothing left to do.
-            Err(stolos_store::Error::LeaseLost { .. }) => lost.cancel(),
-            Err(error) => return Err(error.into()),
+    let taken = lease::renew_all(&mut tx, &fences, inner.lease).await?;
+    tx.commit().await?;
+    for (fence, lost) in fences.iter().zip(lost) {
+        // Also one that ended just now, whose run has nothing left to do.
+        if taken.contains(fence) {
+            lost.cancel();
         }
     }
-    Ok(tx.commit().await?)
+    Ok(())
 }
 
-async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>) -> Result<()> {
+/// `others`: whether leases of others that have run out may be taken.
+async fn take_up(inner: &Arc<Inner>, unknown: &mut HashSet<FlowId>, others: bool) -> Result<()> {
     if inner.running().len() >= inner.max_running {
         return Ok(());
     }
     let limit = i64::try_from(inner.max_running * 2 + MARGIN).unwrap_or(i64::MAX);
-    for (id, kind) in journal::candidates(&inner.db, &inner.holder, &inner.others, limit).await? {
+    let found = journal::candidates(&inner.db, &inner.holder, &inner.others, others, limit).await?;
+    for (id, kind) in found {
         let Some(kind) = inner.kinds.get(kind.as_str()) else {
             if unknown.insert(id) {
                 tracing::error!(flow = %id, kind, "a flow waits for a program that knows its kind");
@@ -644,6 +788,7 @@ fn start(inner: &Arc<Inner>, kind: Arc<dyn AnyKind>, taken: journal::Taken, canc
         },
     );
     let inner = inner.clone();
+    let info = live.flow.clone();
     let run = inner.runs.track_future({
         let inner = inner.clone();
         async move {
@@ -659,6 +804,7 @@ fn start(inner: &Arc<Inner>, kind: Arc<dyn AnyKind>, taken: journal::Taken, canc
                 Ok(RunEnd::Ended | RunEnd::Stopped) => inner.nudge.notify_one(),
                 Ok(RunEnd::LeaseLost) => {
                     tracing::warn!(flow = %id, "the flow is somebody else's now");
+                    inner.sink.emit(&info, EventKind::FlowLost);
                     inner.nudge.notify_one();
                 }
                 Ok(RunEnd::Crashed) => inner.crashed.cancel(),

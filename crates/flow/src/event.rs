@@ -99,6 +99,8 @@ pub enum EventKind {
         /// For what.
         on: String,
     },
+    /// Another process has the flow now, because this one gave no sign of life for too long: whatever is kept for it here can go.
+    FlowLost,
     /// The flow has ended.
     FlowEnded {
         /// How.

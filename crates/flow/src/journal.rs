@@ -69,6 +69,11 @@ pub(crate) fn lease_name(flow: FlowId) -> String {
     format!("flow/{flow}")
 }
 
+/// What other processes hear when something was written about a flow.
+pub(crate) fn word(flow: FlowId) -> String {
+    format!("flow {flow}")
+}
+
 /// What the executor needs of a flow it has taken.
 pub(crate) struct Taken {
     pub(crate) info: FlowInfo,
@@ -141,11 +146,12 @@ pub(crate) async fn insert(tx: &mut Tx, new: NewRow<'_>) -> Result<()> {
 }
 
 /// Unfinished flows with their kinds, oldest first, without those that wait for an earlier one with the same lock or
-/// belong to another living process, and without the kinds of these names.
+/// belong to another living process (to any other process, unless `others`), and without the kinds of these names.
 pub(crate) async fn candidates(
     db: &Db,
     holder: &str,
     names: &[&str],
+    others: bool,
     limit: i64,
 ) -> Result<Vec<(FlowId, String)>> {
     let but = match names {
@@ -165,7 +171,7 @@ pub(crate) async fn candidates(
     );
     let mut list = query(stolos_store::AssertSqlSafe(sql))
         .bind(holder)
-        .bind(db.clock().now_millis())
+        .bind(if others { db.clock().now_millis() } else { i64::MIN })
         .bind(limit);
     for kind in names {
         list = list.bind(*kind);
@@ -236,6 +242,7 @@ pub(crate) async fn begin(
     steps: &[(&str, Option<&str>)],
 ) -> Result<Vec<StepRow>> {
     lease::verify(tx, fence).await?;
+    tx.signal(&word(id)).await?;
     let id = id.to_string();
     let now = tx.now_millis();
     query("UPDATE flow_flows SET state = 'running', started_at = COALESCE(started_at, $1), ended_at = NULL, failure = NULL WHERE id = $2")
@@ -280,6 +287,7 @@ pub(crate) async fn begin(
 /// Writes the lines.
 pub(crate) async fn write(tx: &mut Tx, fence: &Fence, id: FlowId, entries: &[Entry]) -> Result<()> {
     lease::verify(tx, fence).await?;
+    tx.signal(&word(id)).await?;
     let id = id.to_string();
     let now = tx.now_millis();
     for entry in entries {
@@ -336,6 +344,7 @@ pub(crate) async fn end(
     failure: Option<&Failure>,
 ) -> Result<()> {
     lease::verify(tx, fence).await?;
+    tx.signal(&word(id)).await?;
     let failure = failure
         .map(serde_json::to_string)
         .transpose()
@@ -376,12 +385,15 @@ pub(crate) async fn ended(db: &Db, id: FlowId) -> Result<Option<FlowState>> {
 
 /// Of these flows, those that are to be canceled.
 pub(crate) async fn cancel_requests(db: &Db) -> Result<Vec<FlowId>> {
-    query("SELECT id FROM flow_flows WHERE state = 'running' AND cancel_requested_at IS NOT NULL")
-        .fetch_all(db.read())
-        .await?
-        .iter()
-        .map(|row| flow_id(row, "id"))
-        .collect()
+    // Pending ones too: somebody may have taken one whose graph cannot be made yet.
+    query(
+        "SELECT id FROM flow_flows WHERE state IN ('pending', 'running') AND cancel_requested_at IS NOT NULL",
+    )
+    .fetch_all(db.read())
+    .await?
+    .iter()
+    .map(|row| flow_id(row, "id"))
+    .collect()
 }
 
 /// Records the wish to cancel and gives the flow's state.

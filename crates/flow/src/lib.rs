@@ -77,7 +77,7 @@ pub mod testing;
 mod view;
 
 pub use crate::context::{StepContext, StepError};
-pub use crate::engine::{Builder, Flows, NewFlow};
+pub use crate::engine::{Builder, Flows, NewFlow, News};
 pub use crate::error::{Error, Result};
 pub use crate::event::{Event, EventKind, Observer};
 pub use crate::graph::{DEFAULT_DEADLINE, Graph, Group, Interrupt, OnFailure, Retry, Step, StepRef};

@@ -11,7 +11,8 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use stolos_network::hostd_client::{
-    ErrorBody, HostNetwork, MachineEvent, MachineStatus, VirtualAddress, VirtualAddressStatus,
+    ErrorBody, HostNetwork, MachineEvent, MachineStatus, Managers, ManagersStatus, VirtualAddress,
+    VirtualAddressStatus,
 };
 
 use crate::machines;
@@ -30,6 +31,10 @@ pub(crate) fn router(machines: machines::Service, addresses: virtual_addresses::
         .route(
             "/virtual-addresses/{address}",
             put(virtual_address_put).delete(virtual_address_delete),
+        )
+        .route(
+            "/managers",
+            get(managers_view).put(managers_put).delete(managers_delete),
         )
         .route("/machines", get(machine_list))
         .route("/events", get(event_list))
@@ -66,6 +71,24 @@ async fn virtual_address_delete(
 ) -> Result<StatusCode, Refusal> {
     app.addresses
         .delete(address)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn managers_view(State(app): State<App>) -> Json<ManagersStatus> {
+    Json(app.addresses.managers())
+}
+
+async fn managers_put(State(app): State<App>, body: Body<Managers>) -> Result<StatusCode, Refusal> {
+    app.addresses
+        .put_managers(checked(body)?)
+        .await
+        .map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn managers_delete(State(app): State<App>) -> Result<StatusCode, Refusal> {
+    app.addresses
+        .delete_managers()
         .await
         .map(|()| StatusCode::NO_CONTENT)
 }

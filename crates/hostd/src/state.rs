@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use stolos_base::files;
-use stolos_network::hostd_client::{HostNetwork, VirtualAddress};
+use stolos_network::hostd_client::{HostNetwork, Managers, VirtualAddress};
 
 /// What it was told.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub(crate) struct Told {
     pub(crate) host_network: Option<HostNetwork>,
     #[serde(default)]
     pub(crate) virtual_addresses: BTreeMap<Ipv4Addr, VirtualAddress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) managers: Option<Managers>,
 }
 
 /// The same with its file.

@@ -1,4 +1,5 @@
-//! Virtual addresses: /32s of the host whose connections go to backends that answer.
+//! Virtual addresses: /32s of the host whose connections go to backends that answer. And the host's own address at the ports of
+//! `stolosd`, where several managers are behind it: the same with more ports.
 //!
 //! One backend is always connected to, alive or not: nobody would be better off with a refusal by us, and the first
 //! connection works the moment it listens. Of several, those that answer; if none does, all.
@@ -13,7 +14,9 @@ use anyhow::Context as _;
 use stolos_base::chain;
 use stolos_base::task::{self, Kind};
 use stolos_cpi_host::{Host, nft_apply};
-use stolos_network::hostd_client::{HostNetwork, VirtualAddress, VirtualAddressStatus};
+use stolos_network::hostd_client::{
+    HostNetwork, Managers, ManagersStatus, VirtualAddress, VirtualAddressStatus,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::state::State;
@@ -40,9 +43,40 @@ struct Inner {
 }
 
 struct Live {
-    wanted: VirtualAddress,
+    wanted: Balanced,
     alive: BTreeMap<SocketAddrV4, bool>,
     stop: CancellationToken,
+}
+
+/// An address whose connections are balanced.
+#[derive(Clone, Debug)]
+struct Balanced {
+    /// The ports; backends listen on the same ones.
+    ports: Vec<u16>,
+    /// Where it is asked whether they answer.
+    backends: Vec<SocketAddrV4>,
+}
+
+impl From<&VirtualAddress> for Balanced {
+    fn from(wanted: &VirtualAddress) -> Self {
+        Self {
+            ports: vec![wanted.port],
+            backends: wanted.backends.clone(),
+        }
+    }
+}
+
+impl From<&Managers> for Balanced {
+    fn from(wanted: &Managers) -> Self {
+        let asked = wanted.ports.first().copied().unwrap_or_default();
+        let backends = wanted.addresses.iter();
+        Self {
+            ports: wanted.ports.clone(),
+            backends: backends
+                .map(|address| SocketAddrV4::new(*address, asked))
+                .collect(),
+        }
+    }
 }
 
 /// Why a request was refused or failed.
@@ -68,13 +102,17 @@ impl Service {
                 .host
                 .ensure_host_network(network.address)
                 .context("failed to make the host's network")?;
-            for (address, wanted) in told.virtual_addresses {
-                service
-                    .0
-                    .host
-                    .add_host_address(address)
-                    .with_context(|| format!("failed to add {address}"))?;
-                service.watch(address, wanted);
+            let add = |address: Ipv4Addr| {
+                let added = service.0.host.add_host_address(address);
+                added.with_context(|| format!("failed to add {address}"))
+            };
+            for (address, wanted) in &told.virtual_addresses {
+                add(*address)?;
+                service.watch(*address, wanted.into());
+            }
+            if let Some(managers) = &told.managers {
+                managers.addresses.iter().try_for_each(|address| add(*address))?;
+                service.watch(network.address.addr(), managers.into());
             }
             service.program().await.map_err(anyhow::Error::msg)?;
         }
@@ -127,18 +165,101 @@ impl Service {
         if told.virtual_addresses.get(&address) == Some(&wanted) {
             return Ok(());
         }
-        let intent = wanted.clone();
+        let balanced = (&wanted).into();
         let record = self
             .0
             .state
-            .change(|told| drop(told.virtual_addresses.insert(address, intent)));
+            .change(|told| drop(told.virtual_addresses.insert(address, wanted)));
         record.map_err(failed("record the address"))?;
         self.0
             .host
             .add_host_address(address)
             .map_err(|error| Refusal::Failed(chain(&error)))?;
-        self.watch(address, wanted);
+        self.watch(address, balanced);
         self.program().await.map_err(Refusal::Failed)
+    }
+
+    /// Has the host's own address balanced over managers.
+    pub(crate) async fn put_managers(&self, wanted: Managers) -> Result<(), Refusal> {
+        let _one = self.0.changing.lock().await;
+        let told = self.0.state.told();
+        let Some(network) = told.host_network else {
+            return Err(Refusal::Wrong(
+                "the host's network has to be told first".to_owned(),
+            ));
+        };
+        if wanted.ports.is_empty() || wanted.addresses.is_empty() {
+            return Err(Refusal::Wrong("there have to be ports and addresses".to_owned()));
+        }
+        let host = network.address.addr();
+        for address in &wanted.addresses {
+            let is_free = network.address.contains(address)
+                && *address != host
+                && !told.virtual_addresses.contains_key(address);
+            if !is_free {
+                return Err(Refusal::Wrong(format!(
+                    "{address} is no free address of {}",
+                    network.address.trunc()
+                )));
+            }
+        }
+        if told.managers.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let (before, balanced) = (told.managers, Balanced::from(&wanted));
+        let addresses = wanted.addresses.clone();
+        let record = self.0.state.change(|told| told.managers = Some(wanted));
+        record.map_err(failed("record the managers"))?;
+        for address in &addresses {
+            self.0
+                .host
+                .add_host_address(*address)
+                .map_err(|error| Refusal::Failed(chain(&error)))?;
+        }
+        self.watch(host, balanced);
+        self.program().await.map_err(Refusal::Failed)?;
+        self.remove_managers(before, &addresses)
+    }
+
+    /// Has the host's own address lead to the host again.
+    pub(crate) async fn delete_managers(&self) -> Result<(), Refusal> {
+        let _one = self.0.changing.lock().await;
+        let told = self.0.state.told();
+        let (Some(network), Some(managers)) = (told.host_network, told.managers) else {
+            return Ok(());
+        };
+        if let Some(live) = self.live().remove(&network.address.addr()) {
+            live.stop.cancel();
+        }
+        self.program().await.map_err(Refusal::Failed)?;
+        self.remove_managers(Some(managers), &[])?;
+        let record = self.0.state.change(|told| told.managers = None);
+        record.map_err(failed("forget the managers"))
+    }
+
+    /// Takes the addresses of managers away that are not kept.
+    fn remove_managers(&self, before: Option<Managers>, kept: &[Ipv4Addr]) -> Result<(), Refusal> {
+        let before = before.map(|managers| managers.addresses).unwrap_or_default();
+        for address in before.iter().filter(|address| !kept.contains(address)) {
+            self.0
+                .host
+                .remove_host_address(*address)
+                .map_err(|error| Refusal::Failed(chain(&error)))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn managers(&self) -> ManagersStatus {
+        let told = self.0.state.told();
+        let host = told.host_network.map(|network| network.address.addr());
+        let live = self.live();
+        let live = host.and_then(|host| live.get(&host));
+        ManagersStatus {
+            active: live
+                .map(|live| active(live).iter().map(|backend| *backend.ip()).collect())
+                .unwrap_or_default(),
+            wanted: told.managers,
+        }
     }
 
     pub(crate) async fn delete(&self, address: Ipv4Addr) -> Result<(), Refusal> {
@@ -159,18 +280,19 @@ impl Service {
     }
 
     pub(crate) fn list(&self) -> Vec<VirtualAddressStatus> {
+        let told = self.0.state.told().virtual_addresses;
         let live = self.live();
-        live.iter()
-            .map(|(address, live)| VirtualAddressStatus {
-                address: *address,
-                wanted: live.wanted.clone(),
-                active: active(live),
+        told.into_iter()
+            .map(|(address, wanted)| VirtualAddressStatus {
+                address,
+                wanted,
+                active: live.get(&address).map(active).unwrap_or_default(),
             })
             .collect()
     }
 
     /// Replaces what is known of an address and begins to probe.
-    fn watch(&self, address: Ipv4Addr, wanted: VirtualAddress) {
+    fn watch(&self, address: Ipv4Addr, wanted: Balanced) {
         let stop = CancellationToken::new();
         let backends = wanted.backends.clone();
         let entry = Live {
@@ -242,9 +364,10 @@ impl Service {
     async fn program(&self) -> Result<(), String> {
         let script = {
             let live = self.live();
-            let rules = live
-                .iter()
-                .map(|(address, live)| (*address, live.wanted.port, active(live)));
+            let rules = live.iter().flat_map(|(address, live)| {
+                let ports = live.wanted.ports.iter();
+                ports.map(|port| (*address, *port, active(live)))
+            });
             script(&self.0.host.instance().nft_table(), rules)
         };
         let applied = tokio::task::spawn_blocking(move || nft_apply(&script)).await;
@@ -346,11 +469,9 @@ mod tests {
     fn live(backends: &[&str], alive: &[&str]) -> Live {
         let parse = |text: &&str| text.parse::<SocketAddrV4>().expect("an address");
         Live {
-            wanted: VirtualAddress {
-                cluster: "c".to_owned(),
-                port: 8443,
+            wanted: Balanced {
+                ports: vec![8443],
                 backends: backends.iter().map(parse).collect(),
-                ca: None,
             },
             alive: alive.iter().map(|text| (parse(text), true)).collect(),
             stop: CancellationToken::new(),

@@ -17,7 +17,7 @@ use stolos_base::pki::{Authority, Leaf, Usage};
 use stolos_base::{Clock, IdSource, Instance, poll};
 use stolos_cpi::{CloudProperties, CreateVm, Network, Networks, StemcellCid, VmCid};
 use stolos_cpi_host::{Config, Host};
-use stolos_network::hostd_client::{HostNetwork, HostdClient, VirtualAddress};
+use stolos_network::hostd_client::{HostNetwork, HostdClient, Managers, VirtualAddress};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -366,9 +366,9 @@ fn a_dead_backend_gets_no_connections() {
         });
     };
     // One after the other, so that each state is one that probes have found.
-    let first = runtime.block_on(serve(bench.address(2)));
+    let first = runtime.block_on(serve(bench.address(2), 8443));
     active(&[2]);
-    let _second = runtime.block_on(serve(bench.address(3)));
+    let _second = runtime.block_on(serve(bench.address(3), 8443));
     active(&[2, 3]);
     first.cancel();
     active(&[3]);
@@ -382,27 +382,136 @@ fn a_dead_backend_gets_no_connections() {
         let url = format!("https://{virtual_address}:8443/readyz");
         http.get(url).send().await?.text().await
     };
-    // The list is ahead of the rules for as long as `nft` takes.
+    // The list is ahead of the rules for as long as `nft` takes; with the old ones every other call would meet the dead one.
+    let living = bench.address(3).to_string();
     until("the rules", || async {
-        call().await.map(drop).map_err(|error| error.to_string())
+        for _ in 0..10 {
+            match call().await {
+                Ok(answer) if answer == living => {}
+                other => return Err(format!("{other:?}")),
+            }
+        }
+        Ok(())
     });
-    for _ in 0..10 {
-        assert_eq!(
-            runtime.block_on(call()).expect("an answer"),
-            bench.address(3).to_string()
-        );
+}
+
+/// Several managers behind the host's own address: at each of their ports it leads to one that answers, also after a restart of
+/// `stolos-hostd`, and to the host itself when there are none any more.
+#[test]
+fn the_host_s_address_leads_to_a_manager_that_answers() {
+    const PORTS: [u16; 2] = [9021, 8443];
+    let Some(mut bench) = Bench::new() else { return };
+    let client = bench.start();
+    let (host, subnet) = (bench.address(1), bench.subnet);
+    let wanted = Managers {
+        ports: PORTS.to_vec(),
+        addresses: vec![bench.address(2), bench.address(3)],
+    };
+    let early = block_on(client.put_managers(&wanted)).expect_err("there is no network yet");
+    assert!(early.to_string().contains("network"), "{early}");
+    let network = HostNetwork {
+        address: format!("{host}/24").parse().expect("a network"),
+    };
+    block_on(client.put_host_network(&network)).expect("the host's network");
+    let foreign = Managers {
+        addresses: vec![host],
+        ..wanted.clone()
+    };
+    assert!(
+        block_on(client.put_managers(&foreign)).is_err(),
+        "its own address"
+    );
+    for _ in 0..2 {
+        block_on(client.put_managers(&wanted)).expect("managers");
     }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let both = |last: u8| -> Vec<CancellationToken> {
+        // The port that is asked comes last, as in a manager.
+        let (address, ports) = (Ipv4Addr::new(10, subnet[0], subnet[1], last), PORTS.iter().rev());
+        ports
+            .map(|port| runtime.block_on(serve(address, *port)))
+            .collect()
+    };
+    let active = |client: &HostdClient, expect: &[Ipv4Addr]| {
+        until("the managers", || async {
+            let status = client.managers().await.map_err(|error| error.to_string())?;
+            if status.active == expect {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        });
+    };
+    let first = both(2);
+    active(&client, &wanted.addresses[..1]);
+    let _second = both(3);
+    active(&client, &wanted.addresses);
+    let began = std::time::Instant::now();
+    first.iter().for_each(CancellationToken::cancel);
+    active(&client, &wanted.addresses[1..]);
+    eprintln!("a manager that is gone was out after {:?}", began.elapsed());
+    let tls = stolos_base::tls::client_without_verification().expect("TLS");
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .pool_max_idle_per_host(0)
+        .no_proxy();
+    let http = http.timeout(Duration::from_secs(5)).build().expect("a client");
+    let call = |port: u16| {
+        let http = http.clone();
+        async move {
+            http.get(format!("https://{host}:{port}/readyz"))
+                .send()
+                .await?
+                .text()
+                .await
+        }
+    };
+    let other = wanted.addresses[1].to_string();
+    let leads_there = || {
+        // The list is ahead of the rules for as long as `nft` takes.
+        until("the rules", || async {
+            for port in PORTS.repeat(5) {
+                match call(port).await {
+                    Ok(answer) if answer == other => {}
+                    wrong => return Err(format!("{wrong:?}")),
+                }
+            }
+            Ok(())
+        });
+    };
+    leads_there();
+    // It remembers.
+    bench.kill();
+    leads_there();
+    let client = bench.start();
+    active(&client, &wanted.addresses[1..]);
+    leads_there();
+    assert_eq!(
+        block_on(client.managers()).expect("managers").wanted,
+        Some(wanted)
+    );
+
+    for _ in 0..2 {
+        block_on(client.delete_managers()).expect("deleted");
+    }
+    assert_eq!(block_on(client.managers()).expect("none").wanted, None);
+    let own = runtime.block_on(serve(host, PORTS[0]));
+    let answer = runtime
+        .block_on(call(PORTS[0]))
+        .expect("an answer of the host's own");
+    assert_eq!(answer, host.to_string());
+    own.cancel();
 }
 
 /// An API server, as far as a probe sees it: answers with its own address.
-async fn serve(address: Ipv4Addr) -> CancellationToken {
+async fn serve(address: Ipv4Addr, port: u16) -> CancellationToken {
     let now = Clock::system().now();
     let authority = Authority::root("test", Duration::from_secs(3600), now).expect("an authority");
     let identity = authority
         .issue(&Leaf::new("test", Usage::Server), now)
         .expect("an identity");
     let tls = stolos_base::tls::server(&identity, stolos_base::tls::Clients::Any).expect("TLS");
-    let listener = TcpListener::bind((address, 8443)).await.expect("a socket");
+    let listener = TcpListener::bind((address, port)).await.expect("a socket");
     let router = Router::new().route("/readyz", get(move || async move { address.to_string() }));
     let stop = CancellationToken::new();
     let until = stop.clone();

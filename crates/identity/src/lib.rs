@@ -193,6 +193,14 @@ impl Identity {
     }
 }
 
+/// Whether there is a user of that name: before the first start there is none.
+///
+/// # Errors
+/// Those of the database.
+pub async fn has_user(db: &Db, name: &str) -> Result<bool> {
+    Ok(db::user_by_name(db, name).await?.is_some())
+}
+
 /// Longer than 8, so that it cannot be tried out in seconds; not endless, because hashing takes longer then.
 fn check_length(password: &Secret<String>) -> Result<()> {
     if (8..=1024).contains(&password.expose().len()) {

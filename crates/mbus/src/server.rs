@@ -5,18 +5,23 @@
 //! found by its command line, which names this instance's configuration file. There is never a second one.
 //!
 //! A changed configuration or program makes a restart of the server; its clients come back by themselves.
+//!
+//! Several processes of ours may supervise the same server: whoever has the lock in its directory does, the others stand by and go
+//! on within [`STAND_BY`] of its death. Several servers make a cluster ([`Cluster`]), each with a directory of its own; a client
+//! that is told of all of them goes to another one when its own dies.
 
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use stolos_base::error::{Class, Classify};
+use stolos_base::lock::FileLock;
 use stolos_base::pki::{Identity, Leaf, Usage};
 use stolos_base::process::{Process, spawn_detached};
 use stolos_base::{chain, files, poll, task};
@@ -40,6 +45,8 @@ const RESTART_FIRST: Duration = Duration::from_millis(50);
 const RESTART_LONGEST: Duration = Duration::from_secs(5);
 /// A server that has lived so long did not fail at its start.
 const LIVED_WELL: Duration = Duration::from_secs(10);
+/// How often who stands by looks whether the supervisor lives.
+const STAND_BY: Duration = Duration::from_millis(250);
 /// The log is rotated at this size …
 const LOG_SIZE: u64 = 8 * 1024 * 1024;
 /// … and so many old ones are kept.
@@ -48,6 +55,8 @@ const LOGS_KEPT: u32 = 3;
 /// What the server needs.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Its name; another one for each server of a cluster.
+    pub name: String,
     /// The program.
     pub program: Utf8PathBuf,
     /// Its configuration, keys and record; made with mode 0700.
@@ -62,6 +71,31 @@ pub struct Config {
     pub client_ca: String,
     /// Keys of the admission service.
     pub keys: PublicKeys,
+    /// The others; `None` for a server that is alone.
+    pub cluster: Option<Cluster>,
+}
+
+/// How the servers of a cluster find and believe each other. Their CA is not that of clients: whoever is believed as a server sees
+/// everything that is said.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where it listens for the other servers.
+    pub listen: SocketAddr,
+    /// Where the other servers do.
+    pub others: Vec<SocketAddr>,
+    /// Certificate and key for both ends of such a connection; see [`route_leaf`].
+    pub identity: Identity,
+    /// CA of all servers' certificates, PEM.
+    pub ca: String,
+}
+
+/// What to ask of the servers' CA for the certificate of one.
+#[must_use]
+pub fn route_leaf(address: std::net::IpAddr) -> Leaf {
+    Leaf {
+        addresses: vec![address],
+        ..Leaf::new("route.nats.stolos-internal", Usage::ServerAndClient)
+    }
 }
 
 /// What to ask of the CA for the server's certificate: BOSH's agent insists on such a common name, and on the address.
@@ -144,7 +178,12 @@ pub struct NatsServer {
     setup: Arc<Setup>,
     process: watch::Receiver<Process>,
     supervision: CancellationToken,
+    /// Held while this process supervises.
+    lock: Lock,
 }
+
+/// The right to supervise, once this process has it.
+type Lock = Arc<Mutex<Option<FileLock>>>;
 
 /// A configuration that was written down.
 #[derive(Debug)]
@@ -159,9 +198,11 @@ struct Setup {
 }
 
 impl NatsServer {
-    /// Adopts the running server of this directory, or starts one, and keeps one running from then on.
+    /// Adopts the running server of this directory, or starts one, and keeps one running from then on. Where another process of ours
+    /// does so already, it stands by.
     ///
     /// Guarantees: when this returns, exactly one server runs with this configuration and accepts connections.
+    /// Assumptions: processes that share a directory give the same configuration.
     ///
     /// # Errors
     /// See [`Error`].
@@ -169,36 +210,45 @@ impl NatsServer {
         if config.listen.port() == 0 {
             config.listen = free_port(config.listen)?;
         }
-        let (setup, changed) = write_setup(&config)?;
-        let setup = Arc::new(setup);
-        let process = match setup.find()? {
-            Some(process) if changed || !setup.runs_program(process) => {
+        make_directory(&config.directory).map_err(|source| Error::Prepare {
+            path: config.directory.clone(),
+            source,
+        })?;
+        let setup = Arc::new(Setup::new(&config));
+        let (lock, supervision) = (Lock::default(), CancellationToken::new());
+        let began = Instant::now();
+        let process = loop {
+            if let Some(own) = setup.try_lock()? {
+                let process = setup.adopt_or_launch(&config).await?;
+                keep_lock(&lock, own);
+                break process;
+            }
+            if let Some(process) = setup.find()? {
                 tracing::info!(
                     pid = process.pid,
-                    "restarting nats-server: its configuration or program has changed"
+                    "nats-server runs already, and somebody sees to it"
                 );
-                stop_process(&setup, process).await?;
-                setup.launch().await?
-            }
-            Some(process) => {
-                tracing::info!(pid = process.pid, "nats-server runs already");
                 setup.until_up(process).await?;
-                process
+                break process;
             }
-            None => setup.launch().await?,
+            if began.elapsed() > START_LIMIT {
+                return Err(Error::NotUp {
+                    reason: "another process is to start it and does not".to_owned(),
+                });
+            }
+            tokio::time::sleep(START_POLL).await;
         };
-        setup.keep_record(process)?;
         let (sender, receiver) = watch::channel(process);
-        let supervision = CancellationToken::new();
         task::spawn(
             task::Kind::Service,
             "nats-server",
-            supervise(setup.clone(), sender, supervision.clone()),
+            see_to(config, setup.clone(), sender, lock.clone(), supervision.clone()),
         );
         Ok(Self {
             setup,
             process: receiver,
             supervision,
+            lock,
         })
     }
 
@@ -236,7 +286,13 @@ impl NatsServer {
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.supervision.cancel();
+        // Not when the task has ended: whoever starts it next in this process is to find it free.
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
+}
+
+fn keep_lock(place: &Lock, lock: FileLock) {
+    *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
 }
 
 /// Ends the server of a directory that nobody supervises any more (`stolos down`); whether there was one.
@@ -268,44 +324,38 @@ fn free_port(listen: SocketAddr) -> Result<SocketAddr, Error> {
 }
 
 /// Writes what the server reads; whether anything differs from what was there.
-fn write_setup(config: &Config) -> Result<(Setup, bool), Error> {
-    let directory = &config.directory;
+fn write_files(config: &Config, setup: &Setup) -> Result<bool, Error> {
     let failed = |path: &Utf8Path| {
         let path = path.to_owned();
         move |source| Error::Prepare { path, source }
     };
-    make_directory(directory).map_err(failed(directory))?;
     if let Some(parent) = config.log.parent() {
         fs_err::create_dir_all(parent).map_err(failed(parent))?;
     }
-    let setup = Setup {
-        program: config.program.clone(),
-        file: directory.join("nats-server.conf"),
-        record: directory.join("nats-server.pid.json"),
-        log: config.log.clone(),
-        output: directory.join("nats-server.out"),
-        listen: config.listen,
-    };
-    let (certificate, key, ca) = (
-        directory.join("server.pem"),
-        directory.join("server.key"),
-        directory.join("clients.pem"),
-    );
-    let text = render(config, &certificate, &key, &ca);
+    let file = |name: &str| config.directory.join(name);
+    let text = render(config);
+    let mut contents = vec![
+        (file("server.pem"), config.identity.certificate.as_str()),
+        (file("server.key"), config.identity.key.expose().as_str()),
+        (file("clients.pem"), config.client_ca.as_str()),
+        (setup.file.clone(), text.as_str()),
+    ];
+    if let Some(cluster) = &config.cluster {
+        contents.extend([
+            (file("route.pem"), cluster.identity.certificate.as_str()),
+            (file("route.key"), cluster.identity.key.expose().as_str()),
+            (file("servers.pem"), cluster.ca.as_str()),
+        ]);
+    }
     let mut changed = false;
-    for (path, content) in [
-        (&certificate, config.identity.certificate.as_str()),
-        (&key, config.identity.key.expose().as_str()),
-        (&ca, config.client_ca.as_str()),
-        (&setup.file, text.as_str()),
-    ] {
-        if fs_err::read(path).is_ok_and(|old| old == content.as_bytes()) {
+    for (path, content) in contents {
+        if fs_err::read(&path).is_ok_and(|old| old == content.as_bytes()) {
             continue;
         }
         changed = true;
-        files::write_atomic(path, content.as_bytes(), 0o600).map_err(failed(path))?;
+        files::write_atomic(&path, content.as_bytes(), 0o600).map_err(failed(&path))?;
     }
-    Ok((setup, changed))
+    Ok(changed)
 }
 
 fn make_directory(path: &Utf8Path) -> io::Result<()> {
@@ -318,14 +368,15 @@ fn make_directory(path: &Utf8Path) -> io::Result<()> {
 }
 
 /// The configuration. Texts are quoted as JSON, which this format reads alike.
-fn render(config: &Config, certificate: &Utf8Path, key: &Utf8Path, ca: &Utf8Path) -> String {
+fn render(config: &Config) -> String {
+    let file = |name: &str| config.directory.join(name);
     let quoted = |text: &dyn std::fmt::Display| serde_json::Value::from(text.to_string()).to_string();
     let mut text = String::new();
     let mut line = |content: String| {
         let _ = writeln!(text, "{content}");
     };
     line("# Written by stolosd; changes are overwritten.".to_owned());
-    line("server_name: \"stolos\"".to_owned());
+    line(format!("server_name: {}", quoted(&config.name)));
     line(format!("listen: {}", quoted(&config.listen)));
     line(format!("max_payload: {MAX_PAYLOAD}"));
     // BOSH's figures: a peer that is silent for ten seconds is gone.
@@ -335,12 +386,32 @@ fn render(config: &Config, certificate: &Utf8Path, key: &Utf8Path, ca: &Utf8Path
     line(format!("logfile_size_limit: {LOG_SIZE}"));
     line(format!("logfile_max_num: {LOGS_KEPT}"));
     line("tls {".to_owned());
-    line(format!("  cert_file: {}", quoted(&certificate)));
-    line(format!("  key_file: {}", quoted(&key)));
-    line(format!("  ca_file: {}", quoted(&ca)));
+    line(format!("  cert_file: {}", quoted(&file("server.pem"))));
+    line(format!("  key_file: {}", quoted(&file("server.key"))));
+    line(format!("  ca_file: {}", quoted(&file("clients.pem"))));
     line("  verify: true".to_owned());
     line("  timeout: 5".to_owned());
     line("}".to_owned());
+    if let Some(cluster) = &config.cluster {
+        let others = cluster
+            .others
+            .iter()
+            .map(|other| quoted(&format!("nats://{other}")));
+        line("cluster {".to_owned());
+        line("  name: \"stolos\"".to_owned());
+        line(format!("  listen: {}", quoted(&cluster.listen)));
+        // Clients are told of all servers by us, under addresses that they can reach.
+        line("  no_advertise: true".to_owned());
+        line("  tls {".to_owned());
+        line(format!("    cert_file: {}", quoted(&file("route.pem"))));
+        line(format!("    key_file: {}", quoted(&file("route.key"))));
+        line(format!("    ca_file: {}", quoted(&file("servers.pem"))));
+        line("    verify: true".to_owned());
+        line("    timeout: 5".to_owned());
+        line("  }".to_owned());
+        line(format!("  routes: [ {} ]", others.collect::<Vec<_>>().join(", ")));
+        line("}".to_owned());
+    }
     line("accounts {".to_owned());
     line(format!(
         "  {SERVICE_ACCOUNT} {{ users: [ {{ nkey: {} }} ] }}",
@@ -361,6 +432,47 @@ fn render(config: &Config, certificate: &Utf8Path, key: &Utf8Path, ca: &Utf8Path
 }
 
 impl Setup {
+    fn new(config: &Config) -> Self {
+        let directory = &config.directory;
+        Self {
+            program: config.program.clone(),
+            file: directory.join("nats-server.conf"),
+            record: directory.join("nats-server.pid.json"),
+            log: config.log.clone(),
+            output: directory.join("nats-server.out"),
+            listen: config.listen,
+        }
+    }
+
+    /// The right to start and restart the server, unless another process has it.
+    fn try_lock(&self) -> Result<Option<FileLock>, Error> {
+        let path = self.file.with_file_name("supervisor.lock");
+        FileLock::try_acquire(&path).map_err(|source| Error::Prepare { path, source })
+    }
+
+    /// Brings the server to what the configuration says.
+    async fn adopt_or_launch(&self, config: &Config) -> Result<Process, Error> {
+        let changed = write_files(config, self)?;
+        let process = match self.find()? {
+            Some(process) if changed || !self.runs_program(process) => {
+                tracing::info!(
+                    pid = process.pid,
+                    "restarting nats-server: its configuration or program has changed"
+                );
+                stop_process(self, process).await?;
+                self.launch().await?
+            }
+            Some(process) => {
+                tracing::info!(pid = process.pid, "nats-server runs already");
+                self.until_up(process).await?;
+                process
+            }
+            None => self.launch().await?,
+        };
+        self.keep_record(process)?;
+        Ok(process)
+    }
+
     /// The running server of this directory: by record, else by command line.
     fn find(&self) -> Result<Option<Process>, Error> {
         // A damaged record is no obstacle: the search below does not need it.
@@ -491,6 +603,43 @@ async fn stop_process(setup: &Setup, process: Process) -> Result<(), Error> {
 fn reap(process: Process) {
     if let Some(pid) = Pid::from_raw(process.pid) {
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
+}
+
+/// Sees to the server as soon as nobody else does.
+async fn see_to(
+    config: Config,
+    setup: Arc<Setup>,
+    process: watch::Sender<Process>,
+    lock: Lock,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        let is_ours = lock.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if is_ours {
+            return supervise(setup, process, stop).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(STAND_BY) => {}
+        }
+        let taken = async {
+            let Some(own) = setup.try_lock()? else {
+                return Ok(());
+            };
+            tracing::info!(address = %setup.listen, "nobody else sees to nats-server any more");
+            process.send_replace(setup.adopt_or_launch(&config).await?);
+            keep_lock(&lock, own);
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = taken.await {
+            tracing::error!(error = %chain(&error), "failed to take nats-server over; trying again");
+        }
+        if stop.is_cancelled() {
+            // Dropped meanwhile, when it was not ours yet.
+            drop(lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+            return Ok(());
+        }
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use common::{LIMIT, TICK, World, authority, simulated_agent};
 use rustix::process::Signal;
-use stolos_base::{Class, Classify as _, poll};
+use stolos_base::{Class, Classify as _, Clock, poll};
 use stolos_mbus::rights::Peer;
-use stolos_mbus::{Bus, NatsServer, NatsTransport, Transport, server};
+use stolos_mbus::{AgentDirectory, AuthCallout, Bus, NatsServer, NatsTransport, Transport, server};
 
 /// The connection is turned away: after a line of the server's log says so, the link is still down.
 async fn assert_refused(world: &World, config: &stolos_mbus::nats::Config, log_line: &str) {
@@ -199,4 +199,185 @@ async fn a_start_that_cannot_work_says_why() {
     let started = tokio::time::timeout(Duration::from_secs(60), NatsServer::start(config)).await;
     let error = started.expect("no long wait").expect_err("a bad configuration");
     assert!(error.to_string().contains("public account nkey"), "{error}");
+}
+
+/// Each of three servers is killed under traffic; every request is answered, and each is worked on once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_loses_no_request_when_one_of_its_servers_dies() {
+    let Some(world) = World::new() else { return };
+    let mut servers = Vec::new();
+    for config in world.cluster(3) {
+        servers.push(NatsServer::start(config).await.expect("a server of the cluster"));
+    }
+    let urls: Vec<String> = servers.iter().map(NatsServer::url).collect();
+    let connect = async |peer: Peer, urls: &[String]| {
+        if let Some(agent) = peer.agent() {
+            world.known.0.lock().expect("not poisoned").insert(agent);
+        }
+        let mut config = world.client_config(&world.ca, &peer.to_string());
+        config.servers = urls.to_vec();
+        let transport = NatsTransport::connect(&config).await.expect("a transport");
+        tokio::time::timeout(LIMIT, transport.ready())
+            .await
+            .expect("connected in time")
+            .expect("connected");
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        transport
+    };
+    // Two members answer for all three servers.
+    let mut callouts = Vec::new();
+    for _ in 0..2 {
+        let mut config = world.client_config(&world.ca, "default.callout.stolos-internal");
+        config.servers = urls.clone();
+        let known: Arc<dyn AgentDirectory> = world.known.clone();
+        let callout = AuthCallout::start(&config, &world.keys, known, Clock::system()).await;
+        let callout = callout.expect("an admission service");
+        callout.ready().await.expect("the servers let it in");
+        callouts.push(callout);
+    }
+    let bus = Bus::start(connect(Peer::Director, &urls).await, world.ids.clone())
+        .await
+        .expect("a bus");
+    // One agent begins at each server.
+    let mut agents = Vec::new();
+    for n in 0..servers.len() {
+        let agent = world.agent_id();
+        let mut order = urls.clone();
+        order.rotate_left(n);
+        let script = simulated_agent(connect(Peer::Agent(agent), &order).await, agent).await;
+        agents.push((bus.agent(agent, format!("worker/{n}")), script));
+    }
+    for (client, _) in &agents {
+        client.ping().await.expect("pong through the cluster");
+    }
+
+    let mut asked = 0;
+    for (n, server) in servers.iter().enumerate() {
+        let killed = server.process();
+        let traffic = async {
+            for round in 0..20 {
+                if round == 3 {
+                    killed.signal(Signal::KILL).expect("killed");
+                }
+                for (client, _) in &agents {
+                    client.start_jobs().await.expect("started, whoever died");
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, traffic).await.expect("in time");
+        asked += 20;
+        for (_, script) in &agents {
+            assert_eq!(script.count("start"), asked, "after the death of server {n}");
+        }
+        poll::until("the restart", TICK, LIMIT, || async {
+            let process = server.process();
+            if process != killed && process.is_alive() {
+                Ok(())
+            } else {
+                Err(format!("{process:?}"))
+            }
+        })
+        .await
+        .expect("it is started again");
+        // It admits, too: its own question goes through the cluster to whoever answers.
+        let late = world.agent_id();
+        let only = [server.url()];
+        let _late = simulated_agent(connect(Peer::Agent(late), &only).await, late).await;
+        bus.agent(late, "late/0")
+            .ping()
+            .await
+            .expect("pong by the new one");
+    }
+    for server in servers {
+        server.stop().await.expect("stopped");
+    }
+}
+
+/// An agent's certificate makes nobody a server of the cluster: its peers would hear everything.
+#[tokio::test]
+async fn clients_certificates_are_no_use_between_servers() {
+    let Some(world) = World::new() else { return };
+    let config = world.cluster(2).remove(0);
+    let cluster = config.cluster.clone().expect("a cluster");
+    let server = NatsServer::start(config).await.expect("a server");
+    let leaf = stolos_base::pki::Leaf::new("stranger", stolos_base::pki::Usage::ServerAndClient);
+    let stranger = world
+        .ca
+        .issue(&leaf, jiff::Timestamp::now())
+        .expect("a certificate");
+    let introduced = async |identity: &stolos_base::pki::Identity| -> std::io::Result<String> {
+        let tls = stolos_base::tls::client(&cluster.ca, Some(identity)).expect("a configuration");
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let tcp = tokio::net::TcpStream::connect(cluster.listen).await?;
+        let mut stream = connector.connect(rustls_name(cluster.listen), tcp).await?;
+        // With TLS 1.3 the refusal of a client's certificate comes with the first read.
+        read_line(&mut stream).await
+    };
+    let line = introduced(&cluster.identity).await.expect("one of its own");
+    assert!(line.starts_with("INFO "), "{line}");
+    introduced(&stranger)
+        .await
+        .expect_err("a certificate of the clients' CA is refused");
+    server.stop().await.expect("stopped");
+}
+
+async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> std::io::Result<String> {
+    use tokio::io::AsyncReadExt as _;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+fn rustls_name(address: std::net::SocketAddr) -> rustls_pki_types::ServerName<'static> {
+    address.ip().into()
+}
+
+/// Two processes of ours see to one server: one does, the other goes on when that is gone. There are never two servers.
+#[tokio::test]
+async fn who_stands_by_goes_on_when_the_supervisor_is_gone() {
+    let Some(mut world) = World::new() else { return };
+    let first = world.server().await;
+    let second = NatsServer::start(world.server_config())
+        .await
+        .expect("it stands by");
+    assert_eq!(first.process(), second.process());
+    let killed = first.process();
+    killed.signal(Signal::KILL).expect("killed");
+    let again = poll::until("the restart", TICK, LIMIT, || async {
+        let process = first.process();
+        if process != killed {
+            Ok(process)
+        } else {
+            Err("the old one".to_owned())
+        }
+    })
+    .await
+    .expect("the first one starts it again");
+    assert!(again.is_alive());
+
+    drop(first);
+    poll::until("the takeover", TICK, LIMIT, || async {
+        let process = second.process();
+        if process == again {
+            Ok(())
+        } else {
+            Err(format!("{process:?}"))
+        }
+    })
+    .await
+    .expect("the second one has adopted it");
+    again.signal(Signal::KILL).expect("killed");
+    poll::until("the restart", TICK, LIMIT, || async {
+        let process = second.process();
+        if process != again && process.is_alive() {
+            Ok(())
+        } else {
+            Err(format!("{process:?}"))
+        }
+    })
+    .await
+    .expect("the second one starts it again");
+    second.stop().await.expect("stopped");
 }

@@ -45,6 +45,24 @@ pub struct HostNetwork {
     pub address: Ipv4Net,
 }
 
+/// Several managers behind the host's own address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Managers {
+    /// The ports that are balanced; all managers listen on all of them. On the first one it is asked whether a manager answers.
+    pub ports: Vec<u16>,
+    /// Where they listen: free addresses of the host's network.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// The managers as they stand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagersStatus {
+    /// As it should be; absent where one manager listens at the host's own address.
+    pub wanted: Option<Managers>,
+    /// Those that new connections go to.
+    pub active: Vec<Ipv4Addr>,
+}
+
 /// A machine of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
@@ -192,6 +210,32 @@ impl HostdClient {
     /// See [`Error`].
     pub async fn virtual_addresses(&self) -> Result<Vec<VirtualAddressStatus>, Error> {
         self.get("/virtual-addresses").await
+    }
+
+    /// Has the host's own address balanced over several managers from now on.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn put_managers(&self, wanted: &Managers) -> Result<(), Error> {
+        self.send(self.http.put(self.url("/managers")).json(wanted))
+            .await
+            .map(drop)
+    }
+
+    /// Ends that; fine when it is not so.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_managers(&self) -> Result<(), Error> {
+        self.send(self.http.delete(self.url("/managers"))).await.map(drop)
+    }
+
+    /// The managers, and which of them answer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn managers(&self) -> Result<ManagersStatus, Error> {
+        self.get("/managers").await
     }
 
     /// All machines.

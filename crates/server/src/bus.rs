@@ -10,27 +10,51 @@ use futures::future::BoxFuture;
 use serde_json::json;
 use stolos_base::pki::{Identity as Pair, Leaf, Usage};
 use stolos_base::{Clock, Instance};
-use stolos_credentials::{Credentials, Name, Value};
+use stolos_credentials::Credentials;
 use stolos_mbus::callout::{AgentDirectory, AuthCallout, DirectoryError, Keys};
-use stolos_mbus::server::NatsServer;
+use stolos_mbus::server::{Cluster, NatsServer};
 use stolos_mbus::{Peer, nats};
 
 use crate::outside::{Buses, Connected, Ground};
 use crate::variables;
 
-/// Port of the bus.
-const PORT: u16 = 4222;
+/// Where the servers of a bus are.
+#[derive(Clone, Debug)]
+pub struct BusPorts {
+    /// For clients, one for each server.
+    pub clients: Vec<u16>,
+    /// For the servers among themselves, one for each; not used by a server that is alone.
+    pub routes: Vec<u16>,
+}
+
+impl BusPorts {
+    /// Those of an installation with so many servers: 4222, 4223, … and 6222, 6223, ….
+    #[must_use]
+    pub fn well_known(servers: u8) -> Self {
+        let from = |first: u16| (0..u16::from(servers)).map(|n| first + n).collect();
+        Self {
+            clients: from(4222),
+            routes: from(6222),
+        }
+    }
+}
+
 /// The bus answers within a second of its start; a leftover process of a full host may take longer.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Starts `nats-server`, or adopts the one that an earlier life left.
-pub(crate) struct HostBus {
-    pub(crate) instance: Instance,
+/// `nats-server` on this host, one or a cluster of several: started, or adopted from an earlier life or another manager.
+#[derive(Clone, Debug)]
+pub struct HostBus {
+    /// Whose.
+    pub instance: Instance,
     /// `nats-server`.
-    pub(crate) program: Utf8PathBuf,
+    pub program: Utf8PathBuf,
     /// Where it listens.
-    pub(crate) host: IpAddr,
-    pub(crate) clock: Clock,
+    pub host: IpAddr,
+    /// On which ports.
+    pub ports: BusPorts,
+    /// Time.
+    pub clock: Clock,
 }
 
 impl Buses for HostBus {
@@ -46,20 +70,34 @@ impl HostBus {
             authority,
         } = ground;
         let keys = bus_keys(credentials).await?;
-        let server = NatsServer::start(stolos_mbus::server::Config {
-            program: self.program.clone(),
-            directory: self.instance.nats(),
-            log: self.instance.logs().join("nats-server.log"),
-            listen: SocketAddr::new(self.host, PORT),
-            identity: bus_certificate(credentials, self.host).await?,
-            client_ca: authority.certificate().to_owned(),
-            keys: keys.public()?,
-        })
-        .await?;
+        let identity = bus_certificate(credentials, self.host).await?;
+        let mut servers = Vec::new();
+        for (number, port) in self.ports.clients.iter().enumerate() {
+            let log = match number {
+                0 => "nats-server.log".to_owned(),
+                number => format!("nats-server-{}.log", number + 1),
+            };
+            let config = stolos_mbus::server::Config {
+                name: match self.ports.clients.len() {
+                    1 => "stolos".to_owned(),
+                    _ => format!("stolos-{}", number + 1),
+                },
+                program: self.program.clone(),
+                directory: self.instance.nats_server(number),
+                log: self.instance.logs().join(log),
+                listen: SocketAddr::new(self.host, *port),
+                identity: identity.clone(),
+                client_ca: authority.certificate().to_owned(),
+                keys: keys.public()?,
+                cluster: self.cluster(credentials, number).await?,
+            };
+            servers.push(NatsServer::start(config).await?);
+        }
+        let urls: Vec<String> = servers.iter().map(NatsServer::url).collect();
         let connect = |peer: Peer, name: &str| -> anyhow::Result<nats::Config> {
             let pair = authority.issue(&Leaf::new(peer.to_string(), Usage::Client), self.clock.now())?;
             Ok(nats::Config {
-                servers: vec![server.url()],
+                servers: urls.clone(),
                 ca: authority.certificate().to_owned(),
                 identity: pair,
                 name: name.to_owned(),
@@ -90,32 +128,47 @@ impl HostBus {
         Ok(Connected {
             director,
             monitor,
-            urls: vec![format!("nats://{}:{PORT}", self.host)],
-            kept: Box::new((callout, server)),
+            kept: Box::new((callout, servers)),
+            urls,
         })
+    }
+
+    /// How a server finds the others; `None` for one that is alone.
+    async fn cluster(&self, credentials: &Credentials, number: usize) -> anyhow::Result<Option<Cluster>> {
+        if self.ports.clients.len() < 2 {
+            return Ok(None);
+        }
+        let route = |port: &u16| SocketAddr::new(self.host, *port);
+        let own = self.ports.routes.get(number).map(route);
+        let own = own.context("a server of the bus has no port for the others")?;
+        let others = self.ports.routes.iter().map(route).filter(|other| *other != own);
+        let ca_options = json!({"is_ca": true, "common_name": "Stolos bus servers CA", "duration": 3650});
+        let ca = variables::certificate(credentials, "/stolos/bus_servers_ca", ca_options).await?;
+        let leaf = stolos_mbus::server::route_leaf(self.host);
+        let options = json!({
+            "ca": "/stolos/bus_servers_ca",
+            "common_name": leaf.common_name,
+            "alternative_names": [self.host.to_string()],
+            "extended_key_usage": ["server_auth", "client_auth"],
+            "duration": 825,
+        });
+        Ok(Some(Cluster {
+            listen: own,
+            others: others.collect(),
+            identity: variables::identity(
+                &variables::certificate(credentials, "/stolos/bus_route", options).await?,
+            ),
+            ca: ca.certificate,
+        }))
     }
 }
 
 async fn bus_keys(credentials: &Credentials) -> anyhow::Result<Keys> {
-    let (issuer, user) = (
-        Name::absolute("/stolos/bus_issuer")?,
-        Name::absolute("/stolos/bus_user")?,
-    );
-    let stored =
-        |credential: Option<stolos_credentials::Credential>| credential.and_then(|c| c.value.text().cloned());
-    let found = (
-        stored(credentials.find(&issuer).await?),
-        stored(credentials.find(&user).await?),
-    );
-    if let (Some(issuer), Some(user)) = found {
-        return Ok(Keys { issuer, user });
-    }
-    let keys = Keys::generate()?;
-    credentials
-        .set(&issuer, Value::Value(keys.issuer.clone()))
-        .await?;
-    credentials.set(&user, Value::Value(keys.user.clone())).await?;
-    Ok(keys)
+    // Each is a key of its own, so it does not matter whether they were made together.
+    Ok(Keys {
+        issuer: variables::once(credentials, "/stolos/bus_issuer", || Ok(Keys::generate()?.issuer)).await?,
+        user: variables::once(credentials, "/stolos/bus_user", || Ok(Keys::generate()?.user)).await?,
+    })
 }
 
 async fn bus_certificate(credentials: &Credentials, host: IpAddr) -> anyhow::Result<Pair> {

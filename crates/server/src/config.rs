@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
+use stolos_base::MemberName;
+use stolos_base::range::MANAGERS;
 use stolos_clusters::oidc::{Claims, InvalidClaims};
 use stolos_clusters::plans::{
     Drain, InvalidPlans, KubeletReservations, MachineSize, Plan, Plans, PodSecurity,
@@ -34,6 +36,12 @@ pub struct Config {
     /// When machines count as dead, and when that is too much to be believed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub resurrection: Resurrection,
+    /// Several `stolosd` that share the work, by name; empty for one alone. They need a PostgreSQL database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberName>,
+    /// The bus between us and the machines.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bus: Bus,
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).
@@ -75,6 +83,20 @@ impl From<Resurrection> for stolos_director::Resurrection {
             storm_window: Duration::from_secs(config.storm_window),
             most_repairs: config.most_repairs,
         }
+    }
+}
+
+/// The bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bus {
+    /// How many `nats-server` there are: 1 or 3.
+    pub servers: u8,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self { servers: 1 }
     }
 }
 
@@ -162,6 +184,14 @@ pub enum Error {
         #[source]
         source: Box<stolos_clusters::Error>,
     },
+    /// Members or servers of the bus make no sense.
+    #[error("the configuration `{path}` is not valid: {problem}")]
+    Managers {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// Nothing was built at all.
     #[error("no Kubernetes version is built; run `stolos up`")]
     NothingBuilt,
@@ -185,6 +215,10 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
+        config.check_managers().map_err(|problem| Error::Managers {
+            path: path.to_owned(),
+            problem,
+        })?;
         let newest = built.versions().first().copied().ok_or(Error::NothingBuilt)?;
         let offered = config.plans.clone().unwrap_or_else(|| default_plans(newest));
         let plans = Plans::new(offered, config.zones.clone()).map_err(|source| Error::Plans {
@@ -198,6 +232,60 @@ impl Config {
             })?;
         }
         Ok((config, plans))
+    }
+}
+
+impl Config {
+    fn check_managers(&self) -> Result<(), String> {
+        if !matches!(self.bus.servers, 1 | 3) {
+            return Err(format!(
+                "`servers` of `bus` is {}, and can be 1 or 3",
+                self.bus.servers
+            ));
+        }
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        if self.database == "sqlite" || self.database.starts_with("sqlite:") {
+            return Err(
+                "`members` share a database, which has to be PostgreSQL: `database: postgres://…`".to_owned(),
+            );
+        }
+        if self.members.len() > MANAGERS {
+            return Err(format!("`members` has more than {MANAGERS} names"));
+        }
+        let mut names = self.members.clone();
+        names.sort();
+        names.dedup();
+        if names.len() < self.members.len() {
+            return Err("a name is twice in `members`".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Which of the members a process is, counted from 0, by the name that it was started with; `None` when there are none.
+    ///
+    /// # Errors
+    /// When the name is none of theirs, is missing, or there are no members; in words for people.
+    pub fn position(&self, member: Option<&MemberName>) -> Result<Option<usize>, String> {
+        let names = || {
+            let names: Vec<&str> = self.members.iter().map(MemberName::as_str).collect();
+            names.join(", ")
+        };
+        match member {
+            None if self.members.is_empty() => Ok(None),
+            None => Err(format!("`members` are {}: say which with --member", names())),
+            Some(member) if self.members.is_empty() => Err(format!(
+                "there is no member `{member}`: the configuration has no `members`"
+            )),
+            Some(member) => match self.members.iter().position(|name| name == member) {
+                Some(position) => Ok(Some(position)),
+                None => Err(format!(
+                    "there is no member `{member}`; `members` are {}",
+                    names()
+                )),
+            },
+        }
     }
 }
 
@@ -327,6 +415,38 @@ mod tests {
             .expect_err("a reserved name");
         let text = stolos_base::chain(&error);
         assert!(text.contains("`groups_prefix` of `oidc`"), "{text}");
+    }
+
+    #[test]
+    fn members_need_a_database_that_can_be_shared() {
+        let rest = "programs: {nats_server: /n, cpi_host: /c}\n";
+        let problem = |text: &str| {
+            let error = read(&format!("{rest}{text}")).expect_err("it makes no sense");
+            stolos_base::chain(&error)
+        };
+        assert!(problem("members: [a, b]\n").contains("has to be PostgreSQL"));
+        assert!(problem("database: 'sqlite:/x'\nmembers: [a]\n").contains("has to be PostgreSQL"));
+        let postgres = "database: 'postgres://h/d'\n";
+        assert!(problem(&format!("{postgres}members: [a, a]\n")).contains("twice"));
+        assert!(problem(&format!("{postgres}members: [A]\n")).contains("member name `A`"));
+        let nine: Vec<String> = (1..=9).map(|n| format!("m{n}")).collect();
+        assert!(problem(&format!("{postgres}members: [{}]\n", nine.join(", "))).contains("more than 8"));
+        assert!(problem("bus: {servers: 2}\n").contains("1 or 3"));
+
+        let (config, _) =
+            read(&format!("{rest}{postgres}members: [a, b]\nbus: {{servers: 3}}\n")).expect("valid");
+        let name = |text: &str| text.parse::<MemberName>().expect("a name");
+        assert_eq!(config.position(Some(&name("b"))), Ok(Some(1)));
+        assert!(
+            config
+                .position(Some(&name("c")))
+                .expect_err("nobody")
+                .contains("a, b")
+        );
+        assert!(config.position(None).expect_err("which?").contains("--member"));
+        let (config, _) = read(rest).expect("valid");
+        assert_eq!(config.position(None), Ok(None));
+        assert!(config.position(Some(&name("a"))).is_err());
     }
 
     #[test]

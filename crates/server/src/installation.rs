@@ -1,7 +1,8 @@
 //! Putting the services together, and the first start of trust. What they touch outside of the process is given ([`Outside`]).
 //!
 //! In this order: root key → credentials → our CA and server certificates → identity → bus → director → clusters. Each
-//! needs what comes before it; everything can be repeated, and a second start finds what the first one made.
+//! needs what comes before it; everything can be repeated, and a second start finds what the first one made. Of several managers
+//! that start at once, one after the other does what is made once (`docs/design/0011-several-managers.md`).
 
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::director::RemoteDirector;
 use crate::network::LeasedNetwork;
-use crate::outside::{Ground, Outside};
+use crate::outside::{Ground, Member, Outside};
 use crate::trust::{self, Trust};
 use crate::variables::{self, BusAuthority, DIRECTOR_NAME, Store};
 
@@ -37,6 +38,12 @@ use crate::variables::{self, BusAuthority, DIRECTOR_NAME, Store};
 const MAX_UPLOAD: u64 = 4 << 30;
 /// The client under which `clusters` calls the director.
 const CLUSTERS_CLIENT: &str = "clusters";
+/// The first administrator's name.
+const ADMINISTRATOR: &str = "admin";
+/// CPI calls of all managers at once: a host makes one machine as fast as eight but not eighty.
+const CPI_CALLS: usize = 8;
+/// What a manager has of them at least, whatever the others do.
+const CPI_CALLS_LEAST: usize = 4;
 
 /// All services of an installation, running. Stopped in the opposite order of their start.
 pub struct Installation {
@@ -44,6 +51,7 @@ pub struct Installation {
     director: stolos_director::Handle,
     serving: CancellationToken,
     urls: Urls,
+    own: Urls,
     ca: String,
     _bus: Box<dyn Any + Send>,
 }
@@ -57,6 +65,8 @@ pub struct Urls {
     pub identity: String,
     /// Director.
     pub director: String,
+    /// Blobs.
+    pub blobs: String,
 }
 
 impl Installation {
@@ -65,7 +75,10 @@ impl Installation {
     /// # Errors
     /// When something cannot be started; what was started ends with the process.
     pub async fn start(instance: &Instance, outside: Outside) -> anyhow::Result<Self> {
-        let (host, clock, ids) = (outside.host, &outside.clock.clone(), &outside.ids.clone());
+        let (clock, ids) = (&outside.clock.clone(), &outside.ids.clone());
+        let (listen, member) = (&outside.listen, outside.member.as_ref());
+        let reached = |port: Port, known: u16| port.reached(outside.host, known);
+        let alone = trust::alone(instance).await?;
         let databases = Databases {
             url: outside.database.clone(),
             clock: clock.clone(),
@@ -77,14 +90,25 @@ impl Installation {
             ids.clone(),
         )
         .await?;
-        let trust = Trust::make(instance, &credentials, host).await?;
+        let trust = Trust::make(instance, &credentials, outside.host, &listen.all).await?;
         let serving = CancellationToken::new();
 
-        let port = Port::listen(host, outside.ports.identity).await?;
-        let identity_url = port.url.clone();
+        let port = reached(
+            Port::listen(listen.host, listen.ports.identity).await?,
+            outside.ports.identity,
+        );
+        let (identity_url, own_identity_url) = (port.url.clone(), port.own_url());
         let clusters_secret = variables::password(&credentials, "/stolos/clients/clusters").await?;
-        let identity = start_identity(&databases, &credentials, &identity_url, &clusters_secret, ids).await?;
-        trust::remember_password(instance, &identity)?;
+        let identity = start_identity(
+            instance,
+            &databases,
+            &credentials,
+            &identity_url,
+            &clusters_secret,
+            ids,
+        )
+        .await?;
+        drop(alone);
         port.serve(&trust.api, identity.router(), &serving)?;
 
         let bus = outside
@@ -98,8 +122,11 @@ impl Installation {
         let signer_key = variables::password(&credentials, "/stolos/blob_signing_key").await?;
         let signer = Signer::new(&Secret::new(signer_key.expose().clone().into_bytes()));
         let blobs = Blobs::open(instance.blobs(), stolos_blobs::Options::default())?;
-        let port = Port::listen(host, outside.ports.blobs).await?;
-        let blobs_url = port.url.clone();
+        let port = reached(
+            Port::listen(listen.host, listen.ports.blobs).await?,
+            outside.ports.blobs,
+        );
+        let (blobs_url, own_blobs_url) = (port.url.clone(), port.own_url());
         let served = stolos_blobs::signed::Config {
             blobs: blobs.clone(),
             signer: signer.clone(),
@@ -128,24 +155,29 @@ impl Installation {
         };
         let director = stolos_director::Director::start(
             stolos_director::Config {
-                id: trust::director_id(instance, ids)?,
+                id: trust::director_id(instance, ids).await?,
                 name: DIRECTOR_NAME.to_owned(),
                 instance: instance.clone(),
                 cpi: "host_cpi".to_owned(),
                 token_url: identity_url.clone(),
                 mbus_urls: bus.urls,
                 blobstores: vec![blobstore(&blobs_url, &trust.ca)],
-                blobs_url,
-                holder: holder("director", instance),
-                max_cpi_calls: 8,
+                blobs_url: blobs_url.clone(),
+                holder: holder("director", instance, member),
+                max_cpi_calls: member.map_or(CPI_CALLS, |member| {
+                    CPI_CALLS.div_ceil(member.of).max(CPI_CALLS_LEAST)
+                }),
                 agent_limit: Duration::from_secs(120),
                 resurrection: outside.resurrection,
             },
             deps,
         )
         .await?;
-        let port = Port::listen(host, outside.ports.director).await?;
-        let director_url = port.url.clone();
+        let port = reached(
+            Port::listen(listen.host, listen.ports.director).await?,
+            outside.ports.director,
+        );
+        let (director_url, own_director_url) = (port.url.clone(), port.own_url());
         port.serve(&trust.director, director.router(), &serving)?;
 
         let http = api_http::client(
@@ -153,12 +185,13 @@ impl Installation {
             Some(Duration::from_secs(60)),
         )?;
         let tokens = identity_api::TokenSource::new(
-            identity_api::Client::new(&identity_url, http),
+            // Its own: what it needs to work depends on no other manager.
+            identity_api::Client::new(&own_identity_url, http),
             CLUSTERS_CLIENT,
             clusters_secret,
             clock.clone(),
         );
-        let director_client = director_api::Client::new(&director_url, &trust.ca, Arc::new(tokens))?;
+        let director_client = director_api::Client::new(&own_director_url, &trust.ca, Arc::new(tokens))?;
         offer_zones(&director_client, outside.plans.zones()).await?;
         let leases_db = databases.open(&stolos_network::SCHEMA).await?;
         let leases = stolos_network::Leases::open(leases_db, outside.range.try_into()?).await?;
@@ -179,7 +212,7 @@ impl Installation {
                     claims: outside.people.claims.clone(),
                 }),
                 personal_credentials: outside.people.personal_credentials,
-                holder: holder("clusters", instance),
+                holder: holder("clusters", instance, member),
             },
             stolos_clusters::Deps {
                 db: databases.open(&stolos_clusters::SCHEMA).await?,
@@ -195,11 +228,21 @@ impl Installation {
                 ids: outside.ids,
             },
         );
-        let port = Port::listen(host, outside.ports.api).await?;
+        let port = reached(
+            Port::listen(outside.listen.host, outside.listen.ports.api).await?,
+            outside.ports.api,
+        );
         let urls = Urls {
             api: port.url.clone(),
             identity: identity_url,
             director: director_url,
+            blobs: blobs_url,
+        };
+        let own = Urls {
+            api: port.own_url(),
+            identity: own_identity_url,
+            director: own_director_url,
+            blobs: own_blobs_url,
         };
         port.serve(&trust.api, clusters.router(), &serving)?;
         tracing::info!(api = %urls.api, "started");
@@ -208,6 +251,7 @@ impl Installation {
             director,
             serving,
             urls,
+            own,
             ca: trust.ca,
             _bus: bus.kept,
         })
@@ -217,6 +261,12 @@ impl Installation {
     #[must_use]
     pub fn urls(&self) -> &Urls {
         &self.urls
+    }
+
+    /// Where the services of this process listen: another place than [`Self::urls`] where several managers are behind one address.
+    #[must_use]
+    pub fn own_urls(&self) -> &Urls {
+        &self.own
     }
 
     /// The CA (PEM) of the services' certificates.
@@ -281,6 +331,7 @@ impl Databases {
 }
 
 async fn start_identity(
+    instance: &Instance,
     databases: &Databases,
     credentials: &Credentials,
     url: &str,
@@ -288,11 +339,12 @@ async fn start_identity(
     ids: &IdSource,
 ) -> anyhow::Result<Identity> {
     let key = trust::signing_key(credentials).await?;
+    let db = databases.open(&stolos_identity::SCHEMA).await?;
     let config = stolos_identity::Config {
         external_url: url.to_owned(),
         administrator: Administrator {
-            name: "admin".to_owned(),
-            password: None,
+            name: ADMINISTRATOR.to_owned(),
+            password: trust::first_password(instance, &db, ADMINISTRATOR).await?,
         },
         clients: vec![ClientConfig {
             id: CLUSTERS_CLIENT.to_owned(),
@@ -300,7 +352,6 @@ async fn start_identity(
             authorities: vec!["bosh.admin".to_owned()],
         }],
     };
-    let db = databases.open(&stolos_identity::SCHEMA).await?;
     Ok(Identity::start(db, &config, key, ids).await?)
 }
 
@@ -319,9 +370,12 @@ fn blobstore(url: &str, ca: &str) -> stolos_mbus::settings::Blobstore {
     }
 }
 
-/// The same name after a restart, so that a new process takes up its own flows at once.
-fn holder(service: &str, instance: &Instance) -> String {
-    format!("{service}@{}", instance.name)
+/// The same name after a restart, so that a new process takes up its own flows at once; another one for each of several managers.
+fn holder(service: &str, instance: &Instance, member: Option<&Member>) -> String {
+    match member {
+        None => format!("{service}@{}", instance.name),
+        Some(member) => format!("{service}@{}/{}", instance.name, member.name),
+    }
 }
 
 /// The versions that plans have, newest first.
@@ -338,6 +392,7 @@ fn offered(artifacts: &Catalogue, plans: &Plans) -> Vec<String> {
 struct Port {
     listener: TcpListener,
     address: SocketAddr,
+    /// Where everybody reaches it.
     url: String,
 }
 
@@ -353,6 +408,20 @@ impl Port {
             address,
             url: format!("https://{address}"),
         })
+    }
+
+    /// The same port, reached under another address. `known` is the port there, 0 for the one that is listened on.
+    fn reached(self, host: IpAddr, known: u16) -> Self {
+        let port = if known == 0 { self.address.port() } else { known };
+        Self {
+            url: format!("https://{}", SocketAddr::new(host, port)),
+            ..self
+        }
+    }
+
+    /// Where this process itself listens.
+    fn own_url(&self) -> String {
+        format!("https://{}", self.address)
     }
 
     fn serve(self, identity: &Pair, router: Router, stop: &CancellationToken) -> anyhow::Result<()> {

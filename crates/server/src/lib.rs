@@ -12,40 +12,46 @@ mod trust;
 mod variables;
 
 use anyhow::Context as _;
-use stolos_base::Instance;
 use stolos_base::lock::FileLock;
 use stolos_base::process::Process;
+use stolos_base::{Instance, MemberName};
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use crate::bus::{BusPorts, HostBus};
 pub use crate::installation::{Installation, Urls};
-pub use crate::outside::{Addresses, Buses, Connected, Ground, Outside, Ports};
+pub use crate::outside::{Addresses, Buses, Connected, Ground, Listen, Member, Outside, Ports};
 
-/// The record of the process, for `stolos up` and `stolos down`.
-const RECORD: &str = "stolosd.pid";
-
-/// Runs an instance until it is told to end (SIGTERM). Machines, the bus and `stolos-hostd` go on.
+/// Runs an instance, or one of its managers, until it is told to end (SIGTERM). Machines, the bus and `stolos-hostd` go on.
 ///
 /// # Errors
-/// When something cannot be started, or another process runs the same instance.
-pub async fn run(instance: &Instance) -> anyhow::Result<()> {
-    let run = instance.run();
-    fs_err::create_dir_all(&run)?;
-    let Some(_lock) = FileLock::try_acquire(&run.join("stolosd.lock"))? else {
-        anyhow::bail!("another stolosd runs instance `{}`", instance.name);
+/// When something cannot be started, or another process runs the same instance (as the same member).
+pub async fn run(instance: &Instance, member: Option<&MemberName>) -> anyhow::Result<()> {
+    let files = instance.manager(member);
+    fs_err::create_dir_all(instance.run())?;
+    let Some(_lock) = FileLock::try_acquire(&files.lock)? else {
+        match member {
+            None => anyhow::bail!("another stolosd runs instance `{}`", instance.name),
+            Some(member) => {
+                anyhow::bail!(
+                    "another stolosd is member `{member}` of instance `{}`",
+                    instance.name
+                )
+            }
+        }
     };
     let me = i32::try_from(std::process::id())
         .ok()
         .and_then(Process::of)
         .context("failed to find this process")?;
-    me.record(&run.join(RECORD))?;
+    me.record(&files.record)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let running = start::start(instance).await?;
+    let running = start::start(instance, member).await?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
     running.stop().await;
-    stolos_base::files::remove_if_there(&run.join(RECORD))?;
+    stolos_base::files::remove_if_there(&files.record)?;
     Ok(())
 }

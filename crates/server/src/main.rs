@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 use stolos_base::logging::{self, Format};
-use stolos_base::{Instance, InstanceName};
+use stolos_base::{Instance, InstanceName, MemberName};
 use stolos_server::import::command as import;
 
 /// The services of a Stolos installation in one process.
@@ -18,6 +18,9 @@ struct Arguments {
     /// Where it keeps everything; /var/lib/stolos/INSTANCE unless given.
     #[arg(long)]
     root: Option<Utf8PathBuf>,
+    /// Which of several managers this is; they are named in config.yml.
+    #[arg(long)]
+    member: Option<MemberName>,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -43,17 +46,17 @@ fn main() -> ExitCode {
     }
     match arguments.verb {
         Some(Verb::Import(words)) => import::main(&instance, &words),
-        None => serve(&instance),
+        None => serve(&instance, arguments.member.as_ref()),
     }
 }
 
-fn serve(instance: &Instance) -> ExitCode {
+fn serve(instance: &Instance, member: Option<&MemberName>) -> ExitCode {
     logging::start(Format::Json, "info,sqlx=warn");
     stolos_base::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(stolos_server::run(instance)))
+        .and_then(|runtime| runtime.block_on(stolos_server::run(instance, member)))
     {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

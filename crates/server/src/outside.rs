@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Authority;
-use stolos_base::{Clock, IdSource};
+use stolos_base::{Clock, IdSource, MemberName};
 use stolos_clusters::Capacity;
 use stolos_clusters::deps::Kubernetes;
 use stolos_clusters::plans::Plans;
@@ -22,10 +22,14 @@ use crate::config::Oidc;
 
 /// The outside of an installation.
 pub struct Outside {
-    /// Where the services listen.
+    /// Which of several managers this is.
+    pub member: Option<Member>,
+    /// The address under which everybody reaches the services: it is in certificates and tokens.
     pub host: IpAddr,
-    /// On which ports.
+    /// On which ports; where one is 0, the port that is listened on is the one under which it is reached.
     pub ports: Ports,
+    /// Where this process listens.
+    pub listen: Listen,
     /// What clusters' networks and virtual addresses are leased from: a /16.
     pub range: Ipv4Net,
     /// Where the databases are.
@@ -54,6 +58,26 @@ pub struct Outside {
     pub addresses: Arc<dyn Addresses>,
     /// Clusters' API servers.
     pub kubernetes: Arc<dyn Kubernetes>,
+}
+
+/// One of several managers.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name, which no other one has.
+    pub name: MemberName,
+    /// How many there are.
+    pub of: usize,
+}
+
+/// Where a process listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address.
+    pub host: IpAddr,
+    /// The ports.
+    pub ports: Ports,
+    /// Where all managers listen, this one among them: for the certificates, which they share.
+    pub all: Vec<IpAddr>,
 }
 
 /// Ports of the services; 0 for any that is free.

@@ -1,21 +1,21 @@
 //! The outside of an installation on this host: its address, `nats-server`, the CPI as a program, `stolos-hostd`, real API servers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use stolos_base::range::{self, HostNetwork};
-use stolos_base::{Clock, IdSource, Instance, files, poll};
+use stolos_base::{Clock, IdSource, Instance, MemberName, files, poll};
 use stolos_clusters::render::Catalogue;
 use stolos_network::hostd_client::{self, HostdClient};
 use stolos_store::DatabaseUrl;
 
-use crate::bus::HostBus;
+use crate::bus::{BusPorts, HostBus};
 use crate::config::Config;
 use crate::installation::Installation;
 use crate::network::HostdSigns;
-use crate::outside::{Outside, Ports};
+use crate::outside::{Listen, Member, Outside, Ports};
 use crate::trust;
 
 /// A call of the CPI: a large machine on a slow disk.
@@ -23,18 +23,29 @@ const CPI_LIMIT: Duration = Duration::from_secs(600);
 /// `stolos-hostd` is started right before us.
 const HOSTD_LIMIT: Duration = Duration::from_secs(20);
 
-/// Starts an installation on this host.
-pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Installation> {
+/// Starts an installation on this host, or one of several managers of one.
+pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> anyhow::Result<Installation> {
     let artifacts: Catalogue = files::read_json(&instance.root.join("artifacts.json"))?
         .context("artifacts.json is missing; `stolos up` writes it")?;
     let (config, plans) = Config::read(&instance.config_file(), &artifacts)?;
+    let position = config.position(member).map_err(anyhow::Error::msg)?;
     let (clock, ids) = (Clock::system(), IdSource::random());
     let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())?;
     let hostd = announce_host(instance, &network).await?;
     let host = IpAddr::V4(network.host());
+    let managers = announce_managers(&hostd, &network, config.members.len()).await?;
     let outside = Outside {
+        member: member.map(|name| Member {
+            name: name.clone(),
+            of: config.members.len(),
+        }),
         host,
         ports: Ports::WELL_KNOWN,
+        listen: Listen {
+            host: position.and_then(|n| managers.get(n).copied()).unwrap_or(host),
+            ports: Ports::WELL_KNOWN,
+            all: managers,
+        },
         range: network.range,
         database: database(instance, &config.database)?,
         plans,
@@ -45,6 +56,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Installation> {
             instance: instance.clone(),
             program: config.programs.nats_server.clone(),
             host,
+            ports: BusPorts::well_known(config.bus.servers),
             clock: clock.clone(),
         }),
         cpi: Arc::new(stolos_cpi::Runner::new(
@@ -52,7 +64,7 @@ pub(crate) async fn start(instance: &Instance) -> anyhow::Result<Installation> {
                 program: config.programs.cpi_host.clone(),
                 arguments: vec!["--config".to_owned(), instance.cpi_config().to_string()],
                 calls: instance.cpi_calls(),
-                director: trust::director_id(instance, &ids)?.to_string(),
+                director: trust::director_id(instance, &ids).await?.to_string(),
                 context: serde_json::Map::new(),
                 limit: CPI_LIMIT,
             },
@@ -96,6 +108,28 @@ async fn announce_host(instance: &Instance, network: &HostNetwork) -> anyhow::Re
     )
     .await?;
     Ok(hostd)
+}
+
+/// Has `stolos-hostd` balance the host's address over the addresses of managers, which are given; over none, when there is one
+/// that listens there itself.
+async fn announce_managers(
+    hostd: &HostdClient,
+    network: &HostNetwork,
+    members: usize,
+) -> anyhow::Result<Vec<IpAddr>> {
+    let numbers = 0..u8::try_from(members)?;
+    let addresses: Vec<Ipv4Addr> = numbers.map(|number| network.manager(number)).collect();
+    if addresses.is_empty() {
+        hostd.delete_managers().await?;
+        return Ok(Vec::new());
+    }
+    let ports = Ports::WELL_KNOWN;
+    let wanted = hostd_client::Managers {
+        ports: vec![ports.api, ports.identity, ports.director, ports.blobs],
+        addresses: addresses.clone(),
+    };
+    hostd.put_managers(&wanted).await?;
+    Ok(addresses.into_iter().map(IpAddr::V4).collect())
 }
 
 /// The host's memory and processors.

@@ -1,5 +1,6 @@
 //! Generated credentials as `director` and `clusters` need them, over `credentials`.
 
+use anyhow::Context as _;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -209,6 +210,24 @@ pub(crate) async fn password(
         .text()
         .cloned()
         .ok_or_else(|| stolos_credentials::Error::NotFound(name.as_str().to_owned()))
+}
+
+/// A text that is made once, by us, and then the same for all managers.
+pub(crate) async fn once(
+    credentials: &Credentials,
+    name: &str,
+    make: impl FnOnce() -> anyhow::Result<Secret<String>>,
+) -> anyhow::Result<Secret<String>> {
+    let name = Name::absolute(name)?;
+    let known = match credentials.find(&name).await? {
+        Some(known) => known,
+        None => {
+            let value = stolos_credentials::Value::Value(make()?);
+            credentials.set_once(&name, value).await?
+        }
+    };
+    let text = known.value.text().cloned();
+    text.with_context(|| format!("`{name}` is no text"))
 }
 
 /// A certificate of the installation itself: made again when its options change or its CA does.

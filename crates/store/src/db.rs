@@ -16,9 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 use crate::schema::{self, Need, Schema};
+use crate::signal::{Ears, Signals};
 
 /// How long a transaction waits for the one before it. Transactions are short; this is for a stuck one.
 const WRITER_WAIT: Duration = Duration::from_secs(30);
+/// A PostgreSQL transaction whose process says nothing for so long is ended by the server. Transactions wait for nothing but the
+/// database, so such a process is frozen or cut off, and it would hold up all others, which share one writer with it. Less than half of the
+/// time that leases last, so that nobody takes the wait for an outage of the database (`flow`).
+const SILENCE_MILLIS: u32 = 2_500;
 /// How long a statement waits for a lock that another process holds on the database.
 const LOCK_WAIT_MILLIS: u32 = 30_000;
 /// Readers of one service; more wait.
@@ -117,6 +122,16 @@ struct Inner {
     begun: AtomicU64,
     /// One place in the line for the writer.
     background: Arc<Semaphore>,
+    /// Absent on SQLite, where there is nobody else.
+    ears: Option<Arc<Ears>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(ears) = &self.ears {
+            ears.stop.cancel();
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -283,8 +298,17 @@ impl Db {
         }
     }
 
+    /// What other processes of the same database say from now on; see [`crate::signal`]. Needs a Tokio runtime.
+    #[must_use]
+    pub fn signals(&self) -> Signals {
+        Signals(self.0.ears.as_ref().map(Ears::listen))
+    }
+
     /// Ends all connections; open transactions are waited for.
     pub async fn close(&self) {
+        if let Some(ears) = &self.0.ears {
+            ears.stop.cancel();
+        }
         self.0.reader.close().await;
         self.0.writer.close().await;
     }
@@ -388,7 +412,7 @@ async fn open_sqlite(directory: &Utf8Path, name: &'static str, clock: Clock) -> 
         .connect(&url)
         .await
         .map_err(opened)?;
-    Ok(Db::new(name, Engine::Sqlite, writer, reader, clock))
+    Ok(Db::new(name, Engine::Sqlite, writer, reader, clock, None))
 }
 
 async fn open_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -> Result<Db> {
@@ -400,10 +424,8 @@ async fn open_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -
     let session = format!(
         "SET search_path = {name}; SET lock_timeout = {LOCK_WAIT_MILLIS}; SET client_min_messages = warning;"
     );
-    let writer = pool(1, session.clone())
-        .connect(url.expose())
-        .await
-        .map_err(opened)?;
+    let patience = format!("{session} SET idle_in_transaction_session_timeout = {SILENCE_MILLIS};");
+    let writer = pool(1, patience).connect(url.expose()).await.map_err(opened)?;
     let reader = pool(
         READERS,
         format!("{session} SET default_transaction_read_only = on;"),
@@ -411,7 +433,8 @@ async fn open_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -
     .connect(url.expose())
     .await
     .map_err(opened)?;
-    let db = Db::new(name, Engine::Postgres, writer, reader, clock);
+    let ears = Arc::new(Ears::new(url.clone(), name));
+    let db = Db::new(name, Engine::Postgres, writer, reader, clock, Some(ears));
     // Two processes that make the same schema at once collide in PostgreSQL's catalogue, so this needs the lock too.
     let mut tx = db.begin("make the schema").await?;
     sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS {name}")))
@@ -455,7 +478,14 @@ fn escaped(path: &str) -> String {
 }
 
 impl Db {
-    fn new(name: &'static str, engine: Engine, writer: AnyPool, reader: AnyPool, clock: Clock) -> Self {
+    fn new(
+        name: &'static str,
+        engine: Engine,
+        writer: AnyPool,
+        reader: AnyPool,
+        clock: Clock,
+        ears: Option<Arc<Ears>>,
+    ) -> Self {
         let hash = digest::digest(&digest::SHA256, format!("stolos store {name}").as_bytes());
         let lock = i64::from_be_bytes(hash.as_ref()[..8].try_into().expect("a SHA-256 has 32 bytes"));
         Self(Arc::new(Inner {
@@ -468,6 +498,7 @@ impl Db {
             open: Mutex::new(None),
             begun: AtomicU64::new(0),
             background: Arc::new(Semaphore::new(1)),
+            ears,
         }))
     }
 }
@@ -521,6 +552,23 @@ impl Tx {
     #[must_use]
     pub fn engine(&self) -> Engine {
         self.db.0.engine
+    }
+
+    /// Has other processes of the database hear a word once this is committed; see [`crate::signal`]. The same word twice is said
+    /// once.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn signal(&mut self, word: &str) -> Result<()> {
+        let Some(ears) = self.db.0.ears.clone() else {
+            return Ok(());
+        };
+        sqlx::query("SELECT pg_notify($1, $2)")
+            .bind(&ears.channel)
+            .bind(format!("{} {word}", ears.own))
+            .execute(self.conn())
+            .await?;
+        Ok(())
     }
 }
 

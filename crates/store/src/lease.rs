@@ -9,6 +9,7 @@
 //!
 //! Other crates may read the table `store_leases` in joins; only this module writes it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::Row as _;
@@ -133,6 +134,62 @@ pub async fn renew(tx: &mut Tx, fence: &Fence, ttl: Duration) -> Result<i64> {
     }
 }
 
+/// Moves the end of all these leases, which one holder has, to `ttl` from now, in two statements however many they are; gives
+/// those that somebody else has taken.
+///
+/// # Errors
+/// Those of the database.
+pub async fn renew_all(tx: &mut Tx, fences: &[Fence], ttl: Duration) -> Result<Vec<Fence>> {
+    let expires_at = tx.now_millis().saturating_add(millis(ttl));
+    let lost: Vec<Fence> = lost_of(tx, fences).await?;
+    let held: Vec<&Fence> = fences.iter().filter(|fence| !lost.contains(fence)).collect();
+    if !held.is_empty() {
+        // The text is put together from constants and numbers only.
+        let names = placeholders(2, held.len());
+        let sql = format!("UPDATE store_leases SET expires_at = $1 WHERE name IN ({names})");
+        let mut update = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(expires_at);
+        for fence in held {
+            update = update.bind(&fence.name);
+        }
+        update.execute(tx.conn()).await?;
+    }
+    Ok(lost)
+}
+
+/// Of these, those that were taken by somebody else or released: [`verify`] for several, in one statement.
+///
+/// # Errors
+/// Those of the database.
+pub async fn lost_of(tx: &mut Tx, fences: &[Fence]) -> Result<Vec<Fence>> {
+    if fences.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The text is put together from constants and numbers only.
+    let names = placeholders(1, fences.len());
+    let sql = format!("SELECT name, holder, number FROM store_leases WHERE name IN ({names})");
+    let mut held = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for fence in fences {
+        held = held.bind(&fence.name);
+    }
+    let mut now = HashMap::with_capacity(fences.len());
+    for row in held.fetch_all(tx.conn()).await? {
+        let name: String = row.try_get("name")?;
+        let fence = Fence {
+            name: name.clone(),
+            holder: row.try_get("holder")?,
+            number: row.try_get("number")?,
+        };
+        now.insert(name, fence);
+    }
+    let lost = fences.iter().filter(|fence| now.get(&fence.name) != Some(*fence));
+    Ok(lost.cloned().collect())
+}
+
+fn placeholders(first: usize, many: usize) -> String {
+    let all: Vec<String> = (first..first + many).map(|number| format!("${number}")).collect();
+    all.join(", ")
+}
+
 /// Gives the lease back. One that is somebody else's by now is left alone.
 ///
 /// # Errors
@@ -194,6 +251,22 @@ pub async fn holder(db: &Db, name: &str) -> Result<Option<Fence>> {
         })
     })
     .transpose()
+}
+
+/// Whether somebody else than `holder` has the lease and it has not run out: then there is no use in asking for it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_held_by_other(db: &Db, name: &str, holder: &str) -> Result<bool> {
+    let row = sqlx::query(
+        "SELECT name FROM store_leases WHERE name = $1 AND holder <> '' AND holder <> $2 AND expires_at > $3",
+    )
+    .bind(name)
+    .bind(holder)
+    .bind(db.clock().now_millis())
+    .fetch_optional(db.read())
+    .await?;
+    Ok(row.is_some())
 }
 
 fn lost(fence: &Fence) -> Error {

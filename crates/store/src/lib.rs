@@ -1,7 +1,7 @@
 //! The database of a service: SQLite or PostgreSQL behind one [`Db`].
 //!
-//! Owns: opening, migrations with a backup before them, named transactions, leases with fencing numbers, sequences,
-//! the errors that a database gives, and the harness that runs a service's database tests on both engines
+//! Owns: opening, migrations with a backup before them, named transactions, leases with fencing numbers, duties that one
+//! process at a time has, signals between processes, sequences, the errors that a database gives, and the harness that runs a service's database tests on both engines
 //! ([`testing`]). Never does: knowing any service's tables, or a transaction across services.
 //!
 //! Invariants:
@@ -45,10 +45,12 @@
 //! ```
 
 mod db;
+pub mod duty;
 mod error;
 pub mod lease;
 mod schema;
 pub mod sequence;
+pub mod signal;
 pub mod testing;
 
 pub use sqlx;
@@ -59,3 +61,4 @@ pub use crate::db::{DatabaseUrl, Db, Engine, InvalidDatabaseUrl, Tx};
 pub use crate::error::{Error, Result};
 pub use crate::lease::{Fence, Lease};
 pub use crate::schema::{Migration, Part, Schema};
+pub use crate::signal::{Signal, Signals};

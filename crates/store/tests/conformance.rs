@@ -1,12 +1,19 @@
 //! What every service relies on, on both engines.
 #![expect(clippy::unwrap_used, reason = "tests panic")]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stolos_base::{Clock, task};
+use stolos_base::{Clock, poll, task};
 use stolos_store::lease::{self, Acquired};
 use stolos_store::testing::{Place, each};
-use stolos_store::{Db, Error, Migration, Part, Row as _, Schema, Tx, query, sequence};
+use stolos_store::{Db, Error, Migration, Part, Row as _, Schema, Signal, Tx, duty, query, sequence};
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for what must happen.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often it looks.
+const TICK: Duration = Duration::from_millis(10);
 
 const PARENT: Migration = Migration {
     number: 1,
@@ -366,4 +373,149 @@ async fn a_lease_has_one_holder_and_a_growing_number() {
         );
     })
     .await;
+}
+
+#[tokio::test]
+async fn many_leases_are_renewed_at_once_and_lost_ones_are_named() {
+    each(async |place| {
+        let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+        let db = place.open_at(&FIRST, clock.clone()).await;
+        let ttl = Duration::from_secs(6);
+        let mut fences = Vec::new();
+        for name in ["a", "b", "c"] {
+            let mut tx = db.begin("take").await.unwrap();
+            let Acquired::Yes(lease) = lease::acquire(&mut tx, name, "one", ttl).await.unwrap() else {
+                panic!("nobody has it");
+            };
+            tx.commit().await.unwrap();
+            fences.push(lease.fence);
+        }
+        clock.advance(Duration::from_secs(7));
+        let mut tx = db.begin("overtake").await.unwrap();
+        assert!(
+            !lease::is_held_by_other(&db, "b", "two").await.unwrap(),
+            "it has run out"
+        );
+        assert!(matches!(
+            lease::acquire(&mut tx, "b", "two", ttl).await.unwrap(),
+            Acquired::Yes(_)
+        ));
+        tx.commit().await.unwrap();
+        assert!(lease::is_held_by_other(&db, "b", "one").await.unwrap());
+        let mut tx = db.begin("renew").await.unwrap();
+        let lost = lease::renew_all(&mut tx, &fences, ttl).await.unwrap();
+        assert_eq!(lost, [fences[1].clone()]);
+        assert_eq!(lease::lost_of(&mut tx, &fences).await.unwrap(), lost);
+        assert!(lease::renew_all(&mut tx, &[], ttl).await.unwrap().is_empty());
+        tx.commit().await.unwrap();
+        assert!(lease::is_held_by_other(&db, "a", "two").await.unwrap(), "renewed");
+        assert_eq!(lease::holder(&db, "b").await.unwrap().unwrap().holder, "two");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_duty_is_one_process_s_at_a_time_and_goes_on_after_its_death() {
+    each(async |place| {
+        let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
+        let begin = |db: Db, holder: &'static str| {
+            let (seen, stop) = (seen.clone(), stop.clone());
+            task::spawn(task::Kind::Service, holder, async move {
+                duty::hold(db, "meter", holder.to_owned(), stop, |fence| {
+                    seen.lock().unwrap().push((holder, fence.number));
+                    std::future::pending::<()>()
+                })
+                .await;
+                Ok::<(), std::convert::Infallible>(())
+            })
+        };
+        let open = async || place.open_at(&FIRST, clock.clone()).await;
+        let until = async |n: usize| {
+            poll::until("somebody at work", TICK, LIMIT, async || {
+                let seen = seen.lock().unwrap().clone();
+                if seen.len() >= n {
+                    Ok(seen)
+                } else {
+                    Err(format!("{seen:?}"))
+                }
+            })
+            .await
+            .unwrap()
+        };
+        let first = begin(open().await, "one");
+        assert_eq!(until(1).await, [("one", 1)]);
+        let second = begin(open().await, "two");
+        // As if killed: nothing is given back.
+        first.abort();
+        assert!(first.await.is_err());
+        clock.advance(duty::LEASE + Duration::from_secs(1));
+        assert_eq!(until(2).await, [("one", 1), ("two", 2)]);
+        // The first one again, under its own name, finds it taken; an orderly end gives it back at once.
+        let third = begin(open().await, "one");
+        stop.cancel();
+        second.await.unwrap();
+        third.await.unwrap();
+        let db = place.open_at(&FIRST, clock.clone()).await;
+        assert_eq!(lease::holder(&db, "meter").await.unwrap(), None);
+        assert_eq!(seen.lock().unwrap().len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_processes_hear_of_what_was_committed() {
+    let place = match Place::postgres().await {
+        Ok(place) => place,
+        Err(reason) => return skipped(&reason),
+    };
+    let (one, two) = (place.open(&FIRST).await, place.open(&FIRST).await);
+    let (mut own, mut others) = (one.signals(), two.signals());
+    // Both hear that they hear now.
+    assert_eq!(own.next().await, Signal::Missed);
+    assert_eq!(others.next().await, Signal::Missed);
+    let mut tx = one.begin("undone").await.unwrap();
+    tx.signal("never").await.unwrap();
+    tx.rollback().await.unwrap();
+    let mut tx = one.begin("said").await.unwrap();
+    tx.signal("flow 17").await.unwrap();
+    tx.signal("flow 17").await.unwrap();
+    tx.signal("flow 18").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(others.next().await, Signal::Word("flow 17".into()));
+    assert_eq!(others.next().await, Signal::Word("flow 18".into()));
+    let mut tx = two.begin("answer").await.unwrap();
+    tx.signal("heard").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(
+        own.next().await,
+        Signal::Word("heard".into()),
+        "not its own words"
+    );
+}
+
+/// A process that is frozen in the middle of a transaction holds the writer of all processes.
+#[tokio::test]
+async fn a_frozen_transaction_does_not_hold_up_others_for_ever() {
+    let place = match Place::postgres().await {
+        Ok(place) => place,
+        Err(reason) => return skipped(&reason),
+    };
+    let (frozen, other) = (place.open(&FIRST).await, place.open(&FIRST).await);
+    let mut tx = frozen.begin("frozen").await.unwrap();
+    add(&mut tx, "half", None).await.unwrap();
+    let mut next = other.begin("next").await.expect("the server ends the frozen one");
+    add(&mut next, "whole", None).await.unwrap();
+    next.commit().await.unwrap();
+    assert!(tx.commit().await.is_err(), "it was undone");
+    assert_eq!(count(&other).await, 1);
+    // The process goes on with a new connection.
+    let mut tx = frozen.begin("again").await.unwrap();
+    add(&mut tx, "again", None).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn skipped(reason: &str) {
+    eprintln!("skipped on PostgreSQL: {reason}");
 }

@@ -7,7 +7,9 @@
 //!
 //! What can go wrong with machines is switched on in [`Simulation::machines`].
 
+pub mod failover;
 mod kubernetes;
+pub mod members;
 mod release;
 
 use std::net::Ipv4Addr;
@@ -26,7 +28,7 @@ use stolos_director::testing::Outside as Machines;
 use stolos_mbus::Peer;
 use stolos_mbus::memory::MemoryBus;
 use stolos_server::config::{Oidc, default_plans, default_zones};
-use stolos_server::{Addresses, Buses, Connected, Ground, Installation, Outside, Ports};
+use stolos_server::{Addresses, Buses, Connected, Ground, Installation, Listen, Outside, Ports};
 use stolos_store::DatabaseUrl;
 
 /// The Kubernetes version of all plans.
@@ -73,14 +75,20 @@ impl Simulation {
         let machines = Machines::new(NullCpi::new(ids.clone()));
         let built = release::build(directory)?;
         let outside = Outside {
+            member: None,
             host: Ipv4Addr::LOCALHOST.into(),
             ports: Ports::ANY,
+            listen: Listen {
+                host: Ipv4Addr::LOCALHOST.into(),
+                ports: Ports::ANY,
+                all: Vec::new(),
+            },
             range: "10.117.0.0/16".parse()?,
             database,
             clock,
             ids,
             plans: Plans::new(default_plans(KUBERNETES_VERSION), default_zones())?,
-            artifacts: [(KUBERNETES_VERSION.to_owned(), built.artifacts())]
+            artifacts: [(KUBERNETES_VERSION.to_owned(), release::artifacts())]
                 .into_iter()
                 .collect(),
             capacity: None,
@@ -140,6 +148,14 @@ impl Access {
     /// When there is no token to be had.
     pub async fn client(&self) -> anyhow::Result<pks::Client> {
         Ok(pks::Client::new(&self.api, self.http()?, self.token().await?))
+    }
+
+    /// The same with a token that `giver` gave, another manager of the installation.
+    ///
+    /// # Errors
+    /// When there is no token to be had.
+    pub async fn client_with_tokens_of(&self, giver: &Self) -> anyhow::Result<pks::Client> {
+        Ok(pks::Client::new(&self.api, self.http()?, giver.token().await?))
     }
 
     /// The same for the director.

@@ -2,6 +2,7 @@
 
 mod api;
 mod create_cluster;
+mod failover;
 
 use clap::Subcommand;
 use serde::Deserialize;
@@ -12,6 +13,8 @@ pub(crate) enum Bench {
     CreateCluster(create_cluster::Arguments),
     /// Requests to the API while many clusters on simulated machines are worked on, beside a request for nothing and a row in the database
     Api(api::Arguments),
+    /// From SIGKILL of one of two managers until the other one answers and goes on with its work
+    Failover(failover::Arguments),
 }
 
 impl Bench {
@@ -19,6 +22,7 @@ impl Bench {
         match self {
             Self::CreateCluster(arguments) => arguments.run(),
             Self::Api(arguments) => arguments.run(),
+            Self::Failover(arguments) => arguments.run(),
         }
     }
 }

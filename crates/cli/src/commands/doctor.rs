@@ -8,6 +8,7 @@ use stolos_base::Instance;
 use stolos_base::process::Process;
 
 use crate::args::Doctor;
+use crate::commands::managers::{Managers, bus_record};
 use crate::failure::Failure;
 use crate::output;
 
@@ -35,7 +36,7 @@ pub(crate) enum Verdict {
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Check {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) verdict: Verdict,
     /// What was found.
     pub(crate) found: String,
@@ -45,9 +46,9 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+    fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
-            name,
+            name: name.into(),
             verdict: Verdict::Ok,
             found: found.into(),
             advice: None,
@@ -55,13 +56,13 @@ impl Check {
     }
 
     fn bad(
-        name: &'static str,
+        name: impl Into<String>,
         verdict: Verdict,
         found: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
         Self {
-            name,
+            name: name.into(),
             verdict,
             found: found.into(),
             advice: Some(advice.into()),
@@ -85,7 +86,7 @@ pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
                     Verdict::Warning => "warning",
                     Verdict::Failed => "FAILED",
                 };
-                vec![verdict.to_owned(), check.name.to_owned(), check.found.clone()]
+                vec![verdict.to_owned(), check.name.clone(), check.found.clone()]
             })
             .collect();
         output::data(&output::table(&["State", "Check", "Found"], &rows));
@@ -329,7 +330,7 @@ fn running(instance: &Instance) -> Vec<Check> {
     if !instance.config_file().exists() {
         return Vec::new();
     }
-    let check = |name: &'static str, file: &str| match Process::recorded(&instance.run().join(file)) {
+    let check = |name: String, record: &Utf8Path| match Process::recorded(record) {
         Ok(Some(process)) => Check::ok(name, format!("running, process {}", process.pid)),
         Ok(None) => Check::bad(
             name,
@@ -344,10 +345,37 @@ fn running(instance: &Instance) -> Vec<Check> {
             "The run directory has to be readable.",
         ),
     };
-    vec![
-        check("stolos-hostd", "hostd.pid"),
-        check("stolosd", "stolosd.pid"),
-    ]
+    let mut checks = vec![check(
+        "stolos-hostd".to_owned(),
+        &instance.run().join("hostd.pid"),
+    )];
+    match Managers::configured(instance) {
+        Ok(managers) => {
+            let each = managers.members.iter();
+            checks.extend(each.map(|member| {
+                let name = match member {
+                    None => "stolosd".to_owned(),
+                    Some(member) => format!("stolosd {member}"),
+                };
+                check(name, &instance.manager(member.as_ref()).record)
+            }));
+            let each = 0..managers.bus_servers;
+            checks.extend(each.map(|number| {
+                let name = match (number, managers.bus_servers) {
+                    (_, 1) => "nats-server".to_owned(),
+                    (number, _) => format!("nats-server {}", number + 1),
+                };
+                check(name, &bus_record(instance, number))
+            }));
+        }
+        Err(failure) => checks.push(Check::bad(
+            "config.yml",
+            Verdict::Warning,
+            failure.to_string(),
+            "Correct it, then run `stolos up`.",
+        )),
+    }
+    checks
 }
 
 /// The host's memory.

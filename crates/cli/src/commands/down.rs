@@ -8,13 +8,11 @@ use stolos_base::process::Process;
 use stolos_base::{Instance, files};
 
 use crate::args::Down;
-use crate::commands::doctor;
+use crate::commands::{doctor, managers};
 use crate::failure::Failure;
 use crate::output;
 
-/// `stolosd` gives open requests five seconds and running steps ten.
-const STOLOSD_PATIENCE: Duration = Duration::from_secs(30);
-/// The others have nothing to finish.
+/// All but managers have nothing to finish.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `stolos down`
@@ -26,24 +24,16 @@ pub(crate) fn run(args: &Down) -> Result<(), Failure> {
     }
     doctor::refuse_failed(&doctor::host(&instance)[..1])?;
     // In the order of dependence: nobody may start again what is being ended.
-    stop(
-        &instance,
-        "stolosd",
-        &instance.run().join("stolosd.pid"),
-        STOLOSD_PATIENCE,
-    )?;
+    managers::end(&instance, managers::recorded(&instance)?, "")?;
     stop(
         &instance,
         "stolos-hostd",
         &instance.run().join("hostd.pid"),
         PATIENCE,
     )?;
-    stop(
-        &instance,
-        "nats-server",
-        &instance.nats().join("nats-server.pid.json"),
-        PATIENCE,
-    )?;
+    for record in managers::bus_records(&instance) {
+        stop(&instance, "nats-server", &record, PATIENCE)?;
+    }
     if instance.cpi_config().exists() {
         let verb = if args.purge { "destroy-all" } else { "stop-all" };
         output::note(if args.purge {

@@ -8,16 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 use stolos_api::director::Upload;
 use stolos_api::http::{Trust, client};
 use stolos_api::pks;
 use stolos_base::process::{Process, spawn_detached};
 use stolos_base::range::{self, HostNetwork};
-use stolos_base::{Class, Classify as _, Instance, Secret, files, poll};
+use stolos_base::{Class, Classify as _, Instance, ManagerFiles, Secret, files, poll};
+
 use stolos_build::{Builder, Cache, Event, Progress, Release, Seed, Stemcell};
 
 use super::down::sibling;
+use super::managers::{self, Managers, read_config};
 use super::{create, deployments, doctor, kubeconfigs, login};
 use crate::args::{Create, Credentials, Given, Going, Login, Person, Sso, Trusted, Up};
 use crate::failure::Failure;
@@ -197,7 +200,7 @@ async fn configure(instance: &Instance, built: &Built) -> Result<HostNetwork, Fa
         .map_err(|error| Failure::user(stolos_base::chain(&error)))?;
     let cpi = json!({
         "instance": instance,
-        "agent": {"mbus": [format!("nats://{}:4222", network.host())]},
+        "agent": {"mbus": Managers::configured(instance)?.bus_urls(&network)},
     });
     files::write_json(&instance.cpi_config(), &cpi, 0o600)
         .map_err(failed("write the CPI's configuration"))?;
@@ -241,17 +244,6 @@ fn write_config(instance: &Instance, programs: &Value) -> Result<(), Failure> {
     files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| failed(error.to_string()))
 }
 
-/// The operator's file, or an empty one.
-fn read_config(path: &Utf8Path) -> Result<Value, Failure> {
-    let failed =
-        |problem: String| Failure::user(format!("failed to read the configuration `{path}`: {problem}"));
-    match fs_err::read_to_string(path) {
-        Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(json!({})),
-        Err(error) => Err(failed(error.to_string())),
-    }
-}
-
 /// What clusters are made of, by Kubernetes version; `stolosd` reads it.
 fn artifacts_file(instance: &Instance) -> Utf8PathBuf {
     instance.root.join("artifacts.json")
@@ -290,36 +282,66 @@ async fn place_seed(instance: &Instance, seed: &Seed) -> Result<(), Failure> {
 /// Starts what does not run; a `stolosd` of an older build or with an older configuration is replaced, machines go on meanwhile.
 fn start(instance: &Instance) -> Result<(), Failure> {
     daemon(
-        instance,
         "stolos-hostd",
-        "hostd.pid",
+        &instance.run().join("hostd.pid"),
+        &instance.logs().join("stolos-hostd.log"),
         &["--config", instance.cpi_config().as_str()],
         &[],
     )?;
-    let arguments = [
-        "--instance",
-        instance.name.as_str(),
-        "--root",
-        instance.root.as_str(),
-    ];
+    let managers = Managers::configured(instance)?;
     let read = [instance.config_file(), artifacts_file(instance)];
-    daemon(instance, "stolosd", "stolosd.pid", &arguments, &read)
+    end_outdated(instance, &managers, &read)?;
+    for member in &managers.members {
+        let files = instance.manager(member.as_ref());
+        let mut arguments = vec![
+            "--instance",
+            instance.name.as_str(),
+            "--root",
+            instance.root.as_str(),
+        ];
+        if let Some(member) = member {
+            arguments.extend(["--member", member.as_str()]);
+        }
+        daemon("stolosd", &files.record, &files.log, &arguments, &read)?;
+    }
+    Ok(())
+}
+
+/// Ends managers that are not configured any more, of an older build or with an older configuration; all of them before the first new one
+/// starts, which may change the database in a way that they do not know.
+fn end_outdated(instance: &Instance, managers: &Managers, read: &[Utf8PathBuf]) -> Result<(), Failure> {
+    let path = sibling("stolosd")?;
+    let failed = |error: std::io::Error| Failure::ours(format!("failed to look at stolosd: {error}"));
+    let wanted: Vec<Utf8PathBuf> = managers
+        .members
+        .iter()
+        .map(|member| instance.manager(member.as_ref()).record)
+        .collect();
+    let mut outdated = Vec::new();
+    for (record, process) in managers::recorded(instance)? {
+        let is_current = wanted.contains(&record)
+            && runs(process.pid, &path)
+            && !any_newer(read, &record).map_err(failed)?;
+        if !is_current {
+            outdated.push((record, process));
+        }
+    }
+    managers::end(instance, outdated, " of an older build or configuration")
 }
 
 /// `read` are the files that it reads at its start, and only then.
 fn daemon(
-    instance: &Instance,
     program: &str,
-    record: &str,
+    record: &Utf8Path,
+    log: &Utf8Path,
     arguments: &[&str],
     read: &[Utf8PathBuf],
 ) -> Result<(), Failure> {
     let path = sibling(program)?;
     let failed = |error: std::io::Error| Failure::ours(format!("failed to start {program}: {error}"));
-    let record = instance.run().join(record);
-    if let Some(process) = Process::recorded(&record).map_err(failed)? {
+    if let Some(process) = Process::recorded(record).map_err(failed)? {
         let is_current = runs(process.pid, &path);
-        if is_current && !any_newer(read, &record).map_err(failed)? {
+        if is_current && !any_newer(read, record).map_err(failed)? {
             return Ok(());
         }
         let why = if is_current {
@@ -331,11 +353,10 @@ fn daemon(
         process.end(Duration::from_secs(30)).map_err(failed)?;
     }
     // What the former process left would look as if the new one, which has yet to write its own, had ended.
-    files::remove_if_there(&record).map_err(failed)?;
-    let log = instance.logs().join(format!("{program}.log"));
+    files::remove_if_there(record).map_err(failed)?;
     let mut command = Command::new(&path);
     command.args(arguments);
-    spawn_detached(&mut command, &log).map(drop).map_err(failed)
+    spawn_detached(&mut command, log).map(drop).map_err(failed)
 }
 
 /// Whether a process runs the file that is at this path now, and not one that was there before.
@@ -352,22 +373,14 @@ fn any_newer(read: &[Utf8PathBuf], record: &Utf8Path) -> std::io::Result<bool> {
 }
 
 async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failure> {
+    let managers = Managers::configured(instance)?;
+    // Each for itself: one that does not start would not be missed behind the common address.
+    let each = managers.members.iter().zip(managers.hosts(network));
+    try_join_all(each.map(|(member, host)| ready(instance, instance.manager(member.as_ref()), host))).await?;
     let host = network.host().to_string();
-    let base = format!("https://{host}:{}", pks::PORT);
-    let ready = poll::until("the API", Duration::from_millis(100), START_LIMIT, async || {
-        let ca = fs_err::read_to_string(instance.ca_file()).map_err(|error| error.to_string())?;
-        let http = client(&Trust::Authorities(ca), Some(Duration::from_secs(5)));
-        let http = http.map_err(|error| stolos_base::chain(&error))?;
-        pks::Client::new(&base, http, Secret::from(""))
-            .info()
-            .await
-            .map_err(|error| stolos_base::chain(&error))
-    });
-    tokio::select! {
-        ready = ready => drop(ready.map_err(|error| {
-            Failure::ours(error.to_string()).hint(format!("Its log is `{}/stolosd.log`.", instance.logs()))
-        })?),
-        why = ended(instance) => return Err(why),
+    if let Some(first @ Some(_)) = managers.members.first() {
+        // The common address leads to them as soon as `stolos-hostd` has seen one answer.
+        ready(instance, instance.manager(first.as_ref()), host.clone()).await?;
     }
     login::login(&Login {
         api: host,
@@ -387,22 +400,41 @@ async fn log_in(instance: &Instance, network: &HostNetwork) -> Result<(), Failur
     .await
 }
 
-/// Resolves when `stolosd` has ended instead of becoming ready.
-async fn ended(instance: &Instance) -> Failure {
-    let record = instance.run().join("stolosd.pid");
+/// Waits until a manager answers at an address.
+async fn ready(instance: &Instance, manager: ManagerFiles, host: String) -> Result<(), Failure> {
+    let base = format!("https://{host}:{}", pks::PORT);
+    let ready = poll::until("the API", Duration::from_millis(100), START_LIMIT, async || {
+        let ca = fs_err::read_to_string(instance.ca_file()).map_err(|error| error.to_string())?;
+        let http = client(&Trust::Authorities(ca), Some(Duration::from_secs(5)));
+        let http = http.map_err(|error| stolos_base::chain(&error))?;
+        pks::Client::new(&base, http, Secret::from(""))
+            .info()
+            .await
+            .map_err(|error| stolos_base::chain(&error))
+    });
+    tokio::select! {
+        ready = ready => ready.map(drop).map_err(|error| {
+            Failure::ours(error.to_string()).hint(format!("Its log is `{}`.", manager.log))
+        }),
+        why = ended(&manager) => Err(why),
+    }
+}
+
+/// Resolves when a manager has ended instead of becoming ready.
+async fn ended(manager: &ManagerFiles) -> Failure {
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let recorded: Option<Process> = files::read_json(&record).ok().flatten();
+        let recorded: Option<Process> = files::read_json(&manager.record).ok().flatten();
         if recorded.is_some_and(|process| !process.is_alive()) {
-            let log = instance.logs().join("stolosd.log");
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let text = std::fs::read_to_string(&manager.log).unwrap_or_default();
             let last = text.lines().last().unwrap_or_default();
             let why = serde_json::from_str::<Value>(last).ok();
             let why = why
                 .as_ref()
                 .and_then(|line| line["error"].as_str())
                 .unwrap_or(last);
-            return Failure::ours(format!("stolosd ended: {why}")).hint(format!("Its log is `{log}`."));
+            return Failure::ours(format!("stolosd ended: {why}"))
+                .hint(format!("Its log is `{}`.", manager.log));
         }
     }
 }

@@ -13,7 +13,7 @@ use stolos_base::{Class, Classify as _, chain};
 use stolos_flow::{
     Change, FlowInfo, FlowState, Graph, Interrupt, Kind, Step, StepContext, StepError, StepRef,
 };
-use stolos_store::Tx;
+use stolos_store::{Tx, lease};
 
 use crate::accept::Desk;
 use crate::db::{self, Whose};
@@ -101,9 +101,8 @@ async fn turn(
     cluster: ClusterId,
     is_canary: bool,
 ) -> Result<(), StepError> {
-    let task = UpgradeId::from(ctx.flow_id().as_uuid());
     let operation: OperationId = ctx.derive_id("operation");
-    note(desk, task, cluster, LastActionState::InProgress, None).await?;
+    note(desk, ctx, cluster, LastActionState::InProgress, None).await?;
     let result = match desk
         .begin_upgrade(operation, cluster, input.in_flight, &input.actor)
         .await
@@ -119,7 +118,7 @@ async fn turn(
     };
     note(
         desk,
-        task,
+        ctx,
         cluster,
         state,
         result.as_ref().err().map(String::as_str),
@@ -161,7 +160,7 @@ async fn ended(
 
 async fn note(
     desk: &Desk,
-    task: UpgradeId,
+    ctx: &StepContext,
     cluster: ClusterId,
     state: LastActionState,
     error: Option<&str>,
@@ -171,6 +170,10 @@ async fn note(
         .begin_background("note a cluster's upgrade")
         .await
         .map_err(Error::database("begin"))?;
+    lease::verify(&mut tx, ctx.fence())
+        .await
+        .map_err(Error::database("show the right to note the cluster's upgrade"))?;
+    let task = UpgradeId::from(ctx.flow_id().as_uuid());
     upgrades::set_turn(&mut tx, task, cluster, state, error).await?;
     tx.commit()
         .await

@@ -193,28 +193,28 @@ pub(crate) async fn request_cancel(tx: &mut Tx, id: i64) -> Result<()> {
     Ok(())
 }
 
-/// Writes how a task stands; part of the transaction in which its flow changes.
+/// Writes how a task stands; part of the transaction in which its flow changes. Gives its number, if there is such a task.
 pub(crate) async fn set_state(
     tx: &mut Tx,
     flow: FlowId,
     state: TaskState,
     result: Option<&str>,
-) -> Result<(), stolos_store::Error> {
+) -> Result<Option<i64>, stolos_store::Error> {
     let now = tx.now_millis();
     let ended = state.is_final().then_some(now);
     let started = (state == TaskState::Processing).then_some(now);
-    query(
+    let row = query(
         "UPDATE tasks SET state = $2, ended_at = $3, started_at = COALESCE(started_at, $4), result = COALESCE($5, result)
-         WHERE flow = $1",
+         WHERE flow = $1 RETURNING id",
     )
     .bind(flow.to_string())
     .bind(state.as_str())
     .bind(ended)
     .bind(started)
     .bind(result)
-    .execute(tx.conn())
+    .fetch_optional(tx.conn())
     .await?;
-    Ok(())
+    Ok(row.map(|row| row.try_get("id")).transpose()?)
 }
 
 /// Appends a piece of output at its offset; a piece that is there already is left alone.

@@ -35,6 +35,10 @@ use crate::tasks::Line;
 const PATIENT: Interrupt = Interrupt::Never;
 /// A large release on a slow disk.
 const LIMIT: Duration = Duration::from_secs(3600);
+/// Nobody pauses for so long in the middle of an upload: connections are given up before.
+const UPLOAD_AGE: Duration = Duration::from_secs(600);
+/// What the names of directories with unpacked uploads end with.
+const UNPACKED: &str = "unpacked";
 /// Blobs that nobody refers to are kept so long, because one may just be being recorded.
 const BLOB_AGE: Duration = Duration::from_secs(3600);
 
@@ -70,19 +74,9 @@ pub(crate) fn upload_path(app: &App, flow: FlowId) -> Utf8PathBuf {
     app.config.instance.uploads().join(format!("{flow}.tgz"))
 }
 
-/// Removes uploads of tasks that have ended or never began.
+/// Removes uploads of tasks that have ended or never began, once nobody writes to them any more.
 pub(crate) async fn remove_stale_uploads(app: &App) -> Result<()> {
-    let directory = app.config.instance.uploads();
-    let failed = |source| Error::File {
-        action: "list",
-        path: directory.clone(),
-        source,
-    };
-    if !directory.exists() {
-        return Ok(());
-    }
-    for entry in directory.read_dir_utf8().map_err(failed)? {
-        let path = entry.map_err(failed)?.into_path();
+    for path in uploads(app)? {
         let name = path.file_name().unwrap_or_default();
         let flow = name
             .split('.')
@@ -94,7 +88,8 @@ pub(crate) async fn remove_stale_uploads(app: &App) -> Result<()> {
                 .is_some_and(|task| !task.state.is_final()),
             None => false,
         };
-        if !needed {
+        // Another process may be receiving one whose task begins with its last byte.
+        if !needed && is_left(&path) {
             remove(&path)?;
         }
     }
@@ -166,7 +161,7 @@ where
     F: Future<Output = Result<()>> + Send + 'static,
 {
     let made = async {
-        app.tasks.open(flow).await?;
+        super::open(app, flow).await?;
         let work = Arc::new(Work {
             app: app.clone(),
             flow,
@@ -176,7 +171,7 @@ where
         let take: Step<()> = step(&work, "Take in".to_owned(), take);
         let take = graph.add(take.interrupt(PATIENT).deadline(LIMIT));
         let clean = step(&work, "Remove upload".to_owned(), |attempt| async move {
-            remove(&scratch(&attempt.app, attempt.flow))?;
+            remove_scratch(&attempt.app, attempt.flow)?;
             if attempt.what.ours {
                 remove(&attempt.what.path)?;
             }
@@ -189,9 +184,46 @@ where
     made.await.map_err(|error| app.tasks.step_error(flow, &error))
 }
 
-/// Where a task unpacks; emptied at the beginning of each attempt.
-fn scratch(app: &App, flow: FlowId) -> Utf8PathBuf {
-    app.config.instance.uploads().join(format!("{flow}.unpacked"))
+/// Where a task unpacks; emptied at the beginning of each attempt. Another place for each process that takes the task up: one that
+/// was overtaken may still be unpacking.
+fn scratch(attempt: &Attempt<Upload>) -> Utf8PathBuf {
+    let name = format!("{}.{}.{UNPACKED}", attempt.flow, attempt.ctx.fence().number);
+    attempt.app.config.instance.uploads().join(name)
+}
+
+/// Removes what all processes have unpacked for a task.
+fn remove_scratch(app: &App, flow: FlowId) -> Result<()> {
+    let prefix = format!("{flow}.");
+    for path in uploads(app)? {
+        let name = path.file_name().unwrap_or_default();
+        if name.starts_with(&prefix) && name.ends_with(UNPACKED) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything in the directory of uploads.
+fn uploads(app: &App) -> Result<Vec<Utf8PathBuf>> {
+    let directory = app.config.instance.uploads();
+    let failed = |source| Error::File {
+        action: "list",
+        path: directory.clone(),
+        source,
+    };
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = directory.read_dir_utf8().map_err(failed)?;
+    entries
+        .map(|entry| entry.map(|entry| entry.into_path()).map_err(failed))
+        .collect()
+}
+
+/// Whether nobody has written to it for a while; what is gone was somebody else's to remove.
+fn is_left(path: &Utf8Path) -> bool {
+    let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > UPLOAD_AGE))
 }
 
 async fn check_digest(upload: &Upload, code: u32) -> Result<()> {
@@ -238,7 +270,7 @@ async fn take_release(attempt: &Attempt<Upload>) -> Result<()> {
         return Ok(());
     }
     attempt.status("extracting");
-    let directory = scratch(app, attempt.flow);
+    let directory = scratch(attempt);
     let extracted = {
         let (archive, directory) = (archive.clone(), directory.clone());
         blocking(move || {
@@ -526,7 +558,7 @@ async fn take_stemcell(attempt: &Attempt<Upload>) -> Result<()> {
         });
     }
     attempt.status("extracting the image");
-    let directory = scratch(app, attempt.flow);
+    let directory = scratch(attempt);
     let image = directory.join("image");
     let received = {
         let image = image.clone();
@@ -567,7 +599,7 @@ impl Kind for DeleteArtifact {
 
     async fn graph(&self, flow: &FlowInfo, input: Artifact) -> Result<Graph, StepError> {
         let made = async {
-            self.0.tasks.open(flow.id).await?;
+            super::open(&self.0, flow.id).await?;
             let work = Arc::new(Work {
                 app: self.0.clone(),
                 flow: flow.id,

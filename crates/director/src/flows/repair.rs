@@ -59,7 +59,7 @@ impl Kind for Repair {
 impl Repair {
     async fn made(&self, flow: FlowId, request: &Request) -> Result<Graph> {
         let app = &self.0;
-        app.tasks.open(flow).await?;
+        super::open(app, flow).await?;
         let kept = match deployments::plan(&app.db, flow).await? {
             Some(body) => Some(from_json("body", &body)?),
             None => {

@@ -40,7 +40,7 @@ impl Kind for InstanceStates {
 
     async fn graph(&self, flow: &FlowInfo, input: Request) -> Result<Graph, StepError> {
         let made = async {
-            self.0.tasks.open(flow.id).await?;
+            super::open(&self.0, flow.id).await?;
             let work = Arc::new(Work {
                 app: self.0.clone(),
                 flow: flow.id,

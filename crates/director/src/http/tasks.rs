@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 const LIST_LIMIT: u32 = 1000;
 /// The most output in one answer; clients ask again from where it ends.
 const OUTPUT_LIMIT: usize = 8 * 1024 * 1024;
+/// How long who waits for output does not look: what another process signals may get lost.
+const UNHEARD: Duration = Duration::from_secs(2);
 /// What `verbose=1` shows.
 const SHOWN: &[&str] = &[
     "delete_deployment",
@@ -142,6 +144,7 @@ async fn output(
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { return Ok((state, bytes)) },
+            () = tokio::time::sleep(UNHEARD) => {}
             () = tokio::time::sleep_until(deadline) => return Ok((state, bytes)),
         }
     }

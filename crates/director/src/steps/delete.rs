@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::db::deployments as rows;
 use crate::db::{begin_fenced, from_json, inventory, to_json};
 use crate::error::{Error, Result};
+use crate::flows::fence;
 use crate::plan::{MachineRef, State};
 use crate::prepare::{LeftDisk, LeftVm, Leftovers, leftovers};
 use crate::tasks::Line;
@@ -96,7 +97,8 @@ pub(crate) async fn doomed(app: &App, flow: FlowId, request: &Request) -> Result
             .collect(),
     };
     let body = to_json(&doomed)?;
-    let mut tx = app.db.begin("keep a list of what goes").await?;
+    let fence = fence(app, flow).await?;
+    let mut tx = begin_fenced(&app.db, "keep a list of what goes", &fence).await?;
     rows::insert_plan(&mut tx, flow, &request.deployment, 0, &body).await?;
     tx.commit().await?;
     match rows::plan(&app.db, flow).await? {

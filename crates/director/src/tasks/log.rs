@@ -267,7 +267,7 @@ pub(crate) fn debug_text(what: &EventKind) -> Option<String> {
         EventKind::StepCanceled { step, .. } => format!("{step}: cancelled"),
         EventKind::CancelRequested => "somebody asked to cancel".to_owned(),
         EventKind::Waiting { on } => format!("waiting for {on}"),
-        EventKind::FlowEnded { .. } => return None,
+        EventKind::FlowEnded { .. } | EventKind::FlowLost => return None,
     })
 }
 

@@ -182,6 +182,7 @@ impl World {
 
     pub(crate) fn server_config(&self) -> server::Config {
         server::Config {
+            name: "stolos".to_owned(),
             program: self.program.clone(),
             directory: self.directory.path().join("nats"),
             log: self.directory.path().join("nats.log"),
@@ -189,7 +190,37 @@ impl World {
             identity: self.identity.clone(),
             client_ca: self.ca.certificate().to_owned(),
             keys: self.keys.public().expect("public keys"),
+            cluster: None,
         }
+    }
+
+    /// Configurations of servers that make a cluster. Their directories are `nats`, `nats-2`, ….
+    pub(crate) fn cluster(&self, servers: usize) -> Vec<server::Config> {
+        // All at once, so that no two are the same.
+        let ports: Vec<std::net::TcpListener> = (0..2 * servers)
+            .map(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"))
+            .collect();
+        let address = |n: usize| ports[n].local_addr().expect("an address");
+        let ca = authority();
+        (0..servers)
+            .map(|n| {
+                let leaf = server::route_leaf(Ipv4Addr::LOCALHOST.into());
+                let others = (0..servers).filter(|other| *other != n);
+                server::Config {
+                    name: format!("stolos-{}", n + 1),
+                    directory: self.directory.path().join(server_directory(n)),
+                    log: self.directory.path().join(format!("nats-{}.log", n + 1)),
+                    listen: address(n),
+                    cluster: Some(server::Cluster {
+                        listen: address(servers + n),
+                        others: others.map(|other| address(servers + other)).collect(),
+                        identity: ca.issue(&leaf, Timestamp::now()).expect("a certificate"),
+                        ca: ca.certificate().to_owned(),
+                    }),
+                    ..self.server_config()
+                }
+            })
+            .collect()
     }
 
     /// Starts the server; the next start takes the same port.
@@ -247,10 +278,20 @@ impl World {
 /// The server outlives its owner on purpose; a test that fails must not leave it behind.
 impl Drop for World {
     fn drop(&mut self) {
-        let record = self.directory.path().join("nats/nats-server.pid.json");
-        if let Ok(Some(process)) = Process::recorded(&record) {
-            let _ = process.end(Duration::from_secs(5));
+        for n in 0..3 {
+            let record = self.directory.path().join(server_directory(n));
+            if let Ok(Some(process)) = Process::recorded(&record.join("nats-server.pid.json")) {
+                let _ = process.end(Duration::from_secs(5));
+            }
         }
+    }
+}
+
+fn server_directory(n: usize) -> String {
+    if n == 0 {
+        "nats".to_owned()
+    } else {
+        format!("nats-{}", n + 1)
     }
 }
 

@@ -23,16 +23,14 @@ pub(super) struct Built {
     pub(super) stemcell: Utf8PathBuf,
 }
 
-impl Built {
-    /// As a cluster's manifest names it.
-    pub(super) fn artifacts(&self) -> Artifacts {
-        Artifacts {
-            release: RELEASE.to_owned(),
-            release_version: version(),
-            stemcell_os: STEMCELL.to_owned(),
-            stemcell_version: STEMCELL_VERSION.to_owned(),
-            image_seed: String::new(),
-        }
+/// What is built, as a cluster's manifest names it.
+pub(super) fn artifacts() -> Artifacts {
+    Artifacts {
+        release: RELEASE.to_owned(),
+        release_version: version(),
+        stemcell_os: STEMCELL.to_owned(),
+        stemcell_version: STEMCELL_VERSION.to_owned(),
+        image_seed: String::new(),
     }
 }
 
