@@ -45,7 +45,7 @@ pub async fn run(config: &Utf8Path) -> anyhow::Result<()> {
     host.prepare().context("failed to prepare the host")?;
     let state = Arc::new(state::State::open(&instance.hostd())?);
     let addresses = virtual_addresses::Service::start(host.clone(), state).await?;
-    let machines = machines::Service::new(host, Clock::system());
+    let machines = machines::Service::new(host, addresses.clone(), Clock::system());
     let stop = CancellationToken::new();
     let socket = instance.hostd_socket();
     stolos_base::files::remove_if_there(&socket)?;

@@ -14,6 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::virtual_addresses;
+
 /// How often the CPI's mark is looked at: one `stat`, so idling costs nothing.
 const LOOK: Duration = Duration::from_millis(500);
 /// The CPI may have been killed before it left its mark.
@@ -33,6 +35,7 @@ pub(crate) struct Service(Arc<Inner>);
 
 struct Inner {
     host: Host,
+    addresses: virtual_addresses::Service,
     clock: Clock,
     look: Notify,
     known: Mutex<Known>,
@@ -58,9 +61,10 @@ struct Entry {
 }
 
 impl Service {
-    pub(crate) fn new(host: Host, clock: Clock) -> Self {
+    pub(crate) fn new(host: Host, addresses: virtual_addresses::Service, clock: Clock) -> Self {
         Self(Arc::new(Inner {
             host,
+            addresses,
             clock,
             look: Notify::new(),
             known: Mutex::default(),
@@ -210,7 +214,22 @@ impl Service {
             }
         }
         self.tell(cid, "exited", format!("process {pid}"));
-        self.0.look.notify_one();
+        let links = match self.0.host.machine(cid) {
+            Ok(machine) => machine.map(|machine| machine.links).unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%cid, error = %chain(&error), "the addresses of a machine that ended are not known");
+                Vec::new()
+            }
+        };
+        let service = self.clone();
+        task::spawn(Kind::Job, format!("end of {cid}"), async move {
+            for link in links {
+                service.0.addresses.ended(link.address).await;
+            }
+            // Not before nobody is sent to it any more.
+            service.0.look.notify_one();
+            Ok::<(), std::convert::Infallible>(())
+        });
     }
 
     async fn restore(&self, cid: &VmCid) {

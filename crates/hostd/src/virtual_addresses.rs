@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use stolos_base::chain;
@@ -27,8 +27,14 @@ const PROBE: Duration = Duration::from_millis(250);
 const PROBE_NEW: Duration = Duration::from_millis(50);
 /// How long a probe may take. A master under load is slow, not dead.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// How long it may take while others answer: new connections are better off with those, and within a second.
+const IMPATIENT_LIMIT: Duration = Duration::from_millis(350);
 /// So many probes in a row have to fail.
 const FAILURES: u32 = 3;
+/// So many while others answer.
+const IMPATIENT_FAILURES: u32 = 2;
+/// Connections to a backend that is only silent are ended after this time: it may be slow, and they may go on.
+const CUT_AFTER: Duration = Duration::from_secs(3);
 
 /// The addresses. Cheap to clone.
 #[derive(Clone)]
@@ -77,6 +83,15 @@ impl From<&Managers> for Balanced {
                 .collect(),
         }
     }
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Answer,
+    /// Nobody listens, or who does is not ready.
+    Refusal,
+    Silence,
 }
 
 /// Why a request was refused or failed.
@@ -322,42 +337,95 @@ impl Service {
         let tls = stolos_base::tls::client_without_verification().map_err(|error| chain(&error))?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
-            .timeout(PROBE_LIMIT)
             .no_proxy();
         let client = client.build().map_err(|error| chain(&error))?;
         let url = format!("https://{backend}/readyz");
         let mut failures = 0;
         let mut ever = false;
+        let mut silent_since = None;
         loop {
-            let answered = match client.get(&url).send().await {
-                // Not allowed to ask is an answer; not ready is not.
-                Ok(response) => !response.status().is_server_error(),
-                Err(_) => false,
+            let others = self.others_answer(address, backend);
+            let (limit, most) = if others {
+                (IMPATIENT_LIMIT, IMPATIENT_FAILURES)
+            } else {
+                (PROBE_LIMIT, FAILURES)
             };
-            failures = if answered { 0 } else { failures + 1 };
-            ever |= answered;
-            if answered || failures >= FAILURES {
-                self.set_alive(address, backend, answered).await;
+            let begun = Instant::now();
+            let found = match client.get(&url).timeout(limit).send().await {
+                // Not allowed to ask is an answer; not ready is not.
+                Ok(response) if !response.status().is_server_error() => Found::Answer,
+                Ok(_) => Found::Refusal,
+                Err(error) if error.is_timeout() => Found::Silence,
+                Err(_) => Found::Refusal,
+            };
+            failures = if found == Found::Answer { 0 } else { failures + 1 };
+            ever |= found == Found::Answer;
+            match found {
+                Found::Answer => {
+                    silent_since = None;
+                    self.set_alive(address, backend, true).await;
+                }
+                Found::Refusal if failures >= most => {
+                    silent_since = None;
+                    if self.set_alive(address, backend, false).await {
+                        cut(address, backend).await;
+                    }
+                }
+                Found::Silence if failures >= most => {
+                    self.set_alive(address, backend, false).await;
+                    let since = *silent_since.get_or_insert(begun);
+                    if since.elapsed() > CUT_AFTER && since.elapsed() < CUT_AFTER + PROBE_LIMIT + PROBE {
+                        cut(address, backend).await;
+                    }
+                }
+                Found::Refusal | Found::Silence => {}
             }
             tokio::time::sleep(if ever { PROBE } else { PROBE_NEW }).await;
         }
     }
 
-    async fn set_alive(&self, address: Ipv4Addr, backend: SocketAddrV4, alive: bool) {
+    /// Whether another backend of the address answers.
+    fn others_answer(&self, address: Ipv4Addr, backend: SocketAddrV4) -> bool {
+        let live = self.live();
+        let alive = live.get(&address).map(|live| &live.alive);
+        alive.is_some_and(|alive| alive.iter().any(|(other, alive)| *other != backend && *alive))
+    }
+
+    /// A machine has ended: nothing goes to its address any more until it answers again, and what went there is told so.
+    pub(crate) async fn ended(&self, machine: Ipv4Addr) {
+        let concerned: Vec<(Ipv4Addr, SocketAddrV4)> = {
+            let live = self.live();
+            let of = |(address, live): (&Ipv4Addr, &Live)| {
+                let backends = live
+                    .wanted
+                    .backends
+                    .iter()
+                    .filter(|backend| *backend.ip() == machine);
+                backends.map(|backend| (*address, *backend)).collect::<Vec<_>>()
+            };
+            live.iter().flat_map(of).collect()
+        };
+        for (address, backend) in concerned {
+            // The only one there is is used, alive or not.
+            if self.others_answer(address, backend) && self.set_alive(address, backend, false).await {
+                cut(address, backend).await;
+            }
+        }
+    }
+
+    /// Notes whether a backend answers; whether that is news.
+    async fn set_alive(&self, address: Ipv4Addr, backend: SocketAddrV4, alive: bool) -> bool {
         let changed = self
             .live()
             .get_mut(&address)
             .is_some_and(|live| live.alive.insert(backend, alive) != Some(alive));
-        if !changed {
-            return;
+        if changed {
+            tracing::info!(%address, %backend, alive, "backend");
+            if let Err(error) = self.program().await {
+                tracing::error!(%error, "failed to program virtual addresses");
+            }
         }
-        tracing::info!(%address, %backend, alive, "backend");
-        if let Err(error) = self.program().await {
-            tracing::error!(%error, "failed to program virtual addresses");
-        }
-        if !alive {
-            cut(address, backend).await;
-        }
+        changed
     }
 
     /// Writes all rules in one transaction.

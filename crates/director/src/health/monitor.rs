@@ -701,7 +701,7 @@ fn count(repairs: &[RepairRow], instance: InstanceId) -> u32 {
 fn too_soon(repairs: &[RepairRow], instance: InstanceId, now: i64) -> bool {
     let of = || repairs.iter().filter(|repair| repair.instance == instance);
     let pause = FIRST_RETRY_MILLIS << of().count().saturating_sub(1).min(6);
-    of().last().is_some_and(|last| now - last.created_at < pause)
+    of().next_back().is_some_and(|last| now - last.created_at < pause)
 }
 
 /// Reasons that differ in numbers only are one.
