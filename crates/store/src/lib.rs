@@ -1,7 +1,7 @@
 //! The database of a service: SQLite or PostgreSQL behind one [`Db`].
 //!
 //! Owns: opening, migrations with a backup before them, named transactions, leases with fencing numbers, sequences,
-//! the errors that a database gives, and the harness that runs a service's database tests on both engines
+//! dumps that either engine takes ([`dump`](mod@dump)), the errors that a database gives, and the harness that runs a service's database tests on both engines
 //! ([`testing`]). Never does: knowing any service's tables, or a transaction across services.
 //!
 //! Invariants:
@@ -45,8 +45,10 @@
 //! ```
 
 mod db;
+pub mod dump;
 mod error;
 pub mod lease;
+pub mod restored;
 mod schema;
 pub mod sequence;
 pub mod testing;
