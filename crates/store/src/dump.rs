@@ -311,7 +311,9 @@ pub enum Life {
 /// Makes the database of the schema's service from a dump; gives what the dump held.
 ///
 /// Guarantees: what was loaded is read back and compared with the dump before it counts. The database of a program that
-/// was older is migrated as far as this one. After an error or a crash the database has no table.
+/// was older is migrated as far as this one. After an error or a crash the database has no table, or is whole.
+/// `about_to` is told the digest ([`Contents::digest`]) of what the database will hold right before that is committed: with
+/// it, [`occupied`] tells what this call has left when the process died before it could say so.
 ///
 /// # Errors
 /// [`Error::NotEmpty`], [`Error::Newer`], [`Error::MigrationChanged`], [`Error::Dump`], [`Error::Differs`], and those of
@@ -321,6 +323,7 @@ pub async fn restore(
     schema: &'static Schema,
     clock: Clock,
     life: &Life,
+    about_to: impl FnOnce(&str) -> io::Result<()> + Send,
     input: &mut (impl AsyncBufRead + Unpin + Send),
 ) -> Result<Contents> {
     let (lines, head) = Lines::begin(input).await?;
@@ -346,13 +349,21 @@ pub async fn restore(
         .collect();
     schema.pending(&applied)?;
     let db = Db::connect(url, schema, clock).await?;
-    let result = load(&db, url, schema, &applied, life, lines, head).await;
+    let result = async {
+        let mut tx = db.begin("restore a dump").await?;
+        let contents = load(&mut tx, url, schema, &applied, life, lines, head).await?;
+        let held = write(tx.conn(), db.engine(), schema.name, &mut tokio::io::sink()).await?;
+        about_to(&held.digest).map_err(stream("note", schema.name))?;
+        tx.commit().await?;
+        Ok(contents)
+    };
+    let result = result.await;
     db.close().await;
     result
 }
 
 async fn load(
-    db: &Db,
+    tx: &mut Tx,
     url: &DatabaseUrl,
     schema: &'static Schema,
     applied: &schema::Applied,
@@ -360,8 +371,7 @@ async fn load(
     mut lines: Lines<'_, impl AsyncBufRead + Unpin + Send>,
     head: Head,
 ) -> Result<Contents> {
-    let engine = db.engine();
-    let mut tx = db.begin("restore a dump").await?;
+    let engine = tx.engine();
     if let Some(table) = catalogue::tables(tx.conn(), engine, schema.name).await?.pop() {
         return Err(Error::NotEmpty {
             database: schema.name,
@@ -373,7 +383,7 @@ async fn load(
     for part in schema.parts() {
         for migration in part.migrations {
             if applied.contains_key(&(part.name.to_owned(), migration.number)) {
-                schema::run(&mut tx, part, migration).await?;
+                schema::run(tx, part, migration).await?;
             }
         }
     }
@@ -398,20 +408,19 @@ async fn load(
                 head.table
             )));
         };
-        tables.push(load_table(&mut tx, table, &mut lines, head).await?);
+        tables.push(load_table(tx, table, &mut lines, head).await?);
     }
     let contents = lines.end(head, tables).await?;
     let again = write(tx.conn(), engine, schema.name, &mut tokio::io::sink()).await?;
     compare(schema.name, &contents, &again)?;
-    schema::apply_in(&mut tx, schema).await?;
+    schema::apply_in(tx, schema).await?;
     if let Life::New(restored) = life {
         // Nobody of the old life works on this database; the numbers stay, since they only grow.
         sqlx::query("UPDATE store_leases SET holder = '', expires_at = 0")
             .execute(tx.conn())
             .await?;
-        restored::note(&mut tx, restored).await?;
+        restored::note(tx, restored).await?;
     }
-    tx.commit().await?;
     Ok(contents)
 }
 

@@ -148,7 +148,7 @@ pub enum Error {
     /// The bytes of a dump could not be written or read.
     #[error("failed to {action} the dump of database `{database}`")]
     Stream {
-        /// `write` or `read`.
+        /// `write`, `read` or `note`.
         action: &'static str,
         /// The service's schema name.
         database: String,

@@ -126,7 +126,15 @@ async fn dumped(db: &Db) -> (Vec<u8>, Contents) {
 }
 
 async fn restored_into(place: &Place, bytes: &[u8]) -> Result<Contents, Error> {
-    dump::restore(place.url(), &OLD, Clock::system(), &Life::Same, &mut &*bytes).await
+    dump::restore(
+        place.url(),
+        &OLD,
+        Clock::system(),
+        &Life::Same,
+        |_| Ok(()),
+        &mut &*bytes,
+    )
+    .await
 }
 
 async fn postgres() -> Option<Place> {
@@ -236,9 +244,16 @@ async fn an_older_dump_is_migrated_and_a_newer_one_refused() {
         let source = Place::sqlite();
         fill(&source.open(&OLD).await, &shelves(10)).await;
         let (bytes, _) = dumped(&source.open(&OLD).await).await;
-        let contents = dump::restore(place.url(), &NEW, Clock::system(), &Life::Same, &mut &*bytes)
-            .await
-            .unwrap();
+        let contents = dump::restore(
+            place.url(),
+            &NEW,
+            Clock::system(),
+            &Life::Same,
+            |_| Ok(()),
+            &mut &*bytes,
+        )
+        .await
+        .unwrap();
         assert_eq!(
             contents
                 .tables
@@ -377,15 +392,25 @@ async fn a_new_life_holds_no_lease_and_knows_what_happened() {
             backup: "b".to_owned(),
             taken_at: 10,
         };
+        let mut noted = String::new();
         dump::restore(
             place.url(),
             &OLD,
             Clock::system(),
             &Life::New(mark.clone()),
+            |digest| {
+                noted = digest.to_owned();
+                Ok(())
+            },
             &mut &*bytes,
         )
         .await
         .unwrap();
+        let left = dump::occupied(place.url(), &OLD, Clock::system(), Some(&noted)).await;
+        assert!(
+            matches!(left.unwrap(), Occupied::Leftover(_)),
+            "nobody has used it yet"
+        );
         let db = place.open(&OLD).await;
         assert_eq!(restored::last(&db).await.unwrap(), Some(mark));
         let mut tx = db.begin("take").await.unwrap();
