@@ -194,9 +194,7 @@ async fn write_table(
             let mut cells = Vec::with_capacity(table.columns.len());
             for (at, column) in table.columns.iter().enumerate() {
                 let value = |source| Error::Value {
-                    table: table.name.clone(),
-                    row: rows,
-                    column: column.name.clone(),
+                    place: format!("column `{}` of row {rows} of table `{}`", column.name, table.name),
                     expected: match column.kind {
                         Kind::Text => "text",
                         Kind::Bigint => "number",

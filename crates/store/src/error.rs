@@ -168,14 +168,10 @@ pub enum Error {
     #[error("the database cannot be dumped: {0}")]
     Undumpable(String),
     /// What a column holds cannot be dumped.
-    #[error("row {row} of table `{table}` cannot be dumped: column `{column}` holds what is no {expected}")]
+    #[error("{place} cannot be dumped: it holds what is no {expected}")]
     Value {
-        /// The table.
-        table: String,
-        /// From 1, in the order of the dump.
-        row: u64,
-        /// The column.
-        column: String,
+        /// Row, column and table.
+        place: String,
         /// What it should hold.
         expected: &'static str,
         /// The cause.

@@ -49,6 +49,29 @@ pub async fn last(db: &Db) -> Result<Option<Restored>> {
     .transpose()
 }
 
+/// Why what began at `began` (milliseconds since the Unix epoch) must not go on, if it must not: the database was restored
+/// since, so what is known of it is older than what became of it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn refusal(db: &Db, began: i64) -> Result<Option<String>> {
+    let last = last(db).await?.filter(|restored| began <= restored.at);
+    Ok(last.map(|restored| {
+        let taken = jiff_text(restored.taken_at);
+        format!(
+            "it was under way when backup {} was taken ({taken}); the installation was restored from that, and nobody knows how far it \
+             had come. Look how things are, and ask for it again",
+            restored.backup
+        )
+    }))
+}
+
+fn jiff_text(millis: i64) -> String {
+    jiff::Timestamp::from_millisecond(millis)
+        .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        .unwrap_or_default()
+}
+
 /// Notes that the database was restored.
 pub(crate) async fn note(tx: &mut Tx, restored: &Restored) -> Result<()> {
     sqlx::query(
