@@ -92,6 +92,9 @@ pub enum Error {
     /// A blob of the installation is not what its name says; what it was is in no backup.
     #[error("blob `{0}` of the installation is damaged")]
     Blob(String),
+    /// The program that took the backup had more services.
+    #[error("the backup has a database `{0}` that this program does not know: it is newer than the program")]
+    Newer(String),
     /// A bug of ours.
     #[error("{0}")]
     Bug(String),
@@ -125,7 +128,7 @@ impl Classify for Error {
             Self::Objects(error) => error.class(),
             Self::Database { source, .. } => source.class(),
             Self::NoBackup { .. } => Class::NotFound,
-            Self::Key { .. } | Self::OtherKey { .. } => Class::User,
+            Self::Key { .. } | Self::OtherKey { .. } | Self::Newer(_) => Class::User,
             Self::OtherInstallation { .. } | Self::NotEmpty { .. } => Class::Conflict,
             Self::Damaged { .. } | Self::File { .. } | Self::Blob(_) | Self::Bug(_) => Class::Internal,
         }

@@ -34,6 +34,9 @@ pub struct Config {
     /// When machines count as dead, and when that is too much to be believed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub resurrection: Resurrection,
+    /// Where backups go, and when they are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<crate::backup::Settings>,
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).

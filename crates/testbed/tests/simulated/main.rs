@@ -1,4 +1,5 @@
 //! What is about many clusters, or about every word of the command line: on simulated machines.
 
 mod fairness;
+mod restore;
 mod transcripts;
