@@ -383,6 +383,24 @@ pub struct Deployment {
     pub manifest: Option<String>,
 }
 
+/// Ours, an element of `GET /unknown_machines`: a machine whose agent is heard of, that the director's database does not know and that
+/// cannot take anybody's place. It is never deleted by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownMachine {
+    /// Its agent.
+    pub agent_id: String,
+    /// The CPI's id of it, as far as it was looked for.
+    pub vm_cid: Option<String>,
+    /// What it says it belongs to.
+    pub deployment: String,
+    /// Its instance group.
+    pub job: Option<String>,
+    /// The instance's id.
+    pub id: String,
+    /// Why it cannot be adopted.
+    pub reason: String,
+}
+
 /// An element of `GET /deployments/N/vms` and `/instances`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSummary {

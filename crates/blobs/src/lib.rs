@@ -1,8 +1,9 @@
 //! Content-addressed blobs in a directory, and signed URLs for them.
 //!
 //! Owns: a directory of files named by the SHA-256 of their bytes, uploads under names that others choose, sealing of
-//! blobs that hold secrets, garbage collection, and the HTTP router of signed URLs (BOSH's shape). Never does: knowing
-//! what a blob is for, who may read it (whoever signs decides), or talking to another blob store.
+//! blobs that hold secrets, garbage collection, the HTTP router of signed URLs (BOSH's shape), and the seam to places
+//! for named objects ([`objects`]: a directory, or an S3-compatible store). Never does: knowing what a blob is for or who
+//! may read it (whoever signs decides).
 //!
 //! Invariants:
 //! - A file under its final name is whole and on disk; one that was interrupted exists only under `tmp/`.
@@ -14,6 +15,7 @@
 
 mod error;
 pub mod id;
+pub mod objects;
 mod read;
 mod seal;
 pub mod signed;

@@ -94,6 +94,16 @@ impl Blobs {
         })))
     }
 
+    /// A look at a store that another process owns: for reading only. Where there is no directory, there is no blob.
+    #[must_use]
+    pub fn look(root: impl Into<Utf8PathBuf>) -> Self {
+        Self(Arc::new(Inner {
+            root: root.into(),
+            options: Options::default(),
+            names: Mutex::default(),
+        }))
+    }
+
     /// The directory of the store.
     #[must_use]
     pub fn root(&self) -> &Utf8Path {
@@ -223,9 +233,23 @@ impl Blobs {
     /// # Errors
     /// Those of the file system.
     pub fn list(&self) -> Result<Vec<Stored>> {
+        self.list_of(None)
+    }
+
+    /// The same without those that are sealed.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn list_plain(&self) -> Result<Vec<Stored>> {
+        self.list_of(Some(Form::Plain))
+    }
+
+    fn list_of(&self, only: Option<Form>) -> Result<Vec<Stored>> {
         let mut all = Vec::new();
-        self.each(|stored, _, _| {
-            all.push(stored);
+        self.each(|stored, _, form| {
+            if only.is_none_or(|only| only == form) {
+                all.push(stored);
+            }
             Ok(())
         })?;
         Ok(all)

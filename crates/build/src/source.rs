@@ -312,6 +312,7 @@ mod tests {
             "coredns",
             "metrics-server",
             "nats-server",
+            "versitygw",
         ] {
             assert!(programs.contains(&program), "{program} in {programs:?}");
         }

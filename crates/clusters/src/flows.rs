@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use stolos_api::pks::{LastAction, LastActionState, OperationState};
 use stolos_base::ids::{ClusterId, FlowId, OperationId, UpgradeId};
 use stolos_base::{Class, Classify, chain};
-use stolos_flow::{Change, FlowState, NewFlow, StepContext, StepError};
+use stolos_flow::{Change, FlowInfo, FlowState, NewFlow, StepContext, StepError};
 use stolos_store::{Db, Tx};
 
 pub(crate) use change::{Update, Upgrade};
@@ -83,6 +83,22 @@ pub(crate) fn flow_of(operation: &OperationRow, input: &Input) -> NewFlow {
 /// The flow of a task, which has its id too.
 pub(crate) fn task_of(id: UpgradeId, input: &TaskInput) -> NewFlow {
     NewFlow::new::<UpgradeClusters>(id.to_string(), input).id(FlowId::from(id.as_uuid()))
+}
+
+/// Ends a flow that began before the installation was restored from a backup: its steps may be long done, and undone. What is wanted
+/// is asked for anew; an update brings what a create left to its end.
+async fn refuse_old_life(db: &Db, flow: &FlowInfo) -> Result<(), StepError> {
+    let refusal = stolos_store::restored::refusal(db, flow.created_at).await;
+    let failed = |error: stolos_store::Error| StepError {
+        message: chain(&error),
+        class: error.class(),
+        retryable: error.retryable(),
+        hints: error.hints(),
+    };
+    match refusal.map_err(failed)? {
+        Some(reason) => Err(StepError::fatal(Class::Conflict, reason)),
+        None => Ok(()),
+    }
 }
 
 /// A flow's id is its operation's, and its subject is the cluster's id.

@@ -12,6 +12,7 @@ use stolos_release::RenderedInstance;
 use stolos_store::Db;
 use tokio::sync::SetOnce;
 
+use crate::adopt::Adoption;
 use crate::cloud::CloudConfigs;
 use crate::deps::{AgentTrust, Config, Deps, Variables};
 use crate::error::Result;
@@ -40,6 +41,8 @@ pub(crate) struct App {
     pub(crate) tasks: Tasks,
     pub(crate) states: States,
     pub(crate) health: Health,
+    /// Machines that are newer than the database.
+    pub(crate) adoption: Adoption,
     /// Digest of what machines are told about the director.
     pub(crate) settings_digest: String,
     /// Set right after the flows were started with what they need of this.
@@ -73,6 +76,7 @@ impl App {
             tasks,
             states,
             health,
+            adoption: Adoption::default(),
             config,
             flows: SetOnce::new(),
             rendered: Mutex::default(),

@@ -5,6 +5,7 @@
 //! process that has lost a flow cannot write for it any more. Never holds a secret: manifests, plans and specs name
 //! variables; their values stay with whoever keeps credentials.
 
+pub(crate) mod adoption;
 pub(crate) mod configs;
 pub(crate) mod deployments;
 pub(crate) mod health;

@@ -177,6 +177,9 @@ pub enum Error {
         /// Names, joined.
         jobs: String,
     },
+    /// It began before the installation was restored from a backup.
+    #[error("{0}")]
+    OldLife(String),
     /// A person wanted the task to end.
     #[error("cancelled")]
     Canceled,
@@ -268,7 +271,7 @@ impl Classify for Error {
             Self::TaskState { .. } | Self::InUse { .. } | Self::Mismatch { .. } | Self::Irreparable(_) => {
                 Class::User
             }
-            Self::ConfigChanged { .. } | Self::Canceled => Class::Conflict,
+            Self::ConfigChanged { .. } | Self::Canceled | Self::OldLife(_) => Class::Conflict,
             Self::NotRunning { .. }
             | Self::Trust { .. }
             | Self::File { .. }

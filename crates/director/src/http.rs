@@ -68,6 +68,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             get(health::resurrection_view).put(health::resurrection_update),
         )
         .route("/disks", get(misc::orphan_list))
+        .route("/unknown_machines", get(misc::unknown_machine_list))
         .route("/resources/{id}", get(misc::resource_view))
         .route(
             "/releases/{name}",

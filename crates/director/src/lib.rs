@@ -14,6 +14,7 @@
 //! - One task at a time works on a deployment; what it writes shows the fence of its flow.
 //! - A task's final state is seen only after all of its output.
 
+mod adopt;
 mod agents;
 mod app;
 mod cloud;
@@ -78,7 +79,7 @@ impl Director {
         let health = Health::new(config.resurrection);
         let states = States::start(deps.monitor.clone(), health.clone(), stop.clone());
         let (link, hosts) = (deps.monitor.clone(), deps.hosts.clone());
-        let faults = deps.faults.clone();
+        let (faults, monitor) = (deps.faults.clone(), deps.monitor.clone());
         let app = Arc::new(App::new(config, deps, tasks, states, health.clone())?);
         flows::import::remove_stale_uploads(&app).await?;
         let flows = Flows::builder(app.db.clone(), app.config.holder.clone())
@@ -104,6 +105,7 @@ impl Director {
         let _ = app.flows.set(flows.clone());
         maintenance::start(app.clone(), flows.clone(), stop.clone());
         health.start(app.clone(), link, hosts, stop.clone());
+        adopt::start(app.clone(), monitor, stop.clone());
         Ok(Handle { app, flows, stop })
     }
 }

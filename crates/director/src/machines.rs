@@ -136,6 +136,17 @@ impl Calls<'_> {
         }
     }
 
+    /// The disks that are attached to a machine; `None` from a CPI that cannot tell.
+    pub(crate) async fn disks_of(&self, vm: &str) -> Result<Option<Vec<String>>> {
+        use stolos_cpi::Kind::{NotImplemented, NotSupported};
+        let (cpi, vm) = (self.plain(), VmCid::from(vm));
+        match self.run(cpi.get_disks(&vm)).await? {
+            Ok(disks) => Ok(Some(disks.into_iter().map(|cid| cid.0).collect())),
+            Err(error) if matches!(error.kind(), Some(NotImplemented | NotSupported)) => Ok(None),
+            Err(error) => Err(Error::cpi("get_disks", error)),
+        }
+    }
+
     /// Notes what a machine is for. A CPI without notes does without.
     pub(crate) async fn set_vm_metadata(&self, vm: &str, metadata: Map<String, Value>) -> Result<()> {
         let (cpi, vm) = (self.plain(), VmCid::from(vm));

@@ -16,6 +16,7 @@ use stolos_manifest::{
 };
 use stolos_release::RenderedInstance;
 
+use crate::adopt;
 use crate::agents::{self, Asked};
 use crate::app::App;
 use crate::db::deployments::{self as rows, Uses};
@@ -235,6 +236,8 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
         .flat_map(|group| group.networks.iter().map(|network| network.name.as_str()))
         .collect();
     let networks: Vec<&str> = networks.into_iter().collect();
+    // What is there may be newer than what is known of it: seen before anything is decided on it.
+    adopt::before_plan(app, &deployment.name).await?;
     let inventory = inventory::load(&app.db, &deployment.name, &networks).await?;
     let instances = inventory::instances(&app.db, &deployment.name).await?;
     let generation = rows::find(&app.db, &deployment.name)

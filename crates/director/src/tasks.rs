@@ -18,7 +18,7 @@ use stolos_api::director::{EventError, OutputKind, TaskState};
 use stolos_base::ids::FlowId;
 use stolos_base::{Class, Clock, task};
 use stolos_flow::{Change, Event, EventKind, FlowState, Flows, Observer, StepError};
-use stolos_store::{Db, Fence, Signal, Tx, lease};
+use stolos_store::{Db, Fence, Signal, Tx, lease, restored};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +112,10 @@ impl Tasks {
         let row = rows::by_flow(&self.0.db, flow).await?;
         let row = rows::found(row, flow)?;
         let task = row.id;
+        // Its machines may have been made, replaced and deleted since: to make them "again" would make them twice.
+        if let Some(reason) = restored::refusal(&self.0.db, row.created_at).await? {
+            return Err(Error::OldLife(reason));
+        }
         if row.state == TaskState::Queued {
             // The engine says so only when the graph is there; planning is work already.
             let mut tx = begin_fenced(&self.0.db, "begin a task", &fence).await?;

@@ -129,6 +129,38 @@ impl Outside {
         std::mem::take(&mut self.state().calls)
     }
 
+    /// Has every simulated agent send a heartbeat that says what it is, as a real one does every few seconds.
+    ///
+    /// # Panics
+    /// When the bus does not take one.
+    pub async fn beat(&self) {
+        let beats: Vec<(AgentId, Heartbeat)> = {
+            let state = self.state();
+            let beats = state.machines.iter().map(|(agent, machine)| {
+                let spec = &machine.spec;
+                let beat = Heartbeat {
+                    deployment: spec.deployment.clone(),
+                    job: spec.name.clone(),
+                    index: spec.index,
+                    job_state: machine.job_state,
+                    node_id: spec.id.clone().unwrap_or_default(),
+                    ..Heartbeat::default()
+                };
+                (*agent, beat)
+            });
+            beats.collect()
+        };
+        for (agent, beat) in beats {
+            let transport = self.0.bus.connect(Peer::Agent(agent));
+            let payload = serde_json::to_vec(&beat).expect("a heartbeat is JSON");
+            let subject = stolos_mbus::subject::heartbeat(agent);
+            transport
+                .publish(&subject, payload.into())
+                .await
+                .expect("the bus takes it");
+        }
+    }
+
     /// Boots what runs in the machine, once.
     async fn boot(&self, request: &CreateVm) {
         let agent = request.agent_id;

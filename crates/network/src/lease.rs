@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use stolos_base::ids::ClusterId;
 use stolos_base::{Class, Classify};
-use stolos_store::{Db, Migration, Part, Row as _, Schema, Tx, query};
+use stolos_store::{Db, Migration, Part, Row as _, Schema, Tx, query, restored};
 
 use crate::model::{Base, CAPACITY, Lease, Number, choose};
 
@@ -26,6 +26,12 @@ pub static SCHEMA: Schema = Schema {
                         leased_at BIGINT NOT NULL
                     )",
                 ],
+            },
+            Migration {
+                number: 2,
+                name: "restored",
+                // The last restore from a backup that numbers were moved on for.
+                statements: &["ALTER TABLE pool ADD COLUMN restored_at BIGINT"],
             },
             // new migrations go above this line, with the next number
         ],
@@ -116,6 +122,9 @@ impl Leases {
                 wanted: base,
             });
         }
+        if let Some(restored) = restored::last(&db).await? {
+            move_on(&mut tx, restored.at).await?;
+        }
         tx.commit().await?;
         Ok(Self { db, base })
     }
@@ -187,6 +196,27 @@ impl Leases {
             _ => Err(Error::Damaged { cluster, number }),
         }
     }
+}
+
+/// After a restore, machines of clusters that were made after the backup may still have addresses that the database takes for free.
+/// New leases begin half of the pool away, so that nobody gets those before a person has had time to look.
+async fn move_on(tx: &mut Tx, restored_at: i64) -> Result<(), Error> {
+    let row = query("SELECT last, restored_at FROM pool")
+        .fetch_one(tx.conn())
+        .await?;
+    let done: Option<i64> = row.try_get("restored_at")?;
+    if done.is_some_and(|done| done >= restored_at) {
+        return Ok(());
+    }
+    let last: Option<i64> = row.try_get("last")?;
+    let capacity = i64::from(CAPACITY);
+    let moved = (last.unwrap_or(0) + capacity / 2) % capacity + 1;
+    query("UPDATE pool SET last = $1, restored_at = $2")
+        .bind(moved)
+        .bind(restored_at)
+        .execute(tx.conn())
+        .await?;
+    Ok(())
 }
 
 async fn find(tx: &mut Tx, cluster: ClusterId) -> Result<Option<Number>, Error> {

@@ -42,6 +42,9 @@ pub struct Config {
     /// The bus between us and the machines.
     #[serde(default, skip_serializing_if = "is_default")]
     pub bus: Bus,
+    /// Where backups go, and when they are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<crate::backup::Settings>,
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).

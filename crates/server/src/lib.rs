@@ -1,5 +1,6 @@
 //! `stolosd`: configuration and its import from PKS, first start, composition of the services, nothing else.
 
+pub mod backup;
 mod bus;
 pub mod config;
 mod director;
@@ -7,6 +8,7 @@ pub mod import;
 mod installation;
 mod network;
 mod outside;
+pub mod relocate;
 mod start;
 mod trust;
 mod variables;
@@ -16,6 +18,7 @@ use stolos_base::lock::FileLock;
 use stolos_base::process::Process;
 use stolos_base::{Instance, MemberName};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 pub use crate::bus::{BusPorts, HostBus};
 pub use crate::installation::{Installation, Urls};
@@ -44,13 +47,19 @@ pub async fn run(instance: &Instance, member: Option<&MemberName>) -> anyhow::Re
         .and_then(Process::of)
         .context("failed to find this process")?;
     me.record(&files.record)?;
+    let stopping = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let schedule = backup::schedule::configured(instance)?;
     let running = start::start(instance, member).await?;
+    if let Some(schedule) = schedule {
+        schedule.start(stopping.clone());
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    stopping.cancel();
     running.stop().await;
     stolos_base::files::remove_if_there(&files.record)?;
     Ok(())

@@ -6,7 +6,9 @@ use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 use stolos_base::logging::{self, Format};
 use stolos_base::{Instance, InstanceName, MemberName};
+use stolos_server::backup::command as backup;
 use stolos_server::import::command as import;
+use stolos_server::relocate;
 
 /// The services of a Stolos installation in one process.
 #[derive(Debug, Parser)]
@@ -29,6 +31,28 @@ struct Arguments {
 enum Verb {
     /// Make plans and zones of what PKS's tile was told, and end.
     Import(import::Arguments),
+    /// Take a backup of the manager, and end. stolosd may be running.
+    #[command(after_help = "Example:\n  stolosd backup\n  stolosd backup --to /mnt/backups --without-blobs")]
+    Backup(backup::Take),
+    /// List the backups, and end.
+    #[command(after_help = "Example:\n  stolosd backups\n  stolosd backups --json")]
+    Backups(backup::List),
+    /// Read a backup back and check everything in it, and end.
+    #[command(
+        after_help = "Example:\n  stolosd verify-backup\n  stolosd verify-backup 20261121T235959Z-1f2e"
+    )]
+    VerifyBackup(backup::Verify),
+    /// Make an empty directory the installation that a backup holds, and end.
+    #[command(
+        after_help = "Example:\n  stolosd restore --from s3://bucket/stolos --endpoint https://s3.example.com \\\n    \
+                      --credentials-file /root/s3 --key-file /root/backup.key"
+    )]
+    Restore(backup::Restore),
+    /// Move the databases to the other engine, and end. stolosd must not be running.
+    #[command(
+        after_help = "Example:\n  stolosd move --to-file /root/database-url\n  stolosd move --to sqlite"
+    )]
+    Move(relocate::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +70,11 @@ fn main() -> ExitCode {
     }
     match arguments.verb {
         Some(Verb::Import(words)) => import::main(&instance, &words),
+        Some(Verb::Backup(words)) => backup::main(&instance, backup::Verb::Take(words)),
+        Some(Verb::Backups(words)) => backup::main(&instance, backup::Verb::List(words)),
+        Some(Verb::VerifyBackup(words)) => backup::main(&instance, backup::Verb::Verify(words)),
+        Some(Verb::Restore(words)) => backup::main(&instance, backup::Verb::Restore(words)),
+        Some(Verb::Move(words)) => relocate::main(&instance, &words),
         None => serve(&instance, arguments.member.as_ref()),
     }
 }

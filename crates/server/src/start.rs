@@ -80,7 +80,8 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
     Installation::start(instance, outside).await
 }
 
-fn database(instance: &Instance, configured: &str) -> anyhow::Result<DatabaseUrl> {
+/// Where the databases of an installation are: what `database` of its configuration means.
+pub(crate) fn database(instance: &Instance, configured: &str) -> anyhow::Result<DatabaseUrl> {
     if configured == "sqlite" {
         return Ok(DatabaseUrl::Sqlite {
             directory: instance.databases(),

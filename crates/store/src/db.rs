@@ -14,6 +14,7 @@ use sqlx::{AnyConnection, AnyPool};
 use stolos_base::{Class, Classify, Clock, Secret};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::dump;
 use crate::error::{Error, Result};
 use crate::schema::{self, Need, Schema};
 use crate::signal::{Ears, Signals};
@@ -158,12 +159,7 @@ impl Db {
     /// # Errors
     /// When the database cannot be opened, backed up or migrated, or when it is newer than the program.
     pub async fn open(url: &DatabaseUrl, schema: &'static Schema, clock: Clock) -> Result<Self> {
-        schema.check()?;
-        sqlx::any::install_default_drivers();
-        let db = match url {
-            DatabaseUrl::Sqlite { directory } => open_sqlite(directory, schema.name, clock).await?,
-            DatabaseUrl::Postgres { url } => open_postgres(url, schema.name, clock).await?,
-        };
+        let db = Self::connect(url, schema, clock).await?;
         match schema::look(db.begin("look at migrations").await?, schema).await? {
             Need::Nothing => return Ok(db),
             Need::Everything => {}
@@ -179,6 +175,49 @@ impl Db {
         }
         schema::apply(db.begin("migrate").await?, schema).await?;
         Ok(db)
+    }
+
+    /// Opens the database of the schema's service, and makes it where it is missing, without any table.
+    pub(crate) async fn connect(url: &DatabaseUrl, schema: &'static Schema, clock: Clock) -> Result<Self> {
+        schema.check()?;
+        sqlx::any::install_default_drivers();
+        match url {
+            DatabaseUrl::Sqlite { directory } => open_sqlite(directory, schema.name, clock).await,
+            DatabaseUrl::Postgres { url } => open_postgres(url, schema.name, clock).await,
+        }
+    }
+
+    /// Opens the database of the schema's service as it is: nothing is made, nothing is migrated, so an older one stays
+    /// older. `None` where the service has none yet.
+    ///
+    /// # Errors
+    /// When the database cannot be opened, or when it is newer than the program.
+    pub async fn open_as_is(
+        url: &DatabaseUrl,
+        schema: &'static Schema,
+        clock: Clock,
+    ) -> Result<Option<Self>> {
+        schema.check()?;
+        sqlx::any::install_default_drivers();
+        let db = match url {
+            DatabaseUrl::Sqlite { directory } => {
+                if !sqlite_file(directory, schema.name).exists() {
+                    return Ok(None);
+                }
+                open_sqlite(directory, schema.name, clock).await?
+            }
+            DatabaseUrl::Postgres { url } => connect_postgres(url, schema.name, clock).await?,
+        };
+        let mut connection = db.read().acquire().await?;
+        let tables = dump::catalogue::tables(&mut connection, db.engine(), schema.name).await?;
+        if !tables.iter().any(|name| name == schema::RECORD_TABLE) {
+            drop(connection);
+            db.close().await;
+            return Ok(None);
+        }
+        schema.pending(&schema::applied(&mut connection).await?)?;
+        drop(connection);
+        Ok(Some(db))
     }
 
     /// The service's schema name.
@@ -364,7 +403,7 @@ impl Db {
     }
 }
 
-fn make_directory(path: &Utf8Path) -> Result<()> {
+pub(crate) fn make_directory(path: &Utf8Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -376,9 +415,14 @@ fn make_directory(path: &Utf8Path) -> Result<()> {
         })
 }
 
+/// The file of a service's database.
+pub(crate) fn sqlite_file(directory: &Utf8Path, name: &str) -> Utf8PathBuf {
+    directory.join(format!("{name}.sqlite"))
+}
+
 async fn open_sqlite(directory: &Utf8Path, name: &'static str, clock: Clock) -> Result<Db> {
     make_directory(directory)?;
-    let path = directory.join(format!("{name}.sqlite"));
+    let path = sqlite_file(directory, name);
     // SQLite would make the file with the umask's mode; its -wal and -shm files follow the mode of the main one.
     fs_err::OpenOptions::new()
         .create(true)
@@ -416,6 +460,21 @@ async fn open_sqlite(directory: &Utf8Path, name: &'static str, clock: Clock) -> 
 }
 
 async fn open_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -> Result<Db> {
+    let db = connect_postgres(url, name, clock).await?;
+    // Two processes that make the same schema at once collide in PostgreSQL's catalogue, so this needs the lock too.
+    let mut tx = db.begin("make the schema").await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS {name}")))
+        .execute(tx.conn())
+        .await
+        .map_err(|source| Error::Open {
+            database: name,
+            source,
+        })?;
+    tx.commit().await?;
+    Ok(db)
+}
+
+async fn connect_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -> Result<Db> {
     let opened = |source| Error::Open {
         database: name,
         source,
@@ -434,15 +493,7 @@ async fn open_postgres(url: &Secret<String>, name: &'static str, clock: Clock) -
     .await
     .map_err(opened)?;
     let ears = Arc::new(Ears::new(url.clone(), name));
-    let db = Db::new(name, Engine::Postgres, writer, reader, clock, Some(ears));
-    // Two processes that make the same schema at once collide in PostgreSQL's catalogue, so this needs the lock too.
-    let mut tx = db.begin("make the schema").await?;
-    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS {name}")))
-        .execute(tx.conn())
-        .await
-        .map_err(opened)?;
-    tx.commit().await?;
-    Ok(db)
+    Ok(Db::new(name, Engine::Postgres, writer, reader, clock, Some(ears)))
 }
 
 fn pool(size: u32, session: String) -> AnyPoolOptions {

@@ -145,6 +145,70 @@ pub enum Error {
         /// What it should hold.
         expected: &'static str,
     },
+    /// The bytes of a dump could not be written or read.
+    #[error("failed to {action} the dump of database `{database}`")]
+    Stream {
+        /// `write`, `read` or `note`.
+        action: &'static str,
+        /// The service's schema name.
+        database: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is no dump, or was damaged.
+    #[error("line {line} of the dump {problem}")]
+    Dump {
+        /// From 1.
+        line: u64,
+        /// What is wrong with it: the rest of the sentence.
+        problem: String,
+    },
+    /// The database has something that migrations do not make.
+    #[error("the database cannot be dumped: {0}")]
+    Undumpable(String),
+    /// What a column holds cannot be dumped.
+    #[error("{place} cannot be dumped: it holds what is no {expected}")]
+    Value {
+        /// Row, column and table.
+        place: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// The cause.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The engine refuses a row of a dump.
+    #[error("failed to load table `{table}`: a row up to line {line} of the dump")]
+    Load {
+        /// The table.
+        table: String,
+        /// The last line of the rows that were inserted together.
+        line: u64,
+        /// The cause.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database into which something was to be restored holds something.
+    #[error("database `{database}` at {place} is not empty: it has table `{table}`")]
+    NotEmpty {
+        /// The service's schema name.
+        database: &'static str,
+        /// Where, without user and password.
+        place: String,
+        /// One of its tables.
+        table: String,
+    },
+    /// What was read back is not what was written.
+    #[error("table `{table}` of database `{database}` was not restored as it was dumped: {problem}")]
+    Differs {
+        /// The service's schema name.
+        database: &'static str,
+        /// The table.
+        table: String,
+        /// In which way.
+        problem: String,
+    },
     /// The lease is now somebody else's; whoever held it must stop.
     #[error("lease `{name}` number {number} is no longer held by `{holder}`")]
     LeaseLost {
@@ -162,7 +226,8 @@ impl Classify for Error {
         match self {
             Self::Unique { .. } | Self::ForeignKey { .. } | Self::LeaseLost { .. } => Class::Conflict,
             Self::NoRow => Class::NotFound,
-            Self::Newer { .. } => Class::User,
+            Self::Newer { .. } | Self::Dump { .. } => Class::User,
+            Self::NotEmpty { .. } => Class::Conflict,
             Self::Open { .. } | Self::Busy { .. } | Self::Full { .. } | Self::Lost { .. } => {
                 Class::Unavailable
             }
@@ -172,6 +237,11 @@ impl Classify for Error {
             | Self::Migrate { .. }
             | Self::MigrationChanged { .. }
             | Self::Statement { .. }
+            | Self::Stream { .. }
+            | Self::Load { .. }
+            | Self::Undumpable(_)
+            | Self::Value { .. }
+            | Self::Differs { .. }
             | Self::Corrupt { .. } => Class::Internal,
         }
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use aws_lc_rs::digest;
-use sqlx::Row as _;
+use sqlx::{AnyConnection, Row as _};
 
 use crate::db::{Engine, Tx};
 use crate::error::{Error, Result};
-use crate::{lease, sequence};
+use crate::{lease, restored, sequence};
 
 /// All tables of one service.
 #[derive(Debug)]
@@ -55,11 +55,16 @@ static OWN: Part = Part {
     migrations: &[
         lease::MIGRATION,
         sequence::MIGRATION,
+        restored::MIGRATION,
         // new migrations go above this line, with the next number
     ],
 };
 
-const RECORD: &str = "CREATE TABLE IF NOT EXISTS store_migrations (
+/// Its name.
+pub(crate) const RECORD_TABLE: &str = "store_migrations";
+
+/// The table that says which migrations a database has.
+pub(crate) const RECORD: &str = "CREATE TABLE IF NOT EXISTS store_migrations (
     part TEXT NOT NULL,
     number BIGINT NOT NULL,
     name TEXT NOT NULL,
@@ -77,7 +82,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 impl Schema {
-    fn parts(&self) -> impl Iterator<Item = &'static Part> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &'static Part> {
         std::iter::once(&OWN).chain(self.parts.iter().copied())
     }
 
@@ -107,7 +112,10 @@ impl Schema {
     }
 
     /// What the database has against what the program has: refuses, or gives what is still to be applied.
-    fn pending(&'static self, applied: &Applied) -> Result<Vec<(&'static Part, &'static Migration)>> {
+    pub(crate) fn pending(
+        &'static self,
+        applied: &Applied,
+    ) -> Result<Vec<(&'static Part, &'static Migration)>> {
         let mut known: BTreeMap<(&str, i64), &Migration> = BTreeMap::new();
         for part in self.parts() {
             known.extend(part.migrations.iter().map(|m| ((part.name, m.number), m)));
@@ -142,11 +150,11 @@ impl Schema {
 }
 
 /// Name and digest of the applied migrations by part and number.
-type Applied = BTreeMap<(String, i64), (String, String)>;
+pub(crate) type Applied = BTreeMap<(String, i64), (String, String)>;
 
-async fn applied(tx: &mut Tx) -> Result<Applied> {
+pub(crate) async fn applied(connection: &mut AnyConnection) -> Result<Applied> {
     sqlx::query("SELECT part, number, name, digest FROM store_migrations")
-        .fetch_all(tx.conn())
+        .fetch_all(connection)
         .await?
         .into_iter()
         .map(|row| {
@@ -171,7 +179,7 @@ pub(crate) enum Need {
 /// Looks without changing anything but the (empty) record table.
 pub(crate) async fn look(mut tx: Tx, schema: &'static Schema) -> Result<Need> {
     sqlx::query(RECORD).execute(tx.conn()).await?;
-    let applied = applied(&mut tx).await?;
+    let applied = applied(tx.conn()).await?;
     let pending = schema.pending(&applied)?;
     tx.commit().await?;
     Ok(match (applied.is_empty(), pending.is_empty()) {
@@ -184,7 +192,13 @@ pub(crate) async fn look(mut tx: Tx, schema: &'static Schema) -> Result<Need> {
 /// Applies what is missing, all in one transaction: either the whole step to this program's schema or nothing.
 /// The write lock that `tx` holds keeps other processes out; what they did meanwhile is seen.
 pub(crate) async fn apply(mut tx: Tx, schema: &'static Schema) -> Result<()> {
-    let applied = applied(&mut tx).await?;
+    apply_in(&mut tx, schema).await?;
+    tx.commit().await
+}
+
+/// The same in a transaction that goes on.
+pub(crate) async fn apply_in(tx: &mut Tx, schema: &'static Schema) -> Result<()> {
+    let applied = applied(tx.conn()).await?;
     for (part, migration) in schema.pending(&applied)? {
         tracing::info!(
             database = schema.name,
@@ -193,24 +207,7 @@ pub(crate) async fn apply(mut tx: Tx, schema: &'static Schema) -> Result<()> {
             name = migration.name,
             "migrating"
         );
-        let failed = |source| Error::Migrate {
-            part: part.name,
-            number: migration.number,
-            name: migration.name,
-            source,
-        };
-        let blob = match tx.engine() {
-            Engine::Sqlite => "BLOB",
-            Engine::Postgres => "BYTEA",
-        };
-        for statement in migration.statements {
-            // Only the program's own constants are put together here.
-            let statement = statement.replace("{blob}", blob);
-            sqlx::query(sqlx::AssertSqlSafe(statement))
-                .execute(tx.conn())
-                .await
-                .map_err(failed)?;
-        }
+        run(tx, part, migration).await?;
         let now = tx.now_millis();
         sqlx::query(
             "INSERT INTO store_migrations (part, number, name, digest, applied_at) VALUES ($1, $2, $3, $4, $5)",
@@ -222,7 +219,33 @@ pub(crate) async fn apply(mut tx: Tx, schema: &'static Schema) -> Result<()> {
         .bind(now)
         .execute(tx.conn())
         .await
-        .map_err(failed)?;
+        .map_err(|source| failed(part, migration, source))?;
     }
-    tx.commit().await
+    Ok(())
+}
+
+/// Runs a migration's statements without recording it.
+pub(crate) async fn run(tx: &mut Tx, part: &Part, migration: &Migration) -> Result<()> {
+    let blob = match tx.engine() {
+        Engine::Sqlite => "BLOB",
+        Engine::Postgres => "BYTEA",
+    };
+    for statement in migration.statements {
+        // Only the program's own constants are put together here.
+        let statement = statement.replace("{blob}", blob);
+        sqlx::query(sqlx::AssertSqlSafe(statement))
+            .execute(tx.conn())
+            .await
+            .map_err(|source| failed(part, migration, source))?;
+    }
+    Ok(())
+}
+
+fn failed(part: &Part, migration: &Migration, source: sqlx::Error) -> Error {
+    Error::Migrate {
+        part: part.name,
+        number: migration.number,
+        name: migration.name,
+        source,
+    }
 }

@@ -65,14 +65,56 @@ impl Simulation {
     /// # Errors
     /// Whatever kept it from starting.
     pub async fn start(directory: &Utf8Path, database: DatabaseUrl) -> anyhow::Result<Self> {
-        stolos_base::tls::install_provider();
-        let instance = Instance {
-            name: "sim".parse()?,
+        let machines = Machines::new(NullCpi::new(IdSource::random()));
+        let (simulation, built) = Self::over(directory, database, machines).await?;
+        let director = simulation.access.director_client().await?;
+        for task in [
+            director
+                .upload_stemcell(director::Upload::Location(&built.stemcell))
+                .await?,
+            director
+                .upload_release(director::Upload::Location(&built.release))
+                .await?,
+        ] {
+            director.follow(task, |_| {}).await?;
+        }
+        Ok(simulation)
+    }
+
+    /// Starts an installation over what is in the directory already, and over machines of an earlier life: another process, or one that
+    /// was restored from a backup.
+    ///
+    /// # Errors
+    /// Whatever kept it from starting.
+    pub async fn resume(
+        directory: &Utf8Path,
+        database: DatabaseUrl,
+        machines: Machines,
+    ) -> anyhow::Result<Self> {
+        Ok(Self::over(directory, database, machines).await?.0)
+    }
+
+    /// The instance in a directory.
+    ///
+    /// # Panics
+    /// Never: its name is valid.
+    #[must_use]
+    pub fn instance(directory: &Utf8Path) -> Instance {
+        Instance {
+            name: "sim".parse().expect("a valid name"),
             root: directory.join("instance"),
-        };
+        }
+    }
+
+    async fn over(
+        directory: &Utf8Path,
+        database: DatabaseUrl,
+        machines: Machines,
+    ) -> anyhow::Result<(Self, release::Built)> {
+        stolos_base::tls::install_provider();
+        let instance = Self::instance(directory);
         fs_err::create_dir_all(&instance.root)?;
         let (clock, ids) = (Clock::system(), IdSource::random());
-        let machines = Machines::new(NullCpi::new(ids.clone()));
         let built = release::build(directory)?;
         let outside = Outside {
             member: None,
@@ -111,22 +153,12 @@ impl Simulation {
             ca: installation.ca().to_owned(),
             password: password.trim().to_owned(),
         };
-        let director = access.director_client().await?;
-        for task in [
-            director
-                .upload_stemcell(director::Upload::Location(&built.stemcell))
-                .await?,
-            director
-                .upload_release(director::Upload::Location(&built.release))
-                .await?,
-        ] {
-            director.follow(task, |_| {}).await?;
-        }
-        Ok(Self {
+        let simulation = Self {
             machines,
             installation,
             access,
-        })
+        };
+        Ok((simulation, built))
     }
 
     /// How to reach it.

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["base"]),
     ("store", &["base"]),
     ("blobs", &["base"]),
+    ("backup", &["base", "store", "blobs"]),
     ("flow", &["base", "store"]),
     ("manifest", &["base"]),
     ("release", &["base", "manifest"]),
@@ -51,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "server",
         &[
             "base",
+            "backup",
             "api",
             "store",
             "flow",
@@ -87,6 +89,7 @@ const BEHIND_A_SEAM: &[(&str, &[&str])] = &[
     ("rtnetlink", &["network", "cpi-host", "hostd", "agent"]),
     ("nftables", &["network", "cpi-host", "hostd", "agent"]),
     ("minijinja", &["release"]),
+    ("object_store", &["blobs"]),
 ];
 
 /// Crates without any I/O use no runtime.

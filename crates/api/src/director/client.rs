@@ -13,7 +13,8 @@ use stolos_base::{Class, Classify, Secret};
 use super::{
     CancelTasks, Config, ConfigUpdate, Deployment, DeploymentSummary, Diff, ErrorBody, Event, Info,
     InstanceState, InstanceSummary, Lock, MachineProblem, OutputKind, PastEvent, Release, Remote,
-    ResurrectionState, ResurrectionUpdate, Stemcell, TASK_STATE_HEADER, Task, TaskState, Variable, code,
+    ResurrectionState, ResurrectionUpdate, Stemcell, TASK_STATE_HEADER, Task, TaskState, UnknownMachine,
+    Variable, code,
 };
 
 /// How long to wait for a connection: the director is on this host or near it.
@@ -323,6 +324,18 @@ impl Client {
         json(
             "show the deployment",
             self.request(Method::GET, &format!("/deployments/{name}")).await?,
+        )
+        .await
+    }
+
+    /// Machines whose agents are heard of and that the director's database does not know.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn unknown_machines(&self) -> Result<Vec<UnknownMachine>> {
+        json(
+            "list unknown machines",
+            self.request(Method::GET, "/unknown_machines").await?,
         )
         .await
     }

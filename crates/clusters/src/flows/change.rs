@@ -29,7 +29,8 @@ impl<const UPGRADE: bool> Kind for Changing<UPGRADE> {
     };
     type Input = Input;
 
-    async fn graph(&self, _flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
+    async fn graph(&self, flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
+        super::refuse_old_life(&self.0.db, flow).await?;
         let cluster = db::cluster_by_id(&self.0.db, input.cluster).await?;
         Ok(steps::changed(&self.0, &input, &cluster))
     }

@@ -20,7 +20,8 @@ impl Kind for Create {
     const NAME: &'static str = "create cluster";
     type Input = Input;
 
-    async fn graph(&self, _flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
+    async fn graph(&self, flow: &FlowInfo, input: Input) -> Result<Graph, StepError> {
+        super::refuse_old_life(&self.0.db, flow).await?;
         let cluster = db::cluster_by_id(&self.0.db, input.cluster).await?;
         let mut graph = Graph::new();
         let lease = steps::lease(&mut graph, &self.0, &input);

@@ -45,7 +45,8 @@ impl Kind for Delete {
     const NAME: &'static str = "delete cluster";
     type Input = Input;
 
-    async fn graph(&self, _flow: &FlowInfo, input: Input) -> std::result::Result<Graph, StepError> {
+    async fn graph(&self, flow: &FlowInfo, input: Input) -> std::result::Result<Graph, StepError> {
+        super::refuse_old_life(&self.0.db, flow).await?;
         let deployment = crate::render::deployment_name(input.cluster);
         let mut graph = Graph::new();
 

@@ -45,12 +45,13 @@ impl Kind for UpgradeClusters {
     const NAME: &'static str = "upgrade clusters";
     type Input = TaskInput;
 
-    async fn graph(&self, _flow: &FlowInfo, input: TaskInput) -> Result<Graph, StepError> {
+    async fn graph(&self, flow: &FlowInfo, input: TaskInput) -> Result<Graph, StepError> {
         let desk = self
             .0
             .get()
             .cloned()
             .ok_or_else(|| StepError::transient("the service is starting"))?;
+        super::refuse_old_life(&desk.db, flow).await?;
         let mut graph = Graph::new();
         let at_once = graph.group("clusters", usize::try_from(input.max_in_flight).unwrap_or(1));
         let mut last_canary: Option<StepRef<()>> = None;

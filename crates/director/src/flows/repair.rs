@@ -12,6 +12,7 @@ use stolos_flow::{Change, FlowInfo, Graph, Kind, StepError};
 use stolos_store::Tx;
 
 use super::follow;
+use crate::adopt;
 use crate::agents::{self, Asked};
 use crate::app::App;
 use crate::db::inventory::{self, InstanceRow};
@@ -87,6 +88,8 @@ impl Repair {
 /// The plan, kept; `None` when there is nothing to repair any more.
 async fn plan_repair(app: &Arc<App>, flow: FlowId, request: &Request) -> Result<Option<Kept>> {
     let name = &request.deployment;
+    // After a restore, who is taken for dead may have been made anew long ago.
+    adopt::before_plan(app, name).await?;
     let deployment = deployments::existing(&app.db, name).await?;
     let rows = inventory::instances(&app.db, name).await?;
     let dead = dead(app, flow, request, &rows).await?;

@@ -78,6 +78,15 @@ pub(super) async fn config_list(
     Ok(Json(rows.iter().map(configs::ConfigRow::to_wire).collect()))
 }
 
+/// Ours: machines whose agents are heard of and that the database does not know, after a restore for instance.
+pub(super) async fn unknown_machine_list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<Vec<wire::UnknownMachine>>, Failure> {
+    caller.may(Right::Read)?;
+    Ok(Json(app.adoption.unknown()))
+}
+
 pub(super) async fn config_view(
     State(app): State<Arc<App>>,
     caller: Caller,

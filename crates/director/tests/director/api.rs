@@ -43,6 +43,7 @@ const ROUTES: &[(&str, &str, bool)] = &[
     ("GET", "/resurrection", true),
     ("PUT", "/resurrection", false),
     ("GET", "/disks", true),
+    ("GET", "/unknown_machines", true),
     ("GET", "/resources/x", false),
     ("GET", "/releases", true),
     ("POST", "/releases", false),

@@ -38,8 +38,15 @@ fn version() -> String {
     format!("{KUBERNETES_VERSION}+simulated")
 }
 
-/// Builds both in a directory.
+/// Builds both in a directory, unless an earlier life did.
 pub(super) fn build(directory: &Utf8Path) -> anyhow::Result<Built> {
+    let built = Built {
+        release: directory.join("release.tgz"),
+        stemcell: directory.join("stemcell.tgz"),
+    };
+    if built.release.exists() && built.stemcell.exists() {
+        return Ok(built);
+    }
     let target = format!("{STEMCELL}/{STEMCELL_VERSION}");
     let mut writer = ReleaseWriter::new(RELEASE, version().parse()?, &target);
     let mut packages = BTreeSet::new();
@@ -61,10 +68,6 @@ pub(super) fn build(directory: &Utf8Path) -> anyhow::Result<Built> {
         let digest = stolos_blobs::BlobId::of(&bytes).to_string();
         writer.compiled_package(&name, &path, &digest, &[])?;
     }
-    let built = Built {
-        release: directory.join("release.tgz"),
-        stemcell: directory.join("stemcell.tgz"),
-    };
     writer.write(&built.release)?;
     stemcell(directory, &built.stemcell)?;
     Ok(built)

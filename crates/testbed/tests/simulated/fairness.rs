@@ -15,7 +15,7 @@ const FAULTS: [&str; 4] = ["silent", "stuck", "hanging", "failing"];
 const BAD: usize = 5;
 const GOOD: usize = 6;
 
-async fn create(client: &pks::Client, name: &str, tag: &str) -> String {
+pub(crate) async fn create(client: &pks::Client, name: &str, tag: &str) -> String {
     let request = ClusterRequest {
         name: name.to_owned(),
         plan_name: "small".to_owned(),
@@ -38,7 +38,7 @@ async fn create(client: &pks::Client, name: &str, tag: &str) -> String {
 }
 
 /// Follows an operation to its end.
-async fn ended(client: &pks::Client, id: &str) -> pks::Operation {
+pub(crate) async fn ended(client: &pks::Client, id: &str) -> pks::Operation {
     loop {
         let operation = client.operation(id, Duration::from_secs(10)).await;
         let operation = operation.expect("the operation");

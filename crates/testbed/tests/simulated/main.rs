@@ -2,4 +2,5 @@
 
 mod fairness;
 mod members;
+mod restore;
 mod transcripts;
