@@ -76,7 +76,7 @@ struct Journal {
 /// a configuration, which nobody takes for an installation; the same call then begins anew.
 ///
 /// # Errors
-/// [`Error::NotEmpty`], those of [`crate::verify`], of the databases and the file system.
+/// [`Error::NotEmpty`], those of [`crate::verify()`], of the databases and the file system.
 pub async fn restore(
     wish: &Restore<'_>,
     objects: &Objects,

@@ -67,7 +67,7 @@ pub enum Blobs {
 ///
 /// Guarantees: databases are read in a snapshot each while the services run. What was written for the databases and the
 /// files is read back and checked before the manifest is written. After an error or a crash there is no new backup;
-/// what is left of it is removed by the next [`crate::retain`].
+/// what is left of it is removed by the next [`crate::retain()`].
 ///
 /// # Errors
 /// Those of the databases, the files and the place; [`Error::OtherInstallation`].

@@ -596,9 +596,7 @@ async fn a_restore_that_was_killed_is_no_installation_and_begins_anew() {
 #[tokio::test]
 async fn a_full_place_is_named_and_holds_nothing_half_valid() {
     if !rustix::process::geteuid().is_root() {
-        {
-            eprintln!("skipped: only root can make a small file system");
-        }
+        eprintln!("skipped: only root can make a small file system");
         return;
     }
     let world = World::new().await;

@@ -183,9 +183,7 @@ async fn a_directory_is_made_only_below_one_that_is_there() {
 #[tokio::test]
 async fn a_full_disk_is_named() {
     if !rustix::process::geteuid().is_root() {
-        {
-            eprintln!("skipped: only root can make a small file system");
-        }
+        eprintln!("skipped: only root can make a small file system");
         return;
     }
     let directory = camino_tempfile::tempdir().expect("a directory");

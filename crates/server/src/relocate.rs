@@ -132,6 +132,10 @@ pub async fn relocate(
         "source and target are the same database: {}",
         moved.to
     );
+    anyhow::ensure!(
+        config.members.is_empty() || matches!(target, DatabaseUrl::Postgres { .. }),
+        "`members` of `{path}` share a PostgreSQL database; remove them first"
+    );
     let changed = with_database(&text, to.expose())?;
 
     let read: Option<Journal> = files::read_json(&journal_path)?;

@@ -350,7 +350,7 @@ pub async fn restore(
     let result = async {
         let mut tx = db.begin("restore a dump").await?;
         if db.engine() == Engine::Postgres {
-            // What is read comes from far away; nobody else works on a database that is being restored.
+            // Others do not wait for this one, and the dump may come over a slow line.
             sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0")
                 .execute(tx.conn())
                 .await?;

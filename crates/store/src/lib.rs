@@ -1,8 +1,8 @@
 //! The database of a service: SQLite or PostgreSQL behind one [`Db`].
 //!
 //! Owns: opening, migrations with a backup before them, named transactions, leases with fencing numbers, duties that one
-//! process at a time has, signals between processes, sequences, dumps that either engine takes ([`dump`](mod@dump)), the
-//! errors that a database gives, and the harness that runs a service's database tests on both engines
+//! process at a time has, signals between processes, sequences, dumps that either engine takes
+//! ([`dump`](mod@dump)), the errors that a database gives, and the harness that runs a service's database tests on both engines
 //! ([`testing`]). Never does: knowing any service's tables, or a transaction across services.
 //!
 //! Invariants:
