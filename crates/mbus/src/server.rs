@@ -7,7 +7,7 @@
 //! A changed configuration or program makes a restart of the server; its clients come back by themselves.
 //!
 //! Several processes of ours may supervise the same server: whoever has the lock in its directory does, the others stand by and go
-//! on within [`STAND_BY`] of its death. Several servers make a cluster ([`Cluster`]), each with a directory of its own; a client
+//! on within a quarter of a second of its death. Several servers make a cluster ([`Cluster`]), each with a directory of its own; a client
 //! that is told of all of them goes to another one when its own dies.
 
 use std::fmt::Write as _;
