@@ -268,9 +268,12 @@ async fn a_lost_disk_without_copies_is_a_persons_business() {
     let (world, place) = (World::new(), Place::sqlite());
     let (life, before) = site(&world, &place, &Site::default()).await;
     let mounted: Vec<String> = world.outside.state().machines[&agent(&before[1])].mounted.clone();
-    lose(&world, &before[1]).await;
+    // Both, before anybody is told.
+    let vm = VmCid::from(cid(&before[1]));
+    world.outside.plain().delete_vm(&vm).await.expect("deleted");
     let disk = DiskCid::from(mounted.first().expect("a disk").as_str());
     world.outside.plain().delete_disk(&disk).await.expect("deleted");
+    world.host.say(cid(&before[1]), HostSign::Gone);
     let task = eventually("a task", async || {
         let tasks = life.client.tasks(&TaskFilter::default()).await.expect("tasks");
         let found = tasks
