@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(50);
 const CLUSTERS: usize = 12;
 
 /// A world with managers `a` and `b`, ready to be asked; `None`, and the reason on standard error, where it cannot be.
-async fn world(test: &str, bus_servers: usize) -> Option<(World, Database, Utf8TempDir)> {
+async fn world(test: &str, bus_servers: usize) -> Option<(Utf8TempDir, Database, World)> {
     let place = match Place::postgres().await {
         Ok(place) => place,
         Err(reason) => {
@@ -45,7 +45,8 @@ async fn world(test: &str, bus_servers: usize) -> Option<(World, Database, Utf8T
         bus_servers,
     );
     let world = world.await.expect("a world");
-    Some((world, Database(place), directory))
+    // In this order: the last is dropped first, and finds the servers that it ends by their records in the directory.
+    Some((directory, Database(place), world))
 }
 
 /// Looks at the tables of the services, as no service does.
@@ -182,7 +183,7 @@ async fn taken_over(database: &Database, dead: &str, had: i64, since: Instant) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_is_killed_in_the_middle_of_everything() {
     const TEST: &str = "a_manager_is_killed_in_the_middle_of_everything";
-    let Some((mut world, database, _directory)) = world(TEST, 3).await else {
+    let Some((_directory, database, mut world)) = world(TEST, 3).await else {
         return;
     };
     world.start().await.expect("managers");
@@ -346,7 +347,7 @@ async fn nothing_twice(world: &World, database: &Database) {
 #[tokio::test(flavor = "multi_thread")]
 async fn managers_hear_of_each_other() {
     const TEST: &str = "managers_hear_of_each_other";
-    let Some((mut world, _database, _directory)) = world(TEST, 1).await else {
+    let Some((_directory, _database, mut world)) = world(TEST, 1).await else {
         return;
     };
     world.start().await.expect("managers");
@@ -418,7 +419,7 @@ async fn managers_hear_of_each_other() {
 async fn two_managers_start_for_the_first_time_at_once() {
     const TEST: &str = "two_managers_start_for_the_first_time_at_once";
     for _ in 0..10 {
-        let Some((mut world, database, _directory)) = world(TEST, 1).await else {
+        let Some((_directory, database, mut world)) = world(TEST, 1).await else {
             return;
         };
         let began = Instant::now();
@@ -462,7 +463,7 @@ async fn two_managers_start_for_the_first_time_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_older_than_the_database_refuses_it() {
     const TEST: &str = "a_manager_older_than_the_database_refuses_it";
-    let Some((mut world, database, _directory)) = world(TEST, 1).await else {
+    let Some((_directory, database, mut world)) = world(TEST, 1).await else {
         return;
     };
     world.start().await.expect("managers");
