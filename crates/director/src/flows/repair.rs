@@ -94,7 +94,10 @@ async fn plan_repair(app: &Arc<App>, flow: FlowId, request: &Request) -> Result<
     let rows = inventory::instances(&app.db, name).await?;
     let dead = dead(app, flow, request, &rows).await?;
     let Some(first) = dead.first() else {
-        app.tasks.result_output(flow, "all of them answer\n");
+        app.tasks.result_output(
+            flow,
+            "nothing is made anew: all of them answer, or had better be left alone\n",
+        );
         return Ok(None);
     };
     let existing: BTreeMap<InstanceId, Existing> =
@@ -172,7 +175,43 @@ async fn dead<'a>(
         }
         !answers
     });
+    // Those that are there and silent are taken down: never below what their group needs.
+    let mut spared = BTreeSet::new();
+    for row in dead.iter().filter(|row| asked.contains(&row.id)) {
+        if let Some(why) = endangered(app, row, rows).await {
+            app.tasks
+                .warn(flow, &format!("{} is left alone: {why}", row.name()));
+            spared.insert(row.id);
+        }
+    }
+    dead.retain(|row| !spared.contains(&row.id));
     Ok(dead)
+}
+
+/// Why a silent instance with a disk is not taken down: it may work still, unheard by us, and be one of the majority that its group needs. The monitor has
+/// asked that too, but only knows what it heard last; here the others are asked in the moment before.
+async fn endangered(app: &Arc<App>, row: &InstanceRow, rows: &[InstanceRow]) -> Option<String> {
+    let group = || {
+        rows.iter()
+            .filter(|other| other.group == row.group && other.state == State::Started)
+    };
+    let all = group().count();
+    if all < 2 || !row.disks.iter().any(|disk| disk.active) {
+        return None;
+    }
+    let others: Vec<Asked> = group()
+        .filter(|other| other.id != row.id)
+        .filter_map(Asked::of)
+        .collect();
+    let with_machine = others.len();
+    let answering = with_machine - agents::silent(&app.bus, others, 1).await.len();
+    let majority = all / 2 + 1;
+    (answering < majority).then(|| {
+        format!(
+            "it may still run, and only {answering} of the {} others of its group answer",
+            all - 1
+        )
+    })
 }
 
 /// The plan that says what an instance runs: the one by which it was last completed, else the newest.

@@ -143,6 +143,10 @@ impl World {
         format!("cluster-{cluster}")
     }
 
+    fn cluster(&self, number: usize) -> &[Machine] {
+        &self.machines[number * CLUSTER..(number + 1) * CLUSTER]
+    }
+
     fn judge(&self) -> Judge {
         let mut judge = Judge::new(Resurrection::default());
         for machine in &self.machines {
@@ -354,6 +358,9 @@ impl World {
             return;
         }
         let doubts = judge.doubts();
+        if doubts.iter().all(|doubt| doubt.death.is_none()) {
+            return;
+        }
         for doubt in doubts.iter().filter(|doubt| doubt.death.is_some()) {
             judge.count(doubt.agent);
         }
@@ -379,9 +386,9 @@ impl World {
     fn case(&self, n: usize, death: Death, judge: &Judge) -> Case {
         let machine = &self.machines[n];
         let group = || {
-            self.machines
+            self.cluster(machine.cluster)
                 .iter()
-                .filter(|other| other.cluster == machine.cluster && other.master == machine.master)
+                .filter(|other| other.master == machine.master)
         };
         let recent = self.repairs_lately.get(&machine.instance);
         let recent = recent.map_or(0, |times| {
@@ -401,7 +408,7 @@ impl World {
         }
     }
 
-    /// As the repair's task does it: it asks twice more, then ends the machine and makes another.
+    /// As the repair's task does it: it asks twice more, asks the others of a group that needs its majority, then ends the machine and makes another.
     fn repair(&mut self, n: usize, death: Death, judge: &mut Judge) {
         // Two questions of five seconds each.
         let machine = &self.machines[n];
@@ -413,6 +420,18 @@ impl World {
         if back && self.deaf.is_none() {
             judge.hear(machine.agent);
             return;
+        }
+        if death == Death::Silent && machine.master {
+            let answering = self
+                .cluster(machine.cluster)
+                .iter()
+                .filter(|other| other.master && other.agent != machine.agent)
+                .filter(|other| !self.is_away(other) && self.deaf.is_none())
+                .count();
+            if answering < MASTERS / 2 + 1 {
+                self.count.refused += 1;
+                return;
+            }
         }
         self.count.repairs += 1;
         match machine.truth {
@@ -430,9 +449,9 @@ impl World {
                     _ => true,
                 };
                 let masters_left = self
-                    .machines
+                    .cluster(machine.cluster)
                     .iter()
-                    .filter(|other| other.cluster == machine.cluster && other.master && !self.is_away(other))
+                    .filter(|other| other.master && !self.is_away(other))
                     .count();
                 let many = self.machines.iter().filter(|other| self.is_away(other)).count();
                 // With a margin: those whose heartbeats are rare are not missed yet when the others are.
@@ -481,15 +500,15 @@ enum Fault {
     Everything,
 }
 
-/// A thousand machines for forty hours, with an episode of trouble in each hour. The goal is a thousand hours (`STOLOS_HOURS=1000`), where it still finds border cases of storms.
+/// A thousand machines for a thousand hours, with an episode of trouble in each hour. `STOLOS_HOURS` and `STOLOS_SEED` make other worlds.
 #[test]
-fn forty_thousand_hours_of_machines_without_a_wrong_repair() {
+fn a_million_hours_of_machines_without_a_wrong_repair() {
     let (clusters, hours) = (
         100,
         std::env::var("STOLOS_HOURS")
             .ok()
             .and_then(|text| text.parse().ok())
-            .unwrap_or(40),
+            .unwrap_or(1000),
     );
     let seed = std::env::var("STOLOS_SEED")
         .ok()
@@ -522,8 +541,13 @@ fn forty_thousand_hours_of_machines_without_a_wrong_repair() {
     }
     let count = &world.count;
     // A judge that never repairs makes no mistake either.
-    assert!(count.gone > hours / 2 && count.frozen > hours / 5, "{count:?}");
-    assert!(count.refused > hours, "no storm was ever refused: {count:?}");
+    assert!(
+        count.gone > hours / 4 && count.frozen > hours / 5,
+        "{} gone, {} frozen",
+        count.gone,
+        count.frozen
+    );
+    assert!(count.refused > hours, "no storm was ever refused");
     let _ = std::io::Write::write_all(
         &mut std::io::stderr(),
         format!(
