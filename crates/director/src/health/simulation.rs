@@ -10,7 +10,7 @@ use std::time::Duration;
 use stolos_base::IdSource;
 use stolos_base::ids::{AgentId, InstanceId};
 
-use super::judge::{Case, Death, Decision, Judge, Probe, decide};
+use super::judge::{Case, Death, Decision, Judge, Probe, Witness, decide, storm};
 use crate::deps::Resurrection;
 
 const HOUR: u64 = 3_600_000;
@@ -347,8 +347,10 @@ impl World {
             let exists = match self.cpi {
                 Some((_, Cpi::Down)) => None,
                 // It denies whoever lives, too.
-                Some((_, Cpi::Lies)) if judge.witness(agent).is_some() => None,
+                Some((_, Cpi::Lies)) if judge.witness(agent) != Witness::Nobody => None,
                 Some((_, Cpi::Lies)) => Some(false),
+                // What it says rightly has to wait for a witness too.
+                None if gone && judge.witness(agent) == Witness::Unknown => None,
                 None => Some(!gone),
             };
             let answered = !away && self.deaf.is_none();
@@ -433,6 +435,10 @@ impl World {
                 return;
             }
         }
+        if death == Death::Silent && self.census(machine.cluster) {
+            self.count.refused += 1;
+            return;
+        }
         self.count.repairs += 1;
         match machine.truth {
             Truth::Gone => {
@@ -457,16 +463,31 @@ impl World {
                 // With a margin: those whose heartbeats are rare are not missed yet when the others are.
                 let is_storm = many >= 10 && many * 100 >= 25 * self.machines.len();
                 if forgiven || is_storm || (machine.master && masters_left < 2) {
-                    self.count.wrong.push(format!(
+                    // A few of many say it.
+                    if self.count.wrong.len() < 20 {
+                        self.count.wrong.push(format!(
                         "at {} ms: {death:?}, truth {:?}, {many} away, {masters_left} masters left, cpi {:?}, deaf {:?}",
                         self.now, machine.truth, self.cpi, self.deaf
                     ));
+                    }
                 }
             }
         }
         let (instance, now) = (machine.instance, self.now);
         self.repairs_lately.entry(instance).or_default().push(now);
         self.renew(n, judge);
+    }
+
+    /// Whether too many do not answer in the moment before a machine is ended, as `flows::repair` asks.
+    fn census(&self, cluster: usize) -> bool {
+        let count = |machines: &[Machine]| {
+            let silent = |machine: &&Machine| self.is_away(machine) || self.deaf.is_some();
+            (machines.iter().filter(silent).count(), machines.len())
+        };
+        let rules = Resurrection::default();
+        storm(&rules, count(self.cluster(cluster)), false)
+            .or_else(|| storm(&rules, count(&self.machines), true))
+            .is_some()
     }
 
     /// Another machine stands for the instance.
