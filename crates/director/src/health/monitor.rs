@@ -279,7 +279,9 @@ impl Work {
 
     /// Agents that were heard of for the first time.
     async fn meet_strangers(&self) -> Result<()> {
-        const AGAIN: Duration = Duration::from_secs(20);
+        // A machine that was just made is known once its making is done: from then on it is watched.
+        const AGAIN: Duration = Duration::from_secs(2);
+        const FORGOTTEN: Duration = Duration::from_secs(60);
         let asked: Vec<AgentId> = {
             let strangers = lock(&self.health.0.strangers);
             let due = |at: &Option<Instant>| at.is_none_or(|at| at.elapsed() > AGAIN);
@@ -299,7 +301,7 @@ impl Work {
             // One of a machine that is being made, or of another installation's making; it will be heard of again.
             strangers.insert(agent, Some(Instant::now()));
         }
-        strangers.retain(|_, at| at.is_none_or(|at| at.elapsed() < 3 * AGAIN));
+        strangers.retain(|_, at| at.is_none_or(|at| at.elapsed() < FORGOTTEN));
         let mut judge = self.health.judge();
         for watched in known {
             strangers.remove(&watched.agent);
