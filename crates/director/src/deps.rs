@@ -42,6 +42,26 @@ pub struct Config {
     pub agent_limit: Duration,
     /// When machines count as dead.
     pub resurrection: Resurrection,
+    /// Who is told of alerts.
+    pub alerts: Option<Webhook>,
+}
+
+/// A place that is told of alerts, by a `POST` with JSON for each.
+#[derive(Clone)]
+pub struct Webhook {
+    /// Where.
+    pub url: String,
+    /// Its authority (PEM), beside those that the host trusts.
+    pub ca: Option<String>,
+    /// Shown as a bearer token.
+    pub token: Option<String>,
+}
+
+/// Without the token, and without the URL, which may have one in it.
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Webhook").finish_non_exhaustive()
+    }
 }
 
 /// Services that the director works with.

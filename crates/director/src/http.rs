@@ -63,6 +63,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/events", get(health::event_list))
         .route("/events/{id}", get(health::event_view))
         .route("/health/problems", get(health::problem_list))
+        .route("/metrics", get(health::metrics))
         .route(
             "/resurrection",
             get(health::resurrection_view).put(health::resurrection_update),

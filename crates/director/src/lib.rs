@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::db::{SCHEMA, TABLES};
 pub use crate::deps::{
     AgentTrust, Config, Deps, Failure, GenerateVariable, HostSign, HostSigns, Hosts, Infrastructure,
-    Resurrection, Variables,
+    Resurrection, Variables, Webhook,
 };
 pub use crate::error::{Cause, Error, Result};
 
@@ -105,6 +105,9 @@ impl Director {
         let _ = app.flows.set(flows.clone());
         maintenance::start(app.clone(), flows.clone(), stop.clone());
         health.start(app.clone(), link, hosts, stop.clone());
+        if let Some(webhook) = app.config.alerts.clone() {
+            health::webhook::start(&app, webhook, stop.clone())?;
+        }
         adopt::start(app.clone(), monitor, stop.clone());
         Ok(Handle { app, flows, stop })
     }

@@ -36,6 +36,9 @@ pub struct Config {
     /// When machines count as dead, and when that is too much to be believed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub resurrection: Resurrection,
+    /// Who is told of alerts: a repair, a process that ends again and again, a machine that nobody repairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
     /// Several `stolosd` that share the work, by name; empty for one alone. They need a PostgreSQL database.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberName>,
@@ -86,6 +89,40 @@ impl From<Resurrection> for stolos_director::Resurrection {
             storm_window: Duration::from_secs(config.storm_window),
             most_repairs: config.most_repairs,
         }
+    }
+}
+
+/// A place that gets a `POST` with JSON for each alert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alerts {
+    /// Where, `https` or `http`.
+    pub webhook: String,
+    /// A file with its authority (PEM), when that is none that the host trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<Utf8PathBuf>,
+    /// A file with a token that is shown to it (`Authorization: Bearer`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<Utf8PathBuf>,
+}
+
+impl Alerts {
+    /// With what the files hold now.
+    ///
+    /// # Errors
+    /// An URL that is none, or a file that cannot be read.
+    pub(crate) fn webhook(&self) -> anyhow::Result<stolos_director::Webhook> {
+        let scheme = self.webhook.split_once("://").map(|(scheme, _)| scheme);
+        anyhow::ensure!(
+            matches!(scheme, Some("https" | "http")),
+            "`alerts.webhook` of config.yml is no URL that begins with https:// or http://"
+        );
+        let read = |file: &Option<Utf8PathBuf>| file.as_ref().map(fs_err::read_to_string).transpose();
+        Ok(stolos_director::Webhook {
+            url: self.webhook.clone(),
+            ca: read(&self.ca_file)?,
+            token: read(&self.token_file)?.map(|token| token.trim().to_owned()),
+        })
     }
 }
 

@@ -169,6 +169,7 @@ impl Installation {
                 }),
                 agent_limit: Duration::from_secs(120),
                 resurrection: outside.resurrection,
+                alerts: outside.alerts,
             },
             deps,
         )

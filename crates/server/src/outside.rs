@@ -14,7 +14,7 @@ use stolos_clusters::deps::Kubernetes;
 use stolos_clusters::plans::Plans;
 use stolos_clusters::render::Catalogue;
 use stolos_credentials::Credentials;
-use stolos_director::{Hosts, Infrastructure, Resurrection};
+use stolos_director::{Hosts, Infrastructure, Resurrection, Webhook};
 use stolos_mbus::Transport;
 use stolos_store::DatabaseUrl;
 
@@ -54,6 +54,8 @@ pub struct Outside {
     pub hosts: Option<Arc<dyn Hosts>>,
     /// When machines count as dead.
     pub resurrection: Resurrection,
+    /// Who is told of alerts.
+    pub alerts: Option<Webhook>,
     /// Virtual addresses.
     pub addresses: Arc<dyn Addresses>,
     /// Clusters' API servers.

@@ -12,7 +12,7 @@ use stolos_network::hostd_client::{self, HostdClient};
 use stolos_store::DatabaseUrl;
 
 use crate::bus::{BusPorts, HostBus};
-use crate::config::Config;
+use crate::config::{Alerts, Config};
 use crate::installation::Installation;
 use crate::network::HostdSigns;
 use crate::outside::{Listen, Member, Outside, Ports};
@@ -72,6 +72,7 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         )),
         hosts: Some(Arc::new(HostdSigns(hostd.clone()))),
         resurrection: config.resurrection.into(),
+        alerts: config.alerts.as_ref().map(Alerts::webhook).transpose()?,
         addresses: Arc::new(hostd),
         kubernetes: Arc::new(stolos_clusters::ApiServers),
         clock,

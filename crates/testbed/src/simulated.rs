@@ -139,6 +139,7 @@ impl Simulation {
             cpi: Arc::new(machines.clone()),
             hosts: None,
             resurrection: stolos_director::Resurrection::default(),
+            alerts: None,
             addresses: Arc::new(Unpublished),
             kubernetes: Arc::new(kubernetes::Simulated),
         };

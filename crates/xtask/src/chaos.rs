@@ -5,7 +5,7 @@
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::installation::Installation;
+use crate::installation::{Installation, REPAIR_ALWAYS};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -25,7 +25,7 @@ const CLUSTER: &str = "chaos";
 
 impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let installation = Installation::up("chaos")?;
+        let installation = Installation::up_with("chaos", REPAIR_ALWAYS)?;
         installation.create_cluster_of(CLUSTER, "large", "2", true)?;
         // What is printed goes by as it comes; the report is the last of it.
         let status = installation

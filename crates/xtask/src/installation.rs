@@ -1,5 +1,6 @@
 //! An installation of its own for a benchmark or a trial: own name, own root, own session; gone afterwards.
 
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,9 @@ use serde_json::Value;
 
 use crate::ci::cargo;
 use crate::say;
+
+/// In a cluster whose machines are taken away every minute: as often as one likes, and what looks like a storm is none.
+pub(crate) const REPAIR_ALWAYS: &str = "resurrection: {most_repairs: 1000, storm_machines: 1000}\n";
 
 pub(crate) struct Installation {
     name: &'static str,
@@ -19,6 +23,11 @@ pub(crate) struct Installation {
 impl Installation {
     /// Builds our programs and brings the installation up.
     pub(crate) fn up(name: &'static str) -> anyhow::Result<Self> {
+        Self::up_with(name, "")
+    }
+
+    /// The same, with settings in its `config.yml`.
+    pub(crate) fn up_with(name: &'static str, config: &str) -> anyhow::Result<Self> {
         let status = cargo().args(["build", "--workspace", "--bins"]).status()?;
         if !status.success() {
             bail!("the programs could not be built");
@@ -45,6 +54,20 @@ impl Installation {
             bin,
             cache,
         };
+        if !config.is_empty() {
+            let root = installation.root();
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&root)?;
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(root.join("config.yml"))?;
+            std::io::Write::write_all(&mut file, config.as_bytes())?;
+        }
         say("bringing up an installation of its own");
         installation.stolos(&["up"])?;
         Ok(installation)

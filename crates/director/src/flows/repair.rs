@@ -187,7 +187,11 @@ async fn dead<'a>(
     let storm = if there.is_empty() {
         None
     } else {
-        storm(app, &request.deployment)
+        let known: BTreeSet<AgentId> = there
+            .iter()
+            .filter_map(|row| row.machine().map(|(vm, _)| vm.agent))
+            .collect();
+        storm(app, &request.deployment, &known)
             .await?
             .map(|storm| storm.to_string())
     };
@@ -208,8 +212,8 @@ async fn dead<'a>(
 }
 
 /// Whether too many are silent in the moment before one of them is ended. The monitor knows of a storm when its machines have been silent for a while; one
-/// that began in the last seconds is found only by asking.
-async fn storm(app: &Arc<App>, deployment: &str) -> Result<Option<Storm>> {
+/// that began in the last seconds is found only by asking. Those that are `known` to be silent were asked already.
+async fn storm(app: &Arc<App>, deployment: &str, known: &BTreeSet<AgentId>) -> Result<Option<Storm>> {
     let watched = health::watched(&app.db, None).await?;
     let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
     for one in watched {
@@ -219,24 +223,27 @@ async fn storm(app: &Arc<App>, deployment: &str) -> Result<Option<Storm>> {
             elsewhere.push(one.agent);
         }
     }
-    let here = down(app, &here, usize::MAX).await;
-    let elsewhere = down(app, &elsewhere, MOST_ASKED).await;
+    let (here, elsewhere) = tokio::join!(
+        down(app, &here, known, usize::MAX),
+        down(app, &elsewhere, known, MOST_ASKED)
+    );
     let everywhere = (here.0 + elsewhere.0, here.1 + elsewhere.1);
     let rules = &app.config.resurrection;
     Ok(judge::storm(rules, here, false).or_else(|| judge::storm(rules, everywhere, true)))
 }
 
 /// How many of these are down, of how many. Where more than `most` were not heard in the last seconds, some of them are asked and stand for all.
-async fn down(app: &Arc<App>, agents: &[AgentId], most: usize) -> (usize, usize) {
+async fn down(app: &Arc<App>, agents: &[AgentId], known: &BTreeSet<AgentId>, most: usize) -> (usize, usize) {
     let stale: Vec<AgentId> = agents
         .iter()
         .copied()
-        .filter(|agent| !app.health.is_fresh(*agent))
+        .filter(|agent| !known.contains(agent) && !app.health.is_fresh(*agent))
         .collect();
     let part = stale.len().div_ceil(most).max(1);
     let sample = stale.iter().copied().step_by(part).collect();
     let silent = agents::silent_agents(&app.bus, sample).await.len();
-    ((silent * part).min(stale.len()), agents.len())
+    let already = agents.iter().filter(|agent| known.contains(agent)).count();
+    (already + (silent * part).min(stale.len()), agents.len())
 }
 
 /// Why a silent instance with a disk is not taken down: it may work still, unheard by us, and be one of the majority that its group needs. The monitor has

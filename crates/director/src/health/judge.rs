@@ -25,8 +25,10 @@ pub(crate) type Millis = u64;
 const LONGEST_PASS: Millis = 2_000;
 /// A pass longer than this was so long a pause that a silence before and one after it are two.
 const PAUSE: Millis = 5_000;
-/// What is taken for the interval of heartbeats until two were heard; foreign agents have 30 s.
-const UNKNOWN_GAP: Millis = 30_000;
+/// What is taken for the interval of heartbeats until two were heard: that of our agents. Others have 30 s, and are asked once too often.
+const FIRST_GAP: Millis = 10_000;
+/// The longest interval that is believed.
+const LONGEST_GAP: Millis = 30_000;
 /// Silence that makes suspect, whatever the interval. A question costs little.
 const LEAST_SILENCE: Millis = 12_000;
 const MOST_SILENCE: Millis = 62_000;
@@ -225,7 +227,7 @@ impl Judge {
             deployment,
             heard: self.now,
             ever: false,
-            gap: UNKNOWN_GAP,
+            gap: FIRST_GAP,
             measured: false,
             asked: false,
             suspect: None,
@@ -245,7 +247,7 @@ impl Judge {
             return false;
         };
         if life.ever {
-            let gap = (now - life.heard).clamp(500, UNKNOWN_GAP);
+            let gap = (now - life.heard).clamp(500, LONGEST_GAP);
             // News come between heartbeats, so a short pause says little and a long one much.
             let before = if life.measured { life.gap - life.gap / 8 } else { 0 };
             life.gap = gap.max(before);
@@ -384,6 +386,19 @@ impl Judge {
             .collect();
         doubts.sort_by_key(|doubt| std::cmp::Reverse(doubt.since));
         doubts
+    }
+
+    /// How many are alive, suspect and dead.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        let mut counts = (0, 0, 0);
+        for life in self.lives.values() {
+            match (&life.suspect, self.death(life)) {
+                (None, _) => counts.0 += 1,
+                (Some(_), None) => counts.1 += 1,
+                (Some(_), Some(_)) => counts.2 += 1,
+            }
+        }
+        counts
     }
 
     /// Whether anything is in doubt; cheap.

@@ -7,10 +7,12 @@
 //! written, so that two members, or one that was paused, never begin the same repair twice. While all is well nothing is written and nobody is asked.
 
 pub(crate) mod judge;
+mod metrics;
 mod monitor;
 #[cfg(test)]
 mod simulation;
 
 pub(crate) mod switches;
+pub(crate) mod webhook;
 
 pub(crate) use monitor::Health;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use stolos_api::director::MachineProblem as Problem;
+use stolos_api::director::{MachineProblem as Problem, TaskState};
 use stolos_base::ids::{AgentId, FlowId, InstanceId};
 use stolos_base::{chain, task};
 use stolos_mbus::Transport;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::judge::{Case, Death, Decision, Doubt, Judge, Probe, Witness, decide};
+use super::metrics::{self, Metrics};
 use super::switches::Switches;
 use crate::app::App;
 use crate::db::health::{self as rows, EventRow, RepairRow};
@@ -65,6 +66,7 @@ struct Inner {
     strangers: Mutex<BTreeMap<AgentId, Option<Instant>>>,
     alerts: Mutex<Vec<(AgentId, Alert)>>,
     problems: Mutex<Vec<Problem>>,
+    metrics: Metrics,
     wake: Notify,
 }
 
@@ -76,8 +78,20 @@ impl Health {
             strangers: Mutex::default(),
             alerts: Mutex::default(),
             problems: Mutex::default(),
+            metrics: Metrics::new(),
             wake: Notify::new(),
         }))
+    }
+
+    /// The figures, as text for Prometheus.
+    pub(crate) fn metrics(&self) -> std::result::Result<String, std::fmt::Error> {
+        let (alive, suspect, dead) = self.judge().counts();
+        let counts = [
+            (metrics::State::Alive, alive),
+            (metrics::State::Suspect, suspect),
+            (metrics::State::Dead, dead),
+        ];
+        self.0.metrics.text(counts)
     }
 
     /// Whether the machine was heard so lately that it need not be asked.
@@ -343,6 +357,7 @@ impl Work {
                 event.message
             );
             rows::insert_event(&mut tx, event).await?;
+            self.health.0.metrics.alerted(&event.object_name);
         }
         Ok(tx.commit().await?)
     }
@@ -662,6 +677,8 @@ impl Work {
         rows::forget_repairs(&mut tx, now - 24 * HOUR_MILLIS).await?;
         lease::release(&mut tx, &held.fence).await?;
         tx.commit().await?;
+        self.health.0.metrics.alerted(&event.object_name);
+        self.health.0.metrics.repair_begun();
         tracing::warn!(deployment, task, why, "a repair begins");
         flows::nudge(app);
         self.unsettled = true;
@@ -710,11 +727,17 @@ fn count(repairs: &[RepairRow], instance: InstanceId) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
 }
 
-/// Whether an instance's last repair began so short ago that one that failed for good would fail again.
+/// Whether an instance's last repair failed so short ago that another one would fail again. Those that succeeded are no reason to wait.
 fn too_soon(repairs: &[RepairRow], instance: InstanceId, now: i64) -> bool {
-    let of = || repairs.iter().filter(|repair| repair.instance == instance);
-    let pause = FIRST_RETRY_MILLIS << of().count().saturating_sub(1).min(6);
-    of().next_back().is_some_and(|last| now - last.created_at < pause)
+    let failed = || {
+        repairs
+            .iter()
+            .filter(|repair| repair.instance == instance && repair.state != TaskState::Done)
+    };
+    let pause = FIRST_RETRY_MILLIS << failed().count().saturating_sub(1).min(6);
+    failed()
+        .next_back()
+        .is_some_and(|last| now - last.created_at < pause)
 }
 
 /// Reasons that differ in numbers only are one.

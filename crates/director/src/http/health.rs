@@ -87,6 +87,18 @@ pub(super) async fn problem_list(
     Ok(Json(app.health.problems()))
 }
 
+/// What Prometheus scrapes.
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<impl axum::response::IntoResponse, Failure> {
+    caller.may(Right::Read)?;
+    let text = app.health.metrics();
+    let text = text.map_err(|error| Error::Bug(format!("metrics cannot be written: {error}")))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(axum::http::header::CONTENT_TYPE, kind)], text))
+}
+
 pub(super) async fn resurrection_view(
     State(app): State<Arc<App>>,
     caller: Caller,

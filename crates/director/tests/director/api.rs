@@ -39,6 +39,7 @@ const ROUTES: &[(&str, &str, bool)] = &[
     ("GET", "/locks", true),
     ("GET", "/events", true),
     ("GET", "/events/1", true),
+    ("GET", "/metrics", true),
     ("GET", "/health/problems", true),
     ("GET", "/resurrection", true),
     ("PUT", "/resurrection", false),

@@ -1,8 +1,11 @@
 //! Machines that die: who is made anew, what stays as it is, and when nothing is done.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use stolos_api::director::{InstanceSummary, MachineProblem, TaskFilter};
 use stolos_base::ids::AgentId;
 use stolos_cpi::{DiskCid, VmCid};
@@ -300,5 +303,102 @@ async fn a_new_life_sees_the_dead() {
     life.client.set_resurrection(true).await.expect("on");
     world.host.say(cid(&before[0]), HostSign::Gone);
     whole(&life, &BTreeSet::from([0]), &before).await;
+    life.stop().await;
+}
+
+/// A place for alerts that is down at first: everything comes in the end, in order, once it was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_are_told_to_a_webhook_and_counted() {
+    type Posts = Arc<Mutex<Vec<(Option<String>, Value)>>>;
+    let (posts, refusals) = (Posts::default(), Arc::new(AtomicUsize::new(2)));
+    let (taken, left) = (posts.clone(), refusals.clone());
+    let place_for_alerts = axum::Router::new().route(
+        "/alerts",
+        axum::routing::post(
+            async move |headers: axum::http::HeaderMap, axum::Json(body): axum::Json<Value>| {
+                let refuse =
+                    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+                if refuse.is_ok() {
+                    return axum::http::StatusCode::SERVICE_UNAVAILABLE;
+                }
+                let token = headers
+                    .get("authorization")
+                    .map(|value| value.to_str().expect("text").to_owned());
+                taken.lock().expect("posts").push((token, body));
+                axum::http::StatusCode::OK
+            },
+        ),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let url = format!("http://{}/alerts", listener.local_addr().expect("an address"));
+    stolos_base::task::spawn(
+        stolos_base::task::Kind::Service,
+        "a place for alerts",
+        async move { axum::serve(listener, place_for_alerts).await },
+    );
+    let mut world = World::new();
+    world.alerts = Some(stolos_director::Webhook {
+        url,
+        ca: None,
+        token: Some("who-tells".to_owned()),
+    });
+    let place = Place::sqlite();
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    lose(&world, &before[0]).await;
+    whole(&life, &BTreeSet::from([0]), &before).await;
+    let told = eventually("an alert", async || {
+        let posts = posts.lock().expect("posts").clone();
+        if posts.is_empty() {
+            Err("nobody was told".to_owned())
+        } else {
+            Ok(posts)
+        }
+    })
+    .await;
+    assert_eq!(
+        refusals.load(Ordering::SeqCst),
+        0,
+        "it was refused and told again"
+    );
+    let (token, alert) = &told[0];
+    assert_eq!(token.as_deref(), Some("Bearer who-tells"));
+    assert_eq!(
+        (&alert["kind"], &alert["deployment"]),
+        (&json!("repair"), &json!("site"))
+    );
+    let text = alert["text"].as_str().expect("a text");
+    assert!(text.contains("is made anew"), "{text}");
+    let ids: Vec<i64> = told
+        .iter()
+        .filter_map(|(_, alert)| alert["id"].as_i64())
+        .collect();
+    assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+
+    let authority = reqwest::Certificate::from_pem(world.authority.certificate().as_bytes()).expect("a CA");
+    let scraper = reqwest::Client::builder()
+        .tls_certs_only([authority])
+        .build()
+        .expect("a client");
+    let scrape = scraper
+        .get(format!("{}/metrics", life.url))
+        .bearer_auth(world.token(&["bosh.read"]));
+    let figures = scrape
+        .send()
+        .await
+        .expect("an answer")
+        .text()
+        .await
+        .expect("figures");
+    assert!(figures.contains("stolos_repairs_total 1"), "{figures}");
+    assert!(
+        figures.contains(r#"stolos_alerts_total{kind="repair"} 1"#),
+        "{figures}"
+    );
+    assert!(
+        figures.contains(r#"stolos_machines{state="Alive"} 3"#),
+        "{figures}"
+    );
     life.stop().await;
 }

@@ -43,7 +43,9 @@ pub(crate) struct World {
     pub(crate) ids: IdSource,
     pub(crate) host: Arc<Host>,
     mint: Mint,
-    authority: Authority,
+    pub(crate) authority: Authority,
+    /// Who is told of alerts.
+    pub(crate) alerts: Option<stolos_director::Webhook>,
 }
 
 /// A running director.
@@ -69,6 +71,7 @@ impl World {
             dir,
             ids,
             host: Arc::default(),
+            alerts: None,
             mint: Mint::new(),
             authority,
         }
@@ -118,6 +121,7 @@ impl World {
             holder: "stolosd".into(),
             max_cpi_calls: 8,
             agent_limit: Duration::from_secs(10),
+            alerts: self.alerts.clone(),
             resurrection: Resurrection {
                 // So that a test need not wait for half a minute.
                 fence_after: Duration::from_secs(11),

@@ -131,6 +131,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         cpi: Arc::new(runner),
         hosts: None,
         resurrection: stolos_director::Resurrection::default(),
+        alerts: None,
         addresses: Arc::new(Unpublished),
         kubernetes: Arc::new(kubernetes::Simulated),
         clock,

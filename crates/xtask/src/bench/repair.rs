@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Times, print};
-use crate::installation::{Installation, output};
+use crate::installation::{Installation, REPAIR_ALWAYS, output};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -43,7 +43,7 @@ struct Round {
 
 impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let installation = Installation::up("repair")?;
+        let installation = Installation::up_with("repair", REPAIR_ALWAYS)?;
         installation.create_cluster_of(CLUSTER, "large", "2", true)?;
         let mut command = installation.program("stolos-faults");
         command.args(["repair", CLUSTER, "--rounds", &self.rounds.to_string()]);
