@@ -75,18 +75,45 @@ pub(crate) enum Form {
     Sealed,
 }
 
+/// A file of an interrupted write is left for so long: nobody is still writing one that was not written to since.
+const STALE: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Ages by the clock of the file system; one from the future is kept.
+fn remove_stale(tmp: &Utf8Path) -> std::io::Result<()> {
+    let probe = tmp.join(stolos_base::ids::random_hex(12));
+    let now = fs_err::File::create(&probe)?.metadata()?.modified()?;
+    fs_err::remove_file(&probe)?;
+    for entry in fs_err::read_dir(tmp)? {
+        let entry = entry?;
+        let written = match entry.metadata().and_then(|metadata| metadata.modified()) {
+            Ok(written) => written,
+            // Its writer was quicker.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if now.duration_since(written).is_ok_and(|age| age > STALE) {
+            match fs_err::remove_file(entry.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Blobs {
-    /// Opens the store, makes its directory (mode 0700) where it is missing, and removes what interrupted writes left.
+    /// Opens the store, makes its directory (mode 0700) where it is missing, and removes what writes left that were interrupted more than an hour ago: other
+    /// members of an installation may be writing at this moment.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn open(root: impl Into<Utf8PathBuf>, options: Options) -> Result<Self> {
         let root = root.into();
         let tmp = root.join("tmp");
-        files::remove_tree_if_there(&tmp).map_err(io("clear", &tmp))?;
-        for path in [tmp, root.join("uploads")] {
-            make_directory(&path)?;
+        for path in [&tmp, &root.join("uploads")] {
+            make_directory(path)?;
         }
+        remove_stale(&tmp).map_err(io("clear", &tmp))?;
         Ok(Self(Arc::new(Inner {
             root,
             options,

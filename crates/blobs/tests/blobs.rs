@@ -163,11 +163,15 @@ async fn garbage_is_what_is_neither_marked_nor_young() {
 }
 
 #[tokio::test]
-async fn a_restart_clears_unfinished_blobs() {
+async fn a_start_clears_what_was_left_long_ago_and_nothing_that_is_being_written() {
     let (_directory, blobs) = open();
-    std::fs::write(blobs.root().join("tmp/left"), "half").unwrap();
+    let left = std::fs::File::create(blobs.root().join("tmp/left")).unwrap();
+    let long_ago = left.metadata().unwrap().modified().unwrap() - Duration::from_secs(2 * 3600);
+    left.set_modified(long_ago).unwrap();
+    std::fs::write(blobs.root().join("tmp/half"), "by another member").unwrap();
     let blobs = Blobs::open(blobs.root(), Options::default()).unwrap();
-    assert_eq!(files(&blobs), 0);
+    assert!(!blobs.root().join("tmp/left").exists());
+    assert!(blobs.root().join("tmp/half").exists());
 }
 
 struct Server {

@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::site::Machine;
+
 /// A client of a cluster with everybody's rights. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Api {
@@ -67,36 +69,42 @@ pub(crate) struct Etcd {
 }
 
 impl Etcd {
-    /// `directory` is the job's, with `ca.pem`, `member.pem` and `member.key`.
-    pub(crate) fn at(address: &str, directory: &camino::Utf8Path) -> anyhow::Result<Self> {
-        let read = |name: &str| fs_err::read(directory.join(name));
+    /// With what the member's job says of itself, read in its machine.
+    pub(crate) fn of(machine: &Machine) -> anyhow::Result<Self> {
+        let read = |name: &str| machine.read(&format!("/var/vcap/jobs/etcd/config/{name}"));
         let identity = [read("member.pem")?, read("member.key")?].concat();
         let client = client(&[reqwest::Certificate::from_pem(&read("ca.pem")?)?])?
             .identity(reqwest::Identity::from_pem(&identity)?)
             .build()?;
         Ok(Self {
             client,
-            url: format!("https://{address}:2379"),
+            url: format!("https://{}:2379", machine.address),
         })
+    }
+
+    /// Whether it answers, has a leader, and votes.
+    pub(crate) async fn votes(&self) -> anyhow::Result<bool> {
+        let status = self.call("maintenance/status", &json!({})).await?;
+        let has_leader = status["leader"].as_str().is_some_and(|leader| leader != "0");
+        Ok(has_leader && status["isLearner"] != true)
     }
 
     /// Takes the member of that name out of the cluster.
     pub(crate) async fn remove(&self, name: &str) -> anyhow::Result<()> {
-        let members = self.call("member/list", &json!({})).await?;
+        let members = self.call("cluster/member/list", &json!({})).await?;
         let members = members["members"].as_array().cloned().unwrap_or_default();
         let id = members
             .iter()
             .find(|member| member["name"] == name)
             .and_then(|member| member["ID"].as_str())
             .with_context(|| format!("no member is called {name}"))?;
-        self.call("member/remove", &json!({"ID": id})).await.map(drop)
+        self.call("cluster/member/remove", &json!({"ID": id}))
+            .await
+            .map(drop)
     }
 
     async fn call(&self, verb: &str, body: &Value) -> anyhow::Result<Value> {
-        let request = self
-            .client
-            .post(format!("{}/v3/cluster/{verb}", self.url))
-            .json(body);
+        let request = self.client.post(format!("{}/v3/{verb}", self.url)).json(body);
         answer(request.timeout(Duration::from_secs(10))).await
     }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use stolos_base::poll;
 
 use crate::api::Etcd;
 use crate::site::{Machine, Site, said};
@@ -98,8 +100,19 @@ impl Fault {
                     .into_iter()
                     .find(|other| other.is_master() && other.name != machine.name)
                     .context("there is one master only")?;
-                let config = other.path("/var/vcap/jobs/etcd/config");
-                Etcd::at(&other.address, &config)?.remove(&machine.node()).await
+                let etcd = Etcd::of(&other)?;
+                // It refuses for some seconds after its members have found each other again.
+                poll::until(
+                    "removal",
+                    Duration::from_secs(1),
+                    Duration::from_secs(60),
+                    async || {
+                        let removed = etcd.remove(&machine.node()).await;
+                        removed.map_err(|error| format!("{error:#}"))
+                    },
+                )
+                .await?;
+                Ok(())
             }
             Self::EtcdAllKilled => {
                 for master in site.machines()?.iter().filter(|machine| machine.is_master()) {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use crate::api::Api;
+use crate::api::{Api, Etcd};
 
 /// One cluster of an installation.
 pub(crate) struct Site {
@@ -39,7 +39,13 @@ impl Machine {
         self.name.starts_with("master/")
     }
 
-    /// A path in it, seen from outside.
+    /// A file in it. Not by way of [`Self::path`]: links lead out of there.
+    pub(crate) fn read(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let pid = self.pid.to_string();
+        said(Command::new("nsenter").args(["-t", &pid, "-a", "cat", path])).map(String::into_bytes)
+    }
+
+    /// A path in it without links, seen from outside.
     pub(crate) fn path(&self, path: &str) -> Utf8PathBuf {
         Utf8PathBuf::from(format!("/proc/{}/root{path}", self.pid))
     }
@@ -153,7 +159,8 @@ impl Site {
         Ok(all.into_iter().filter(of_us).collect())
     }
 
-    /// Why the cluster is not as it should be: every instance running, every node there on its machine and Ready, nobody in doubt.
+    /// Why the cluster is not as it should be: every instance running, every node there on its machine and Ready,
+    /// every member of etcd votes, nobody in doubt.
     pub(crate) async fn ailments(&self) -> anyhow::Result<Vec<String>> {
         let mut found: Vec<String> = self
             .problems()?
@@ -177,6 +184,13 @@ impl Site {
         for machine in self.machines()? {
             if !self.is_ready(&machine).await? {
                 found.push(format!("node {} is not Ready", machine.node()));
+            }
+        }
+        for machine in self.machines()?.iter().filter(|machine| machine.is_master()) {
+            match async { Etcd::of(machine)?.votes().await }.await {
+                Ok(true) => {}
+                Ok(false) => found.push(format!("etcd of {} does not vote", machine.name)),
+                Err(error) => found.push(format!("etcd of {}: {error:#}", machine.name)),
             }
         }
         let servers = self.api.get("/readyz/etcd", Duration::from_secs(3)).await;
