@@ -41,4 +41,5 @@ check: tools
 test: tools test-packages check
 	cargo build --workspace --bins
 	$(BIN)/stolos-build all
+	$(BIN)/stolos-build gc --older-than-days 1
 	cargo test --workspace --no-fail-fast
