@@ -103,6 +103,28 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// No place for backups of clusters is configured.
+    #[error("this installation keeps no backups of clusters")]
+    NoBackups,
+    /// No such backup of a cluster, or no such taking of one, or one that the caller may not see.
+    #[error("cluster backup `{0}` not found")]
+    NoBackup(String),
+    /// One at a time for each cluster.
+    #[error("a backup of cluster `{cluster}` is being taken already")]
+    BackingUp {
+        /// The cluster.
+        cluster: String,
+    },
+    /// A backup cannot become a cluster's contents.
+    #[error("backup `{backup}` cannot be restored into cluster `{cluster}`: {problem}")]
+    Unfit {
+        /// The backup.
+        backup: String,
+        /// The cluster.
+        cluster: String,
+        /// What stands against it.
+        problem: String,
+    },
     /// No such task, or one that the caller may not see.
     #[error("task `{0}` not found")]
     NoTask(String),
@@ -269,6 +291,7 @@ impl Classify for Error {
             | Self::NoOperation(_)
             | Self::NoQuota(_)
             | Self::NoTask(_)
+            | Self::NoBackup(_)
             | Self::NoProfile { .. } => Class::NotFound,
             Self::QuotaTaken(_)
             | Self::NameTaken(_)
@@ -282,6 +305,9 @@ impl Classify for Error {
             | Self::NotPersonal { .. }
             | Self::UpToDate { .. }
             | Self::Skew { .. }
+            | Self::NoBackups
+            | Self::BackingUp { .. }
+            | Self::Unfit { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
@@ -320,6 +346,10 @@ impl Classify for Error {
                     "See what it does with `stolos operations --cluster {cluster} --follow`."
                 )]
             }
+            Self::NoBackups => vec![
+                "An operator names a place for them in `backup` of config.yml; docs/backup.md says how.".to_owned(),
+            ],
+            Self::NoBackup(_) => vec!["`stolos cluster-backups NAME` lists those of a cluster.".to_owned()],
             Self::NotReady { cluster, .. } => {
                 vec![format!(
                     "Follow it with `stolos operations --cluster {cluster} --follow`."

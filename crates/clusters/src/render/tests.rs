@@ -35,6 +35,7 @@ fn rendered_with(plan: &Plan, workers: u32, settings: &Settings) -> Rendered {
         networks: settings.networks().expect("apart"),
         rollout: Rollout::Fresh,
         in_flight: None,
+        phase: Phase::Usual,
     };
     let lease = NetworkLease {
         segment: "c1".to_owned(),
