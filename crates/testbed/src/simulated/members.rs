@@ -133,6 +133,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         resurrection: stolos_director::Resurrection::default(),
         addresses: Arc::new(Unpublished),
         kubernetes: Arc::new(kubernetes::Simulated),
+        backups: None,
         clock,
         ids,
     };
