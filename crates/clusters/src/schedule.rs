@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stolos_api::pks::LastAction;
 use stolos_base::chain;
 use stolos_base::ids::BackupRunId;
 use stolos_store::duty;
@@ -15,14 +16,18 @@ use crate::accept::Desk;
 use crate::backups::{self, due};
 use crate::db::{self, ClusterRow, Whose};
 use crate::error::{Error, Result};
-use stolos_api::pks::LastAction;
+use crate::flows::BackUp;
 
 /// The name of the duty.
 const DUTY: &str = "backups of clusters";
 /// How often is looked, or more often where backups are.
 const LOOK: Duration = Duration::from_secs(20);
-/// After a failure a backup is tried again.
+/// After a failure a backup is tried again, or after a quarter of the interval when that is shorter.
 const RETRY: Duration = Duration::from_secs(600);
+/// Journals of backups are kept so long for those who ask what happened.
+const JOURNALS_KEPT_MILLIS: i64 = 24 * 3600 * 1000;
+/// Journals forgotten at each look.
+const JOURNALS_AT_ONCE: u32 = 200;
 /// Who asks for what nobody asked for.
 pub(crate) const ACTOR: &str = "schedule";
 
@@ -58,6 +63,12 @@ pub(crate) async fn run(
 }
 
 async fn look(desk: &Desk, schedule: Schedule) -> Result<()> {
+    // Every cluster leaves one each time; what came of it stays in its row.
+    let before = desk.clock.now_millis() - JOURNALS_KEPT_MILLIS;
+    desk.flows
+        .delete_ended_of::<BackUp>(before, JOURNALS_AT_ONCE)
+        .await
+        .map_err(|error| Error::service("forget the journals of old backups", error))?;
     let last: std::collections::HashMap<_, _> = backups::last(&desk.db).await?.into_iter().collect();
     let open = last.values().filter(|last| last.open).count();
     let room = schedule.at_once.saturating_sub(open);
@@ -71,7 +82,7 @@ async fn look(desk: &Desk, schedule: Schedule) -> Result<()> {
         .filter(has_etcd)
         .filter_map(|cluster| {
             let last = last.get(&cluster.id).copied().unwrap_or_default();
-            let due = due(cluster.id, last, schedule.every, RETRY);
+            let due = due(cluster.id, last, schedule.every, RETRY.min(schedule.every / 4));
             (!last.open && due <= now).then_some((due, cluster))
         })
         .collect();
