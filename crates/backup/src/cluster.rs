@@ -103,6 +103,9 @@ pub struct About {
     /// Id and name of the Kubernetes profile with which what lies in etcd is encrypted; without it nobody can read that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted_by: Option<(String, String)>,
+    /// Whether it holds what a restore was about to replace: whoever wants the newest does not mean that.
+    #[serde(default)]
+    pub before_restore: bool,
 }
 
 /// A backup of a cluster.
@@ -400,7 +403,7 @@ pub async fn list_clusters(
     Ok(all)
 }
 
-/// The newest whole backup of a cluster.
+/// The newest whole backup of a cluster, but for those that were taken for a restore.
 ///
 /// # Errors
 /// [`Error::NoClusterBackup`], and those of the place.
@@ -413,7 +416,7 @@ pub async fn newest_cluster(
     let whole = all.into_iter().rev().filter(|one| one.problem.is_none());
     whole
         .filter_map(|one| one.manifest)
-        .next()
+        .find(|manifest| !manifest.about.before_restore)
         .ok_or_else(|| Error::NoClusterBackup {
             what: format!("of cluster {cluster}"),
             place: objects.to_string(),

@@ -43,6 +43,7 @@ impl World {
                 pods: "10.200.0.0/16".to_owned(),
                 services: "10.100.200.0/24".to_owned(),
                 encrypted_by: None,
+                before_restore: false,
             },
             clock: self.clock.clone(),
         };

@@ -169,6 +169,10 @@ pub(crate) async fn cluster_of(db: &Db, named: &str, whose: Whose<'_>) -> Result
         Err(Error::NoCluster(_)) => {}
         Err(error) => return Err(error),
     }
+    // One that this database knows nothing of may have backups: it is younger than the backup that the manager was restored from.
+    if let (Whose::All, Ok(id)) = (whose, named.parse()) {
+        return Ok(id);
+    }
     let sql = "SELECT id, created_at FROM clusters WHERE id = $1 AND ($2 = '' OR owner = $2) UNION ALL \
                SELECT cluster_id AS id, created_at FROM cluster_backups WHERE (cluster = $1 OR cluster_id = $1) AND ($2 = '' OR owner = $2) \
                ORDER BY 2 DESC LIMIT 1";
@@ -315,6 +319,80 @@ fn to_run(row: &AnyRow) -> Result<RunRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn takings_are_one_at_a_time_and_the_last_good_one_is_remembered() {
+        stolos_store::testing::each(async |place| {
+            let db = place.open(&crate::SCHEMA).await;
+            let ids = stolos_base::IdSource::counted();
+            let cluster = ClusterId::new(&ids);
+            let run = |n: i64| RunRow {
+                id: BackupRunId::new(&ids),
+                cluster_id: cluster,
+                cluster: "demo".to_owned(),
+                owner: "alana".to_owned(),
+                actor: "schedule".to_owned(),
+                created_at: Timestamp::from_millisecond(n * 1000).expect("a time"),
+                state: OperationState::Queued,
+                ended_at: None,
+                backup: None,
+                error: None,
+            };
+            let add = async |run: &RunRow| {
+                let mut tx = db.begin("test").await.expect("begun");
+                insert(&mut tx, run).await?;
+                tx.commit().await.map_err(Error::database("test"))
+            };
+            let end = async |run: &RunRow, state: OperationState, error: Option<&str>| {
+                let mut tx = db.begin("test").await.expect("begun");
+                set_state(&mut tx, run.id, state, error).await.expect("written");
+                tx.commit().await.expect("committed");
+            };
+            let good = run(1);
+            add(&good).await.expect("added");
+            let busy = add(&run(2)).await.expect_err("one at a time");
+            assert!(matches!(busy, Error::BackingUp { .. }), "{busy}");
+            assert!(last(&db).await.expect("read")[0].1.open);
+            end(&good, OperationState::Succeeded, None).await;
+            for n in 2..REMEMBERED + 10 {
+                let bad = run(n);
+                add(&bad).await.expect("added");
+                end(&bad, OperationState::Failed, Some("no leader")).await;
+            }
+            let read = last(&db).await.expect("read");
+            let expected = Last {
+                good: Some(1000),
+                tried: Some((REMEMBERED + 9) * 1000),
+                open: false,
+            };
+            assert_eq!(read, [(cluster, expected)]);
+            let count = query("SELECT CAST(COUNT(*) AS BIGINT) AS n FROM cluster_backups")
+                .fetch_one(db.read())
+                .await
+                .expect("counted");
+            let count: i64 = db::get(&count, "n").expect("a number");
+            assert_eq!(count, REMEMBERED + 2, "the last good one is not forgotten");
+            // The cluster is gone: its name, and its id, still lead to its backups, for those who had it.
+            let named = |who: &'static str| Whose::Of(who);
+            for text in ["demo", &cluster.to_string()] {
+                let found = cluster_of(&db, text, named("alana")).await;
+                assert_eq!(found.expect("found"), cluster);
+                let other = cluster_of(&db, text, named("eve")).await;
+                assert!(matches!(other, Err(Error::NoCluster(_))), "{other:?}");
+            }
+            let all = of_all(&db, Whose::All).await.expect("a list");
+            assert!(all.len() == 1 && all[0].deleted && !all[0].running, "{all:?}");
+            assert_eq!(all[0].last_success.as_deref(), Some("1970-01-01T00:00:01Z"));
+            assert_eq!(all[0].error.as_deref(), Some("no leader"));
+            assert!(of_all(&db, named("eve")).await.expect("a list").is_empty());
+            let seen = one(&db, &good.id.to_string(), named("alana"))
+                .await
+                .expect("it is there");
+            assert_eq!(seen.state, OperationState::Succeeded);
+            assert!(one(&db, &good.id.to_string(), named("eve")).await.is_err());
+        })
+        .await;
+    }
 
     #[test]
     fn a_backup_is_due_after_the_interval_and_sooner_after_a_failure() {

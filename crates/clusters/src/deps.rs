@@ -173,6 +173,8 @@ pub struct BackedUp {
     pub networks: Networks,
     /// Id and name of the Kubernetes profile that encrypts what lies in etcd.
     pub encrypted_by: Option<(String, String)>,
+    /// Whether it is taken because a restore is about to replace it.
+    pub before_restore: bool,
 }
 
 /// A backup of a cluster.
@@ -232,7 +234,7 @@ pub trait Backups: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Backup>>;
     /// Those of a cluster, oldest first.
     fn list(&self, cluster: ClusterId) -> BoxFuture<'_, Result<Vec<ListedBackup>>>;
-    /// One of them, or the newest whole one. Whether it is whole is not looked at.
+    /// One of them, or the newest whole one that was not taken for a restore. Whether it is whole is not looked at.
     ///
     /// # Errors
     /// [`crate::Error::NoBackup`].

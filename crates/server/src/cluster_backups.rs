@@ -230,6 +230,7 @@ fn shown(manifest: ClusterManifest) -> Result<Backup> {
                 services: network(&about.services)?,
             },
             encrypted_by: about.encrypted_by.clone(),
+            before_restore: about.before_restore,
         },
         taken_at: manifest.taken_at,
         revision: about.revision,
@@ -281,6 +282,7 @@ impl Backups for Placed {
                         pods: of.networks.pods.to_string(),
                         services: of.networks.services.to_string(),
                         encrypted_by: of.encrypted_by.clone(),
+                        before_restore: of.before_restore,
                     },
                     clock: inner.clock.clone(),
                 };
@@ -439,5 +441,131 @@ mod tests {
             let error = read(text).expect("read").to_service().expect_err(words);
             assert!(format!("{error:#}").contains(words), "{error:#}");
         }
+    }
+
+    /// Bytes that pass for etcd's.
+    fn snapshot() -> Vec<u8> {
+        use aws_lc_rs::digest;
+        let mut bytes = vec![5; 700_000];
+        bytes[16..20].copy_from_slice(&0xED0C_DAED_u32.to_le_bytes());
+        let trailer = digest::digest(&digest::SHA256, &bytes);
+        bytes.extend_from_slice(trailer.as_ref());
+        bytes
+    }
+
+    /// The first master is dead, the second one answers.
+    struct Second;
+
+    impl Etcd for Second {
+        fn snapshot<'a>(
+            &'a self,
+            master: Ipv4Addr,
+            _: &'a AdminCredential,
+        ) -> BoxFuture<'a, Result<(MemberStatus, Box<dyn AsyncRead + Send + Unpin>)>> {
+            Box::pin(async move {
+                if master.octets()[3] != 3 {
+                    return Err(Error::Request(format!("{master} does not answer")));
+                }
+                let status = MemberStatus {
+                    revision: 7,
+                    version: "3.6.16".to_owned(),
+                    voters: 3,
+                    size: 700_032,
+                };
+                let reader: Box<dyn AsyncRead + Send + Unpin> = Box::new(std::io::Cursor::new(snapshot()));
+                Ok((status, reader))
+            })
+        }
+    }
+
+    /// As `stolos-job` asks.
+    async fn get(address: std::net::SocketAddr, path: &str) -> (String, Vec<u8>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asked");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("answered");
+        let end = answer
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .expect("a head");
+        let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+        let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        (status, answer.split_off(end + 4))
+    }
+
+    #[tokio::test]
+    async fn a_machine_gets_the_backup_that_it_was_offered_and_no_other() {
+        let directory = camino_tempfile::tempdir().expect("a directory");
+        let clock = Clock::manual(Clock::system().now());
+        let kept = Kept {
+            settings: crate::backup::Settings::to(directory.path().join("place").as_str()),
+            key_file: directory.path().join("backup.key"),
+            clusters: ClusterBackupSettings::default(),
+            etcd: Arc::new(Second),
+        };
+        let signer = Signer::new(&Secret::new(vec![9; 40]));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let url = format!("https://{address}");
+        let placed = Placed::new(
+            kept,
+            "here".into(),
+            signer,
+            url.clone(),
+            "ca".into(),
+            clock.clone(),
+        );
+        let router = placed.router();
+        task::spawn(task::Kind::Service, "a test's port", async move {
+            axum::serve(listener, router).await
+        });
+        let client = AdminCredential {
+            ca: "ca".into(),
+            certificate: "c".into(),
+            private_key: "k".into(),
+        };
+        let of = BackedUp {
+            name: "demo".into(),
+            owner: "alana".into(),
+            kubernetes_version: "1.37.1".into(),
+            networks: stolos_clusters::render::Networks::default(),
+            encrypted_by: Some(("id".into(), "secret-profile".into())),
+            before_restore: false,
+        };
+        let cluster = ClusterId::new(&stolos_base::IdSource::random());
+        let masters = [[10, 0, 0, 2].into(), [10, 0, 0, 3].into()];
+        let backup = placed
+            .take(cluster, &of, &masters, &client, &|_| {})
+            .await
+            .expect("taken");
+        assert_eq!((backup.revision, &backup.of), (7, &of));
+        assert_eq!(placed.find(cluster, None).await.expect("found"), backup);
+        let error = placed.take(cluster, &of, &masters[..1], &client, &|_| {}).await;
+        assert!(error.is_err_and(|error| error.to_string().contains("does not answer")));
+
+        let offer = placed.offer(&backup).expect("an offer");
+        let path = offer.url.expose().strip_prefix(&url).expect("ours").to_owned();
+        let (status, body) = get(address, &path).await;
+        assert!(
+            status == "200" && body == snapshot(),
+            "{status}, {} bytes",
+            body.len()
+        );
+        // Another one, and the same one too late.
+        let (status, _) = get(address, &path.replace(&backup.id, "20200101T000000Z-0000")).await;
+        assert_eq!(status, "403");
+        clock.advance(USUAL_VALIDITY + Duration::from_secs(1));
+        assert_eq!(get(address, &path).await.0, "403");
+        // One that is gone.
+        let offer = placed.offer(&backup).expect("an offer");
+        let path = offer.url.expose().strip_prefix(&url).expect("ours").to_owned();
+        stolos_base::files::remove_tree_if_there(&directory.path().join("place/clusters")).expect("removed");
+        assert_eq!(get(address, &path).await.0, "404");
+        let error = placed.verify(cluster, &backup.id).await.expect_err("gone");
+        assert!(matches!(error, Error::NoBackup(_)), "{error}");
     }
 }

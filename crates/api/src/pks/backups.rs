@@ -86,6 +86,9 @@ pub struct ClusterBackup {
     /// SHA-256 of the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Whether it holds what a restore was about to replace; `latest` never means such a one.
+    #[serde(default)]
+    pub before_restore: bool,
     /// Why it cannot be restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

@@ -126,12 +126,16 @@ fn backups_table(backups: &[ClusterBackup]) -> String {
                 backup.kubernetes_version.clone().unwrap_or_default(),
                 backup.revision.map(|n| n.to_string()).unwrap_or_default(),
                 backup.size.map(|n| n.to_string()).unwrap_or_default(),
-                backup.problem.clone().unwrap_or_default(),
+                match &backup.problem {
+                    Some(problem) => problem.clone(),
+                    None if backup.before_restore => "what was there before a restore".to_owned(),
+                    None => String::new(),
+                },
             ]
         })
         .collect();
     output::table(
-        &["ID", "Taken", "Kubernetes", "Revision", "Bytes", "Problem"],
+        &["ID", "Taken", "Kubernetes", "Revision", "Bytes", "Remark"],
         &rows,
     )
 }
@@ -164,7 +168,10 @@ pub(crate) async fn restore(args: &RestoreCluster) -> Result<(), Failure> {
     let cluster = client.cluster(&args.name).await.map_err(failure)?;
     let backups = client.cluster_backups(&args.name).await.map_err(failure)?;
     let found = if args.backup == "latest" {
-        backups.iter().rev().find(|backup| backup.problem.is_none())
+        let newest = backups.iter().rev();
+        newest
+            .filter(|backup| !backup.before_restore)
+            .find(|backup| backup.problem.is_none())
     } else {
         backups.iter().find(|backup| backup.id == args.backup)
     };
@@ -178,7 +185,7 @@ pub(crate) async fn restore(args: &RestoreCluster) -> Result<(), Failure> {
         );
     };
     let question = format!(
-        "Everything in cluster {} becomes what it was at {}: what was made since then is lost, what was deleted comes back, and its API is away meanwhile. Are you sure? (y/n)",
+        "Everything in cluster {} becomes what it was at {} (UTC): what was made since then is lost, what was deleted comes back, and its API is away meanwhile. Are you sure? (y/n)",
         cluster.name,
         found.taken_at.as_deref().unwrap_or("the time of the backup")
     );
@@ -243,11 +250,12 @@ mod tests {
             size: Some(4_000_000),
             stored: 1_000_000,
             sha256: None,
+            before_restore: true,
             problem: None,
         };
         insta::assert_snapshot!(backups_table(&[backup]), @r"
-        ID                     Taken                 Kubernetes  Revision  Bytes    Problem
-        20261122T010000Z-1f2e  2026-11-22T01:00:00Z  1.37.1      1234      4000000
+        ID                     Taken                 Kubernetes  Revision  Bytes    Remark
+        20261122T010000Z-1f2e  2026-11-22T01:00:00Z  1.37.1      1234      4000000  what was there before a restore
         ");
     }
 }

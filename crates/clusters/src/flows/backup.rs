@@ -77,6 +77,11 @@ impl Kind for BackUp {
                 let (tools, cluster) = captured.clone();
                 async move {
                     let Some(kept) = &tools.backups else { return Ok(()) };
+                    // It may be restored, from one of those that are too old.
+                    if !db::cluster_by_id(&tools.db, cluster).await?.state.is_final() {
+                        ctx.progress("something is done to the cluster: next time");
+                        return Ok(());
+                    }
                     let removed = kept.place.retain(cluster, kept.keep).await?;
                     if !removed.is_empty() {
                         ctx.progress(removed.join(", "));
@@ -133,7 +138,7 @@ async fn note(tools: &Tools, ctx: &StepContext, backup: &Backup) -> Result<(), E
 }
 
 /// What a backup says of its cluster.
-pub(super) fn described(cluster: &ClusterRow) -> Result<BackedUp, Error> {
+fn described(cluster: &ClusterRow) -> Result<BackedUp, Error> {
     let networks = cluster.settings.networks();
     let profile = cluster.settings.kubernetes_profile.as_ref();
     Ok(BackedUp {
@@ -144,16 +149,34 @@ pub(super) fn described(cluster: &ClusterRow) -> Result<BackedUp, Error> {
         encrypted_by: profile
             .filter(|profile| profile.encrypts())
             .map(|profile| (profile.id.clone(), profile.name.clone())),
+        before_restore: false,
     })
 }
 
 /// Takes a backup of a cluster as it is.
-pub(super) async fn take(tools: &Tools, ctx: &StepContext, cluster: &ClusterRow) -> Result<Backup, Error> {
+async fn take(tools: &Tools, ctx: &StepContext, cluster: &ClusterRow) -> Result<Backup, Error> {
+    take_as(tools, ctx, cluster, described(cluster)?).await
+}
+
+/// Takes one of what a restore is about to replace.
+pub(super) async fn save(tools: &Tools, ctx: &StepContext, cluster: &ClusterRow) -> Result<Backup, Error> {
+    let of = BackedUp {
+        before_restore: true,
+        ..described(cluster)?
+    };
+    take_as(tools, ctx, cluster, of).await
+}
+
+async fn take_as(
+    tools: &Tools,
+    ctx: &StepContext,
+    cluster: &ClusterRow,
+    of: BackedUp,
+) -> Result<Backup, Error> {
     let place: &dyn Backups = &*tools.backups.as_ref().ok_or(Error::NoBackups)?.place;
     let deployment = deployment_name(cluster.id);
     let masters: Vec<Ipv4Addr> = masters(tools, &deployment).await?;
     let client = tools.vault.client(&deployment, ETCD_CLIENT_VARIABLE).await?;
-    let of = described(cluster)?;
     let progress = |text: String| ctx.progress(text);
     place.take(cluster.id, &of, &masters, &client, &progress).await
 }

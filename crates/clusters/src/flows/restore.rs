@@ -12,7 +12,7 @@ use stolos_base::{Secret, chain};
 use stolos_flow::{Change, FlowInfo, Graph, Interrupt, Kind, Step, StepContext, StepError, StepRef};
 use stolos_store::Tx;
 
-use super::backup::take;
+use super::backup::save;
 use super::{Input, Source, Tools, steps, write_state};
 use crate::db::{self, ClusterRow};
 use crate::deps::Backup;
@@ -55,7 +55,7 @@ impl Kind for Restore {
                 let (tools, cluster) = captured.clone();
                 async move {
                     // Often it is restored because there is nothing left to be saved.
-                    match take(&tools, &ctx, &cluster).await {
+                    match save(&tools, &ctx, &cluster).await {
                         Ok(backup) => ctx.progress(format!("backup {}", backup.id)),
                         Err(error) => {
                             ctx.progress(format!("what there is cannot be saved: {}", chain(&error)));

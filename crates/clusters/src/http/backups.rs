@@ -119,6 +119,7 @@ fn show(backup: &Backup) -> pks::ClusterBackup {
         size: Some(backup.size),
         stored: backup.stored,
         sha256: Some(backup.sha256.clone()),
+        before_restore: backup.of.before_restore,
         problem: None,
     }
 }
@@ -135,6 +136,7 @@ fn show_listed(listed: ListedBackup) -> pks::ClusterBackup {
         size: None,
         stored: listed.stored,
         sha256: None,
+        before_restore: false,
         problem: None,
     });
     pks::ClusterBackup {

@@ -104,11 +104,17 @@ async fn a_cluster_is_backed_up_and_restored_in_place_and_into_a_new_one() {
     ] {
         assert!(names.contains(&name), "{names:?}");
     }
+    let listed = client.cluster_backups("demo").await.expect("a list");
     assert_eq!(
-        client.cluster_backups("demo").await.expect("a list").len(),
-        2,
+        listed.iter().map(|one| one.before_restore).collect::<Vec<_>>(),
+        [false, true],
         "what there was is saved"
     );
+    let latest = client
+        .verify_cluster_backup("demo", "latest")
+        .await
+        .expect("whole");
+    assert_eq!(latest.id, id, "who asks again means the same one");
     let director = simulation.access().director_client().await.expect("a client");
     let deployments = director.deployments().await.expect("a list");
     let manifest = director

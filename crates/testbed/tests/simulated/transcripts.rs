@@ -230,6 +230,7 @@ async fn backups_of_a_cluster() {
         ("verify-cluster-backup demo 20200101T000000Z-0000", ""),
         ("restore-cluster demo --backup latest --wait", "n\n"),
         ("restore-cluster demo --backup latest --wait", "y\n"),
+        ("cluster-backups demo", ""),
         ("backup-cluster nobody", ""),
         (
             "create-cluster copy -e copy.example.com -p small --from-backup demo --wait",
