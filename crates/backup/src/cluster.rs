@@ -400,6 +400,11 @@ pub async fn list_clusters(
         }
         all.push(listed);
     }
+    // By the time that they say: ids of one second have no order. Those that say nothing stay where their ids put them.
+    all.sort_by_key(|one: &ListedCluster| {
+        let said = one.manifest.as_ref().map(|manifest| manifest.taken_at);
+        (one.which.cluster, said.or_else(|| one.which.id.begun()))
+    });
     Ok(all)
 }
 
@@ -435,10 +440,8 @@ pub async fn retain_cluster(
     keep: usize,
     clock: &Clock,
 ) -> Result<Vec<BackupId>> {
-    let mut removed = Vec::new();
-    let mut kept = 0;
-    // Newest first.
-    for (which, there) in found(objects, Some(cluster)).await?.into_iter().rev() {
+    let mut manifests = Vec::new();
+    for (which, there) in found(objects, Some(cluster)).await? {
         if !has(&there, &which.manifest()) {
             if age(&which.id, clock) > DEAD {
                 remove(objects, &which, &there).await?;
@@ -446,16 +449,24 @@ pub async fn retain_cluster(
             continue;
         }
         match ClusterManifest::read(objects, key, &which).await {
-            Ok(manifest) if kept < keep.max(1) => kept += usize::from(is_whole(&there, &manifest)),
-            Ok(_) => {
-                remove(objects, &which, &there).await?;
-                removed.push(which.id);
-            }
+            Ok(manifest) => manifests.push((manifest, there)),
             Err(Error::OtherKey { .. } | Error::NoClusterBackup { .. }) => {}
             Err(Error::Damaged { object, problem }) => {
                 tracing::warn!(%object, problem, "the manifest of a cluster's backup is damaged; it is left alone");
             }
             Err(error) => return Err(error),
+        }
+    }
+    // By the time that they say: ids of one second have no order.
+    manifests.sort_by_key(|(manifest, _)| manifest.taken_at);
+    let mut removed = Vec::new();
+    let mut kept = 0;
+    for (manifest, there) in manifests.into_iter().rev() {
+        if kept < keep.max(1) {
+            kept += usize::from(is_whole(&there, &manifest));
+        } else {
+            remove(objects, &manifest.which(), &there).await?;
+            removed.push(manifest.id);
         }
     }
     Ok(removed)

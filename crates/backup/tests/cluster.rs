@@ -203,7 +203,7 @@ async fn retention_keeps_the_last_whole_ones_of_each_cluster() {
     for fill in 0..4 {
         taken.push(world.take(one, &snapshot(fill)).await.expect("taken"));
     }
-    taken.sort_by(|a, b| a.id.cmp(&b.id));
+    taken.sort_by_key(|one| one.taken_at);
     let other = world.take(two, &snapshot(9)).await.expect("taken");
     // The newest loses its snapshot: it does not count.
     let newest = taken.last().expect("four");

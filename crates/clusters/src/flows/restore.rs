@@ -58,6 +58,7 @@ impl Kind for Restore {
                     match save(&tools, &ctx, &cluster).await {
                         Ok(backup) => ctx.progress(format!("backup {}", backup.id)),
                         Err(error) => {
+                            tracing::warn!(cluster = %cluster.name, error = %chain(&error), "what a cluster has cannot be saved before it is restored");
                             ctx.progress(format!("what there is cannot be saved: {}", chain(&error)));
                         }
                     }

@@ -179,6 +179,46 @@ async fn a_cluster_is_backed_up_and_restored_in_place_and_into_a_new_one() {
     simulation.stop().await;
 }
 
+/// A master that cannot get the backup fails while nothing is lost yet; whoever asks again gets what was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_failed_says_why_and_is_asked_for_again() {
+    let (simulation, _directory, _place) = world(None).await;
+    let client = simulation.access().client().await.expect("a client");
+    let made = create(&client, "demo", "kept").await;
+    ended(&client, &made).await;
+    let first = taken(&client, "demo").await.backup.expect("a backup");
+    simulation.machines.state().failing.insert(
+        "kept master/0 pre-start".to_owned(),
+        "the backup cannot be had".to_owned(),
+    );
+    // There is nothing to be saved either.
+    simulation.etcd.broken.store(true, Ordering::Relaxed);
+    let operation = client.restore_cluster("demo", "latest").await.expect("accepted");
+    let operation = ended(&client, &operation.expect("an operation")).await;
+    assert_eq!(operation.state, OperationState::Failed);
+    let why = operation.error.as_deref().unwrap_or_default();
+    assert!(why.contains("step `Stop masters`"), "{why}");
+    let saved = operation
+        .steps
+        .iter()
+        .find(|step| step.name == "Back up what there is")
+        .expect("a step");
+    assert_eq!(
+        saved.state, "done",
+        "a cluster that is broken is restored all the same"
+    );
+    simulation.machines.state().failing.clear();
+    let operation = client.restore_cluster("demo", "latest").await.expect("accepted");
+    let operation = ended(&client, &operation.expect("an operation")).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    let listed = client.cluster_backups("demo").await.expect("a list");
+    assert_eq!(
+        listed.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(),
+        [first]
+    );
+    simulation.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schedule_takes_what_is_due_and_failures_are_seen() {
     let settings = ClusterBackupSettings {
