@@ -144,7 +144,7 @@ async fn what_was_taken_comes_back_and_only_that() {
         .await
         .expect_err("another key");
     assert!(matches!(error, Error::OtherKey { .. }), "{error}");
-    let missing = format!("{}/20200101T000000Z-0000", one).parse().expect("an id");
+    let missing = format!("{one}/20200101T000000Z-0000").parse().expect("an id");
     let error = verify_cluster(&world.objects, &world.key, &missing)
         .await
         .expect_err("none");
