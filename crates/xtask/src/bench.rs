@@ -3,6 +3,7 @@
 mod api;
 mod create_cluster;
 mod failover;
+mod repair;
 
 use clap::Subcommand;
 use serde::Deserialize;
@@ -15,6 +16,8 @@ pub(crate) enum Bench {
     Api(api::Arguments),
     /// From SIGKILL of one of two managers until the other one answers and goes on with its work
     Failover(failover::Arguments),
+    /// From the loss of a machine of a real cluster until its node is Ready again
+    Repair(repair::Arguments),
 }
 
 impl Bench {
@@ -23,6 +26,7 @@ impl Bench {
             Self::CreateCluster(arguments) => arguments.run(),
             Self::Api(arguments) => arguments.run(),
             Self::Failover(arguments) => arguments.run(),
+            Self::Repair(arguments) => arguments.run(),
         }
     }
 }

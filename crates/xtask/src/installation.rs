@@ -73,6 +73,17 @@ impl Installation {
 
     /// Makes a cluster of one master and one worker.
     pub(crate) fn create_cluster(&self, name: &str, wait: bool) -> anyhow::Result<()> {
+        self.create_cluster_of(name, "small", "1", wait)
+    }
+
+    /// Makes a cluster of a plan with so many workers.
+    pub(crate) fn create_cluster_of(
+        &self,
+        name: &str,
+        plan: &str,
+        workers: &str,
+        wait: bool,
+    ) -> anyhow::Result<()> {
         let host = format!("{name}.test");
         let mut arguments = vec![
             "create-cluster",
@@ -80,9 +91,9 @@ impl Installation {
             "-e",
             &host,
             "-p",
-            "small",
+            plan,
             "-n",
-            "1",
+            workers,
             "--non-interactive",
         ];
         arguments.extend(wait.then_some("--wait"));

@@ -1,6 +1,7 @@
 //! Checks of the workspace that `cargo` has no words for, and the list of all checks.
 
 mod bench;
+mod chaos;
 mod ci;
 mod crash;
 mod deps;
@@ -19,6 +20,8 @@ enum Task {
     Ci,
     /// SIGKILL of the manager at every moment of real operations.
     Crash(crash::Arguments),
+    /// Faults of all kinds on a cluster of three masters, with a checker of acknowledged writes.
+    Chaos(chaos::Arguments),
     /// Measurements, each beside something else in the same run.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         Task::Deps => deps::check_workspace(),
         Task::Ci => ci::run(),
         Task::Crash(crash) => crash.run(),
+        Task::Chaos(chaos) => chaos.run(),
         Task::Bench(bench) => bench.run(),
     };
     match result {

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// Finished tasks that are kept, as in BOSH; older ones go with their output.
 const KEPT: i64 = 2000;
-/// `result` on the wire is cut after so many characters, as in BOSH.
-const RESULT_LENGTH: usize = 128;
+/// `result` on the wire is cut after so many characters. BOSH cuts after 128, which takes the reason from whoever reads only this field.
+const RESULT_LENGTH: usize = 1000;
 
 /// A task as kept.
 #[derive(Clone, Debug)]

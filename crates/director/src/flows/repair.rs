@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stolos_base::ids::{FlowId, InstanceId};
+use stolos_base::ids::{AgentId, FlowId, InstanceId};
 use stolos_flow::{Change, FlowInfo, Graph, Kind, StepError};
 use stolos_store::Tx;
 
@@ -16,8 +16,9 @@ use crate::adopt;
 use crate::agents::{self, Asked};
 use crate::app::App;
 use crate::db::inventory::{self, InstanceRow};
-use crate::db::{deployments, from_json, releases, to_json};
+use crate::db::{deployments, from_json, health, releases, to_json};
 use crate::error::{Error, Result};
+use crate::health::judge::{self, Storm};
 use crate::plan::{self, Existing, State};
 use crate::prepare::{Kept, Purpose, leftovers};
 use crate::steps::deploy;
@@ -25,6 +26,8 @@ use crate::tasks::{Line, StageState};
 
 /// How often an agent is asked before its machine counts as dead.
 const ASKED: u32 = 2;
+/// Of the machines of other deployments that were not heard in the last seconds, so many are asked at most; they stand for all.
+const MOST_ASKED: usize = 500;
 /// In a group of so many, one can be brought back from what the others have.
 const REPLICAS: usize = 3;
 
@@ -94,7 +97,10 @@ async fn plan_repair(app: &Arc<App>, flow: FlowId, request: &Request) -> Result<
     let rows = inventory::instances(&app.db, name).await?;
     let dead = dead(app, flow, request, &rows).await?;
     let Some(first) = dead.first() else {
-        app.tasks.result_output(flow, "all of them answer\n");
+        app.tasks.result_output(
+            flow,
+            "nothing is made anew: all of them answer, or had better be left alone\n",
+        );
         return Ok(None);
     };
     let existing: BTreeMap<InstanceId, Existing> =
@@ -172,7 +178,91 @@ async fn dead<'a>(
         }
         !answers
     });
+    // Those that are there and silent are taken down: never below what their group needs.
+    let there: Vec<&InstanceRow> = dead
+        .iter()
+        .copied()
+        .filter(|row| asked.contains(&row.id))
+        .collect();
+    let storm = if there.is_empty() {
+        None
+    } else {
+        storm(app, &request.deployment)
+            .await?
+            .map(|storm| storm.to_string())
+    };
+    let mut spared = BTreeSet::new();
+    for row in there {
+        let why = match &storm {
+            Some(storm) => Some(storm.clone()),
+            None => endangered(app, row, rows).await,
+        };
+        if let Some(why) = why {
+            let text = format!("{} is left alone: {why}", row.name());
+            app.tasks.warn(flow, &text);
+            spared.insert(row.id);
+        }
+    }
+    dead.retain(|row| !spared.contains(&row.id));
     Ok(dead)
+}
+
+/// Whether too many are silent in the moment before one of them is ended. The monitor knows of a storm when its machines have been silent for a while; one
+/// that began in the last seconds is found only by asking.
+async fn storm(app: &Arc<App>, deployment: &str) -> Result<Option<Storm>> {
+    let watched = health::watched(&app.db, None).await?;
+    let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+    for one in watched {
+        if one.deployment == deployment {
+            here.push(one.agent);
+        } else {
+            elsewhere.push(one.agent);
+        }
+    }
+    let here = down(app, &here, usize::MAX).await;
+    let elsewhere = down(app, &elsewhere, MOST_ASKED).await;
+    let everywhere = (here.0 + elsewhere.0, here.1 + elsewhere.1);
+    let rules = &app.config.resurrection;
+    Ok(judge::storm(rules, here, false).or_else(|| judge::storm(rules, everywhere, true)))
+}
+
+/// How many of these are down, of how many. Where more than `most` were not heard in the last seconds, some of them are asked and stand for all.
+async fn down(app: &Arc<App>, agents: &[AgentId], most: usize) -> (usize, usize) {
+    let stale: Vec<AgentId> = agents
+        .iter()
+        .copied()
+        .filter(|agent| !app.health.is_fresh(*agent))
+        .collect();
+    let part = stale.len().div_ceil(most).max(1);
+    let sample = stale.iter().copied().step_by(part).collect();
+    let silent = agents::silent_agents(&app.bus, sample).await.len();
+    ((silent * part).min(stale.len()), agents.len())
+}
+
+/// Why a silent instance with a disk is not taken down: it may work still, unheard by us, and be one of the majority that its group needs. The monitor has
+/// asked that too, but only knows what it heard last; here the others are asked in the moment before.
+async fn endangered(app: &Arc<App>, row: &InstanceRow, rows: &[InstanceRow]) -> Option<String> {
+    let group = || {
+        rows.iter()
+            .filter(|other| other.group == row.group && other.state == State::Started)
+    };
+    let all = group().count();
+    if all < 2 || !row.disks.iter().any(|disk| disk.active) {
+        return None;
+    }
+    let others: Vec<Asked> = group()
+        .filter(|other| other.id != row.id)
+        .filter_map(Asked::of)
+        .collect();
+    let with_machine = others.len();
+    let answering = with_machine - agents::silent(&app.bus, others, 1).await.len();
+    let majority = all / 2 + 1;
+    (answering < majority).then(|| {
+        format!(
+            "it may still run, and only {answering} of the {} others of its group answer",
+            all - 1
+        )
+    })
 }
 
 /// The plan that says what an instance runs: the one by which it was last completed, else the newest.

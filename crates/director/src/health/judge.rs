@@ -23,6 +23,8 @@ pub(crate) type Millis = u64;
 
 /// A pass longer than this was a pause: of it only so much counts.
 const LONGEST_PASS: Millis = 2_000;
+/// A pass longer than this was so long a pause that a silence before and one after it are two.
+const PAUSE: Millis = 5_000;
 /// What is taken for the interval of heartbeats until two were heard; foreign agents have 30 s.
 const UNKNOWN_GAP: Millis = 30_000;
 /// Silence that makes suspect, whatever the interval. A question costs little.
@@ -88,11 +90,28 @@ impl Storms {
     /// Whether too much is down: in a deployment, or everywhere.
     pub(crate) fn over(&self, deployment: &str) -> Option<Storm> {
         let here = self.counts.get(deployment).copied().unwrap_or_default();
-        let storm = |(down, of): (usize, usize), everywhere| {
-            let is_storm = down >= self.rules.storm_least && down * 100 >= self.rules.storm_percent * of;
-            is_storm.then_some(Storm { down, of, everywhere })
+        storm(&self.rules, here, false).or_else(|| storm(&self.rules, self.everywhere, true))
+    }
+}
+
+/// Whether so many of so many are a storm.
+pub(crate) fn storm(rules: &Resurrection, (down, of): (usize, usize), everywhere: bool) -> Option<Storm> {
+    let is_storm = down >= rules.storm_least && down * 100 >= rules.storm_percent * of;
+    is_storm.then_some(Storm { down, of, everywhere })
+}
+
+impl std::fmt::Display for Storm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = if self.everywhere {
+            "everywhere"
+        } else {
+            "in this deployment"
         };
-        storm(here, false).or_else(|| storm(self.everywhere, true))
+        write!(
+            f,
+            "{} of {} machines are down {place}: a storm, which repairs would only make worse",
+            self.down, self.of
+        )
     }
 }
 
@@ -136,9 +155,22 @@ pub(crate) struct Judge {
     rules: Resurrection,
     now: Millis,
     lives: BTreeMap<AgentId, Life>,
-    /// Machines that were found dead, for storms: when, in which deployment.
-    deaths: Vec<(Millis, Arc<str>)>,
+    /// Machines that were found dead, for storms: when, which, in which deployment.
+    deaths: Vec<(Millis, AgentId, Arc<str>)>,
     names: BTreeMap<Arc<str>, usize>,
+    /// Whether nobody listened in the last pass.
+    was_deaf: bool,
+}
+
+/// Who is asked about before an infrastructure is believed that a machine is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Witness {
+    /// This one lives: an infrastructure that denies it too has lost its memory, or looks at the wrong place.
+    Lives(AgentId),
+    /// It is not known yet who lives, so nobody is believed.
+    Unknown,
+    /// Everybody else is in doubt, or there is nobody else.
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -152,6 +184,8 @@ struct Life {
     gap: Millis,
     /// Whether there was one.
     measured: bool,
+    /// Whether it is being asked although nothing speaks against it.
+    asked: bool,
     suspect: Option<Suspect>,
 }
 
@@ -176,6 +210,7 @@ impl Judge {
             lives: BTreeMap::new(),
             deaths: Vec::new(),
             names: BTreeMap::new(),
+            was_deaf: false,
         }
     }
 
@@ -192,6 +227,7 @@ impl Judge {
             ever: false,
             gap: UNKNOWN_GAP,
             measured: false,
+            asked: false,
             suspect: None,
         };
         self.lives.insert(agent, life);
@@ -245,7 +281,17 @@ impl Judge {
     /// Time goes on, if we listened meanwhile.
     pub(crate) fn pass(&mut self, elapsed: Duration, listening: bool) {
         if !listening {
+            self.was_deaf = true;
             return;
+        }
+        if std::mem::take(&mut self.was_deaf) || millis(elapsed) > PAUSE {
+            // Who was silent may have been back while nobody listened: what is asked of it begins anew.
+            for suspect in self.lives.values_mut().filter_map(|life| life.suspect.as_mut()) {
+                suspect.unanswered = 0;
+                suspect.first_unanswered = None;
+                suspect.exists = None;
+                suspect.next_probe = self.now;
+            }
         }
         self.now += millis(elapsed).min(LONGEST_PASS);
         let now = self.now;
@@ -257,14 +303,26 @@ impl Judge {
             }
         }
         let window = millis(self.rules.storm_window);
-        self.deaths.retain(|(at, _)| now - at < window);
+        self.deaths.retain(|(at, ..)| now - at < window);
     }
 
-    /// Suspects that are to be asked now. Each has to be given back by [`Self::probed`].
+    /// Who is to be asked now. Each has to be given back by [`Self::probed`].
+    ///
+    /// Suspects are; and while one of them does not answer, so is everybody who was not heard for a while, however rare its heartbeats are or how little is
+    /// known of them: whether one machine is silent or a third of them has to be known before one is fenced.
     pub(crate) fn take_due(&mut self) -> Vec<AgentId> {
         let now = self.now;
+        let is_unanswered = |life: &Life| {
+            let suspect = life.suspect.as_ref();
+            suspect.is_some_and(|suspect| suspect.unanswered > 0 && suspect.exists != Some(false))
+        };
+        let in_doubt = self.lives.values().any(is_unanswered);
         let due = self.lives.iter_mut().filter_map(|(agent, life)| {
-            let suspect = life.suspect.as_mut()?;
+            let Some(suspect) = life.suspect.as_mut() else {
+                let due = in_doubt && !life.asked && now - life.heard > LEAST_SILENCE;
+                life.asked |= due;
+                return due.then_some(*agent);
+            };
             if suspect.asked || suspect.next_probe > now {
                 return None;
             }
@@ -277,24 +335,34 @@ impl Judge {
     /// What a question found; whether the machine is a suspect no more.
     pub(crate) fn probed(&mut self, agent: AgentId, probe: Probe) -> bool {
         if probe.answered {
+            if let Some(life) = self.lives.get_mut(&agent) {
+                life.asked = false;
+            }
             return self.hear(agent);
         }
         let now = self.now;
         let Some(life) = self.lives.get_mut(&agent) else {
             return false;
         };
-        if let Some(suspect) = &mut life.suspect {
-            suspect.asked = false;
-            suspect.unanswered += 1;
-            suspect.first_unanswered.get_or_insert(now);
-            suspect.exists = probe.exists;
-            let pause = if suspect.seen_to_end && suspect.unanswered < UNANSWERED {
-                FIRST_PROBE_PAUSE
-            } else {
-                PROBE_PAUSE
-            };
-            suspect.next_probe = now + pause;
+        let silence = now - life.heard;
+        if life.suspect.is_none() && (!std::mem::take(&mut life.asked) || silence <= LEAST_SILENCE) {
+            // It was heard meanwhile.
+            return false;
         }
+        let suspect = life.suspect.get_or_insert_with(|| {
+            let why = format!("it does not answer, {} s after it was heard last", silence / 1000);
+            Suspect::new(now, why, false)
+        });
+        suspect.asked = false;
+        suspect.unanswered += 1;
+        suspect.first_unanswered.get_or_insert(now);
+        suspect.exists = probe.exists;
+        let pause = if suspect.seen_to_end && suspect.unanswered < UNANSWERED {
+            FIRST_PROBE_PAUSE
+        } else {
+            PROBE_PAUSE
+        };
+        suspect.next_probe = now + pause;
         false
     }
 
@@ -323,6 +391,12 @@ impl Judge {
         self.lives.values().all(|life| life.suspect.is_none())
     }
 
+    /// Whether something was heard of the machine in the last so many milliseconds.
+    pub(crate) fn is_fresh(&self, agent: AgentId, within: Millis) -> bool {
+        let life = self.lives.get(&agent);
+        life.is_some_and(|life| life.ever && life.suspect.is_none() && self.now - life.heard <= within)
+    }
+
     /// Whether the machine is alive as far as is known.
     pub(crate) fn is_alive(&self, agent: AgentId) -> bool {
         self.lives
@@ -330,17 +404,21 @@ impl Judge {
             .is_some_and(|life| life.suspect.is_none() && life.ever)
     }
 
-    /// A machine that lives, to be asked about before an infrastructure is believed that another one is gone: one that denies this one too has lost its
-    /// memory, or looks at the wrong place. Of the same deployment where there is one.
-    pub(crate) fn witness(&self, of: AgentId) -> Option<AgentId> {
+    /// Who is asked about before an infrastructure is believed that a machine is gone. Of the same deployment where there is one.
+    pub(crate) fn witness(&self, of: AgentId) -> Witness {
         let deployment = self.lives.get(&of).map(|life| &life.deployment);
-        let alive = || {
+        let undoubted = || {
             self.lives
                 .iter()
-                .filter(|(agent, life)| **agent != of && life.suspect.is_none() && life.ever)
+                .filter(|(agent, life)| **agent != of && life.suspect.is_none())
         };
+        let alive = || undoubted().filter(|(_, life)| life.ever);
         let near = alive().find(|(_, life)| Some(&life.deployment) == deployment);
-        near.or_else(|| alive().next()).map(|(agent, _)| *agent)
+        match near.or_else(|| alive().next()) {
+            Some((agent, _)) => Witness::Lives(*agent),
+            None if undoubted().next().is_some() => Witness::Unknown,
+            None => Witness::Nobody,
+        }
     }
 
     fn death(&self, life: &Life) -> Option<Death> {
@@ -364,7 +442,7 @@ impl Judge {
             && !suspect.counted
         {
             suspect.counted = true;
-            self.deaths.push((now, life.deployment.clone()));
+            self.deaths.push((now, agent, life.deployment.clone()));
         }
     }
 
@@ -378,15 +456,20 @@ impl Judge {
                 None => counts.entry(life.deployment.clone()).or_default(),
             };
             *all += 1;
-            let counted = life.suspect.as_ref().is_some_and(|suspect| suspect.counted);
             let overdue = self.now - life.heard > life.limit();
-            // What was counted is among the deaths below.
-            if !counted && (life.suspect.is_some() || (overdue && life.ever)) {
+            if life.suspect.is_some() || (overdue && life.ever) {
                 *down += 1;
             }
         }
-        for (_, deployment) in &self.deaths {
-            counts.entry(deployment.clone()).or_default().0 += 1;
+        // Those that are still in doubt were counted above, for as long as they are.
+        let is_in_doubt = |agent: &AgentId| {
+            let life = self.lives.get(agent);
+            life.is_some_and(|life| life.suspect.is_some())
+        };
+        for (_, agent, deployment) in &self.deaths {
+            if !is_in_doubt(agent) {
+                counts.entry(deployment.clone()).or_default().0 += 1;
+            }
         }
         let everywhere = counts
             .values()
@@ -434,15 +517,7 @@ pub(crate) fn decide(case: &Case, storm: Option<&Storm>, rules: &Resurrection) -
         return Decision::Person("resurrection is off".to_owned());
     }
     if let Some(storm) = storm {
-        let place = if storm.everywhere {
-            "everywhere"
-        } else {
-            "in this deployment"
-        };
-        return Decision::Person(format!(
-            "{} of {} machines are down {place}: a storm, which repairs would only make worse",
-            storm.down, storm.of
-        ));
+        return Decision::Person(storm.to_string());
     }
     if case.busy {
         return Decision::Wait("another task works on the deployment");
@@ -548,6 +623,30 @@ mod tests {
     }
 
     #[test]
+    fn silence_before_and_after_a_time_without_listening_is_not_one() {
+        let (mut judge, agents) = judge(10);
+        live(&mut judge, &agents, 60, NOBODY);
+        live(&mut judge, &agents[1..], 15, NOBODY);
+        assert_eq!(judge.doubts()[0].death, None);
+        judge.pass(Duration::from_secs(60), true);
+        live(&mut judge, &agents[1..], 15, NOBODY);
+        assert_eq!(judge.doubts()[0].death, None, "it may have been back meanwhile");
+        live(&mut judge, &agents[1..], 10, NOBODY);
+        assert_eq!(judge.doubts()[0].death, Some(Death::Silent));
+    }
+
+    #[test]
+    fn an_infrastructure_is_not_believed_before_anybody_is_known_to_live() {
+        let (mut judge, agents) = judge(3);
+        assert_eq!(judge.witness(agents[0]), Witness::Unknown);
+        judge.hear(agents[2]);
+        assert_eq!(judge.witness(agents[0]), Witness::Lives(agents[2]));
+        judge.alarm(agents[1], "its host saw it end");
+        judge.alarm(agents[2], "its host saw it end");
+        assert_eq!(judge.witness(agents[0]), Witness::Nobody);
+    }
+
+    #[test]
     fn time_that_we_did_not_listen_is_nobodys_silence() {
         let (mut judge, agents) = judge(10);
         live(&mut judge, &agents, 60, NOBODY);
@@ -570,6 +669,31 @@ mod tests {
         live(&mut judge, &agents, 60, NOBODY);
         live(&mut judge, &agents[5..], 31, NOBODY);
         assert_eq!(judge.storms().over("d"), None, "five of a hundred are no storm");
+    }
+
+    #[test]
+    fn machines_with_rare_heartbeats_are_asked_before_one_is_fenced() {
+        let (mut judge, agents) = judge(10);
+        // A manager that has just taken over knows nobody's rhythm: all but one were heard once.
+        for agent in &agents {
+            judge.hear(*agent);
+        }
+        for _ in 0..3 {
+            judge.pass(Duration::from_secs(1), true);
+            judge.hear(agents[0]);
+        }
+        // Then all of them fall silent, and only the rhythm of the first is known.
+        live(&mut judge, &[], 33, NOBODY);
+        assert!(
+            judge
+                .doubts()
+                .iter()
+                .any(|doubt| doubt.agent == agents[0] && doubt.death.is_some()),
+            "{:?}",
+            judge.doubts()
+        );
+        let storm = judge.storms().over("d").expect("a storm");
+        assert_eq!((storm.down, storm.of), (10, 10));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Every member of an installation listens for itself. What follows from it is done under one lease, inside whose transactions the repair's task is
 //! written, so that two members, or one that was paused, never begin the same repair twice. While all is well nothing is written and nobody is asked.
 
-mod judge;
+pub(crate) mod judge;
 mod monitor;
 #[cfg(test)]
 mod simulation;

@@ -14,7 +14,7 @@ use stolos_store::lease::{self, Acquired};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::judge::{Case, Death, Decision, Doubt, Judge, Probe, decide};
+use super::judge::{Case, Death, Decision, Doubt, Judge, Probe, Witness, decide};
 use super::switches::Switches;
 use crate::app::App;
 use crate::db::health::{self as rows, EventRow, RepairRow};
@@ -33,8 +33,10 @@ const CALM_LOOK: Duration = Duration::from_secs(1);
 const FIRST_PATIENCE: Duration = Duration::from_millis(250);
 /// How long an agent may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Suspects that are asked at once.
-const ASKED_AT_ONCE: usize = 64;
+/// Machines that are asked at once: many, so that a storm is known as one before anybody is fenced.
+const ASKED_AT_ONCE: usize = 256;
+/// Who was heard in this time lives.
+const FRESH_MILLIS: u64 = 5_000;
 /// Pause after listening to the host failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// The right to begin repairs. Taken when there is something to do, and held only for that.
@@ -76,6 +78,11 @@ impl Health {
             problems: Mutex::default(),
             wake: Notify::new(),
         }))
+    }
+
+    /// Whether the machine was heard so lately that it need not be asked.
+    pub(crate) fn is_fresh(&self, agent: AgentId) -> bool {
+        self.judge().is_fresh(agent, FRESH_MILLIS)
     }
 
     /// A heartbeat or an answer.
@@ -272,7 +279,9 @@ impl Work {
 
     /// Agents that were heard of for the first time.
     async fn meet_strangers(&self) -> Result<()> {
-        const AGAIN: Duration = Duration::from_secs(20);
+        // A machine that was just made is known once its making is done: from then on it is watched.
+        const AGAIN: Duration = Duration::from_secs(2);
+        const FORGOTTEN: Duration = Duration::from_secs(60);
         let asked: Vec<AgentId> = {
             let strangers = lock(&self.health.0.strangers);
             let due = |at: &Option<Instant>| at.is_none_or(|at| at.elapsed() > AGAIN);
@@ -292,7 +301,7 @@ impl Work {
             // One of a machine that is being made, or of another installation's making; it will be heard of again.
             strangers.insert(agent, Some(Instant::now()));
         }
-        strangers.retain(|_, at| at.is_none_or(|at| at.elapsed() < 3 * AGAIN));
+        strangers.retain(|_, at| at.is_none_or(|at| at.elapsed() < FORGOTTEN));
         let mut judge = self.health.judge();
         for watched in known {
             strangers.remove(&watched.agent);
@@ -662,16 +671,20 @@ impl Work {
 }
 
 /// Whether the infrastructure has an agent's machine. That it has not is believed only if it knows another one that lives.
-async fn believed(app: &App, agent: AgentId, witness: Option<AgentId>) -> Result<Option<bool>> {
+async fn believed(app: &App, agent: AgentId, witness: Witness) -> Result<Option<bool>> {
     let exists = exists(app, agent).await?;
-    if exists == Some(false)
-        && let Some(witness) = witness
-        && self::exists(app, witness).await? != Some(true)
-    {
-        tracing::warn!(%agent, %witness, "the infrastructure denies a machine that lives, and is not believed about another");
-        return Ok(None);
+    if exists != Some(false) {
+        return Ok(exists);
     }
-    Ok(exists)
+    match witness {
+        Witness::Nobody => Ok(exists),
+        Witness::Lives(witness) if self::exists(app, witness).await? == Some(true) => Ok(exists),
+        Witness::Lives(witness) => {
+            tracing::warn!(%agent, %witness, "the infrastructure denies a machine that lives, and is not believed about another");
+            Ok(None)
+        }
+        Witness::Unknown => Ok(None),
+    }
 }
 
 /// Whether the infrastructure has an agent's machine; `None` when no row knows the machine.
