@@ -109,6 +109,9 @@ pub enum Error {
     /// No such backup of a cluster, or no such taking of one, or one that the caller may not see.
     #[error("cluster backup `{0}` not found")]
     NoBackup(String),
+    /// A backup is damaged, or was encrypted with another key.
+    #[error("the backup cannot be used: {0}")]
+    BadBackup(String),
     /// One at a time for each cluster.
     #[error("a backup of cluster `{cluster}` is being taken already")]
     BackingUp {
@@ -306,6 +309,7 @@ impl Classify for Error {
             | Self::UpToDate { .. }
             | Self::Skew { .. }
             | Self::NoBackups
+            | Self::BadBackup(_)
             | Self::BackingUp { .. }
             | Self::Unfit { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
@@ -349,7 +353,9 @@ impl Classify for Error {
             Self::NoBackups => vec![
                 "An operator names a place for them in `backup` of config.yml; docs/backup.md says how.".to_owned(),
             ],
-            Self::NoBackup(_) => vec!["`stolos cluster-backups NAME` lists those of a cluster.".to_owned()],
+            Self::NoBackup(_) | Self::BadBackup(_) => {
+                vec!["`stolos cluster-backups NAME` lists those of a cluster.".to_owned()]
+            }
             Self::NotReady { cluster, .. } => {
                 vec![format!(
                     "Follow it with `stolos operations --cluster {cluster} --follow`."

@@ -201,6 +201,9 @@ impl Placed {
 fn failed(what: &str, error: stolos_backup::Error) -> Error {
     match error {
         stolos_backup::Error::NoClusterBackup { what, .. } => Error::NoBackup(what),
+        bad @ (stolos_backup::Error::Damaged { .. } | stolos_backup::Error::OtherKey { .. }) => {
+            Error::BadBackup(bad.to_string())
+        }
         other => Error::service(what, other),
     }
 }
@@ -560,6 +563,23 @@ mod tests {
         assert_eq!(status, "403");
         clock.advance(USUAL_VALIDITY + Duration::from_secs(1));
         assert_eq!(get(address, &path).await.0, "403");
+        // One that was cut off.
+        let stored = directory
+            .path()
+            .join(format!("place/clusters/{cluster}/{}/snapshot", backup.id));
+        let bytes = fs_err::read(&stored).expect("it is there");
+        fs_err::write(&stored, &bytes[..bytes.len() - 1]).expect("cut off");
+        let error = placed.verify(cluster, &backup.id).await.expect_err("cut off");
+        assert!(
+            matches!(&error, Error::BadBackup(why) if why.contains("does not open")),
+            "{error}"
+        );
+        let listed = placed.list(cluster).await.expect("a list");
+        assert!(listed[0].problem.is_some() && listed[0].backup.is_some());
+        assert!(
+            placed.find(cluster, None).await.is_err(),
+            "it is not the newest whole one"
+        );
         // One that is gone.
         let offer = placed.offer(&backup).expect("an offer");
         let path = offer.url.expose().strip_prefix(&url).expect("ours").to_owned();
