@@ -4,6 +4,7 @@
 //! `pks` CLI printed; nothing here decides anything. Our own resources live under `/stolos/v1`, so that no path of the
 //! foreign API is bent.
 
+mod backups;
 mod client;
 mod config_file;
 mod endpoints;
@@ -15,6 +16,7 @@ mod tasks;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+pub use backups::{BackupRun, ClusterBackup, ClusterBackups, RestoreRequest};
 pub use client::{Begun, Client, ProfileKind};
 pub use config_file::{
     ConfigFile, CustomCa, InstanceGroup, PrivateRegistries, Proxy, RegistryHost, RegistryServer,
@@ -116,6 +118,10 @@ pub struct ClusterParameters {
     /// What `--config-file` says. Never in an answer: it holds keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<ConfigFile>,
+    /// `CLUSTER[/ID]`: the backup whose contents a new cluster begins with; CLUSTER is a name or an id, and the newest backup is taken unless ID names
+    /// another. In requests only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_backup: Option<String>,
     /// Authorities that its nodes trust for registries; PKS's older way for [`ClusterParameters::private_registries`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_ca_certs: Option<Vec<CustomCaCert>>,

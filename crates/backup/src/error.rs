@@ -62,6 +62,31 @@ pub enum Error {
         /// Where.
         place: String,
     },
+    /// There is no such backup of a cluster.
+    #[error("there is no cluster backup {what} in {place}")]
+    NoClusterBackup {
+        /// Its id, or whose.
+        what: String,
+        /// Where.
+        place: String,
+    },
+    /// What etcd gave is no whole snapshot.
+    #[error("etcd of cluster `{cluster}` gave no whole snapshot: {problem}")]
+    Snapshot {
+        /// The cluster's name.
+        cluster: String,
+        /// Why.
+        problem: String,
+    },
+    /// The snapshot broke off.
+    #[error("failed to read a snapshot from etcd of cluster `{cluster}`")]
+    SnapshotRead {
+        /// The cluster's name.
+        cluster: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The place holds backups of another installation.
     #[error("{place} holds backups of installation `{theirs}`; this is `{ours}`")]
     OtherInstallation {
@@ -127,7 +152,9 @@ impl Classify for Error {
         match self {
             Self::Objects(error) => error.class(),
             Self::Database { source, .. } => source.class(),
-            Self::NoBackup { .. } => Class::NotFound,
+            Self::NoBackup { .. } | Self::NoClusterBackup { .. } => Class::NotFound,
+            // Another member, or the same one a moment later, may give a whole one.
+            Self::Snapshot { .. } | Self::SnapshotRead { .. } => Class::Unavailable,
             Self::Key { .. } | Self::OtherKey { .. } | Self::Newer(_) => Class::User,
             Self::OtherInstallation { .. } | Self::NotEmpty { .. } => Class::Conflict,
             Self::Damaged { .. } | Self::File { .. } | Self::Blob(_) | Self::Bug(_) => Class::Internal,

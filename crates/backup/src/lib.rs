@@ -6,14 +6,16 @@
 //! In the place (`stolos_blobs::objects`):
 //! - `place.json`: whose backups these are, in clear.
 //! - `backups/ID/NAME`: the databases' dumps, the files, and last the `manifest`. Without a manifest there is no backup.
+//! - `clusters/CLUSTER/ID/NAME`: snapshots of clusters' etcd, each with its `manifest`, which comes last (module `cluster`).
 //! - `blobs/KEY/xx/NAME`: blobs of the director, each once for all backups, under names that only the key gives.
 //!
 //! Invariants:
 //! - Everything but `place.json` is encrypted and authenticated, and bound to its backup and its name: what was exchanged,
 //!   cut off or taken from another backup does not open.
 //! - A backup with a manifest was whole when the manifest was written; retention removes the manifest first.
-//! - One process at a time writes to a place (the caller holds a lease).
+//! - One process at a time writes the manager's backups to a place (the caller holds a lease). Clusters' backups share nothing with them.
 
+mod cluster;
 mod error;
 mod key;
 mod manifest;
@@ -21,9 +23,14 @@ mod place;
 mod restore;
 mod retain;
 mod seal;
+mod snapshot;
 mod take;
 mod verify;
 
+pub use crate::cluster::{
+    About, ClusterBackup, ClusterManifest, ClusterSource, InvalidClusterBackup, ListedCluster, give_cluster,
+    list_clusters, newest_cluster, retain_cluster, take_cluster, verify_cluster,
+};
 pub use crate::error::{Error, Result};
 pub use crate::key::{BackupKey, KeyId, Made};
 pub use crate::manifest::{BackupId, Blob, Database, FileEntry, Files, Manifest};

@@ -43,6 +43,15 @@ impl BackupId {
         &self.0
     }
 
+    /// When it was begun, to the second.
+    #[must_use]
+    pub fn begun(&self) -> Option<Timestamp> {
+        let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S", self.0.get(..15)?).ok()?;
+        time.to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()
+            .map(|zoned| zoned.timestamp())
+    }
+
     /// Its object of this name.
     pub(crate) fn object(&self, name: &str) -> ObjectName {
         format!("backups/{}/{name}", self.0)

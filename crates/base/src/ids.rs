@@ -51,6 +51,8 @@ macro_rules! id_kinds {
 id_kinds! {
     /// The agent of one machine; also the key that makes `create_vm` repeatable.
     AgentId,
+    /// The taking of a cluster's backup.
+    BackupRunId,
     /// A Kubernetes cluster of ours; PKS calls it the service instance.
     ClusterId,
     /// A credential; one per version.

@@ -304,6 +304,7 @@ mod tests {
         for program in [
             "etcd",
             "etcdctl",
+            "etcdutl",
             "kube-apiserver",
             "kubelet",
             "containerd",

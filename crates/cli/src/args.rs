@@ -1,10 +1,12 @@
 //! The words of the command line.
 
+mod backups;
 mod clusters;
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use backups::{BackUpCluster, ClusterBackups, RestoreCluster, VerifyClusterBackup};
 pub(crate) use clusters::{
     Certificates, Create, Credentials, Delete, GetKubeconfig, Given, Going, List, LoadImage, Metering,
     Operations, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
@@ -48,7 +50,7 @@ pub(crate) enum Command {
     Cluster(Show),
     /// Make a cluster.
     #[command(
-        after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --dry-run\n  stolos create-cluster demo -e demo.example.com -p small --compute-profile pools --node-pool-instances \"web:3,batch:1\"\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive"
+        after_help = "Examples:\n  stolos create-cluster demo -e demo.example.com -p small -n 2 --wait\n  stolos create-cluster demo -e demo.example.com -p small --dry-run\n  stolos create-cluster demo -e demo.example.com -p small --compute-profile pools --node-pool-instances \"web:3,batch:1\"\n  stolos create-cluster demo -e demo.example.com -p small --json --non-interactive\n  stolos create-cluster copy -e copy.example.com -p small --from-backup demo/20261121T235959Z-1f2e"
     )]
     CreateCluster(Create),
     /// Change a cluster: its size, profiles, proxies, registries, tags, how its nodes are drained.
@@ -64,6 +66,27 @@ pub(crate) enum Command {
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
+    /// Take a backup of what is in a cluster: all that its etcd holds.
+    #[command(
+        name = "backup-cluster",
+        after_help = "Examples:\n  stolos backup-cluster demo --wait\n  stolos backup-cluster demo --wait --json\n\nVolumes are not in it. Where backups go, and how often they are taken, an operator says in config.yml."
+    )]
+    BackUpCluster(BackUpCluster),
+    /// List the backups of a cluster, or the last one of each.
+    #[command(
+        after_help = "Examples:\n  stolos cluster-backups\n  stolos cluster-backups demo\n  stolos cluster-backups demo --json"
+    )]
+    ClusterBackups(ClusterBackups),
+    /// Read a backup of a cluster back and check it.
+    #[command(
+        after_help = "Examples:\n  stolos verify-cluster-backup demo\n  stolos verify-cluster-backup demo 20261121T235959Z-1f2e"
+    )]
+    VerifyClusterBackup(VerifyClusterBackup),
+    /// Give a cluster the contents of one of its backups, in place of what it has.
+    #[command(
+        after_help = "Examples:\n  stolos restore-cluster demo --backup latest --wait\n  stolos restore-cluster demo --backup 20261121T235959Z-1f2e --non-interactive\n\nA new cluster with the contents of a backup: stolos create-cluster NEW ... --from-backup demo"
+    )]
+    RestoreCluster(RestoreCluster),
     /// Move a cluster to its plan's newest Kubernetes and release.
     #[command(
         after_help = "Examples:\n  stolos upgrade-cluster demo --wait\n  stolos upgrade-cluster demo --pre-check"

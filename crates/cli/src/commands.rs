@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod backups;
 mod certificates;
 mod clusters;
 mod create;
@@ -60,6 +61,10 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::KubernetesProfiles(args) => profiles::list(Kubernetes, &args).await,
         Command::KubernetesProfile(args) => profiles::show(Kubernetes, &args).await,
         Command::DeleteKubernetesProfile(args) => profiles::delete(Kubernetes, &args).await,
+        Command::BackUpCluster(args) => backups::take(&args).await,
+        Command::ClusterBackups(args) => backups::list(&args).await,
+        Command::VerifyClusterBackup(args) => backups::verify(&args).await,
+        Command::RestoreCluster(args) => backups::restore(&args).await,
         Command::GetCredentials(args) => kubeconfigs::credentials(&args).await,
         Command::GetKubeconfig(args) => kubeconfigs::personal(&args).await,
         Command::LoadImage(args) => images::load(&args).await,

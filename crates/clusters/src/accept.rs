@@ -3,6 +3,7 @@
 //! Each function authorizes first, checks the whole request, writes in one transaction and says who has to be nudged. It
 //! does not wait for anything and does not retry.
 
+mod backup;
 mod create;
 mod delete;
 mod preview;
@@ -30,7 +31,7 @@ use crate::config_file::{self, Secrets};
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::Vault;
 use crate::error::{Error, Result};
-use crate::flows::{Input, flow_of, in_progress};
+use crate::flows::{Input, KeptBackups, flow_of, in_progress};
 use crate::oidc::Oidc;
 use crate::plans::{Plan, Plans};
 use crate::profiles::Kind;
@@ -58,6 +59,7 @@ pub(crate) struct Desk {
     /// The token service that API servers of new and of changed clusters trust.
     pub(crate) oidc: Option<Oidc>,
     pub(crate) vault: Arc<dyn Vault>,
+    pub(crate) backups: Option<KeptBackups>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
     /// Runs operations.

@@ -70,6 +70,7 @@ pub static TABLES: Part = Part {
         crate::upgrades::TABLES,
         crate::metering::TABLE,
         crate::pods::TABLE,
+        crate::backups::TABLE,
     ],
 };
 

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
@@ -16,7 +17,7 @@ use stolos_kubernetes::running::PodRun;
 
 use crate::error::Result;
 use crate::plans::Drain;
-use crate::render::NetworkLease;
+use crate::render::{NetworkLease, Networks};
 
 /// One address range and one virtual API address for each cluster.
 pub trait Network: Send + Sync + 'static {
@@ -37,12 +38,12 @@ pub trait Network: Send + Sync + 'static {
     fn withdraw(&self, address: Ipv4Addr) -> BoxFuture<'_, Result<()>>;
 }
 
-/// A client certificate for a cluster's API.
+/// A client certificate for a cluster's API, or for its etcd.
 #[derive(Clone)]
 pub struct AdminCredential {
     /// The cluster's CA (PEM).
     pub ca: String,
-    /// Client certificate (PEM) in group `system:masters`.
+    /// Client certificate (PEM); for the API in group `system:masters`.
     pub certificate: String,
     /// Its key (PEM).
     pub private_key: Secret<String>,
@@ -69,6 +70,9 @@ pub struct Certificate {
 pub trait Vault: Send + Sync + 'static {
     /// The administrator's certificate of a deployment.
     fn admin(&self, deployment: &str) -> BoxFuture<'_, Result<AdminCredential>>;
+    /// A certificate of a deployment that is not an administrator's, by the name of its variable.
+    fn client<'a>(&'a self, deployment: &'a str, variable: &'a str)
+    -> BoxFuture<'a, Result<AdminCredential>>;
     /// Deletes all that a deployment had; fine when there is nothing.
     fn forget(&self, deployment: &str) -> BoxFuture<'_, Result<()>>;
     /// The whole name of a deployment's variable.
@@ -136,6 +140,14 @@ pub trait Director: Send + Sync + 'static {
         manifest: &'a str,
         context: &'a str,
     ) -> BoxFuture<'a, Result<u64>>;
+    /// The same without the drain scripts of a group, which would ask an API that is about to end.
+    fn deploy_abruptly<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        group: &'a str,
+    ) -> BoxFuture<'a, Result<u64>>;
     /// Starts a deletion, as [`Director::deploy`]. `None` when there is no such deployment.
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>>;
     /// How a task stands; waits a moment for news when it runs. `seen` is the text seen last.
@@ -146,6 +158,93 @@ pub trait Director: Send + Sync + 'static {
     fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>>;
     /// The instances of a deployment; empty when there is none.
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
+}
+
+/// What is known of a cluster when its backup is taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackedUp {
+    /// Its name.
+    pub name: String,
+    /// Its owner.
+    pub owner: String,
+    /// Version of Kubernetes.
+    pub kubernetes_version: String,
+    /// Networks inside of it: its services have addresses there.
+    pub networks: Networks,
+    /// Id and name of the Kubernetes profile that encrypts what lies in etcd.
+    pub encrypted_by: Option<(String, String)>,
+    /// Whether it is taken because a restore is about to replace it.
+    pub before_restore: bool,
+}
+
+/// A backup of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its id; with the cluster's it names it.
+    pub id: String,
+    /// What the cluster was.
+    pub of: BackedUp,
+    /// When it was begun.
+    pub taken_at: Timestamp,
+    /// Revision of etcd that it has at least.
+    pub revision: i64,
+    /// Bytes of the snapshot.
+    pub size: u64,
+    /// Bytes in the place.
+    pub stored: u64,
+    /// SHA-256 of the snapshot in hex.
+    pub sha256: String,
+}
+
+/// A backup in a list, whatever state it is in.
+#[derive(Clone, Debug)]
+pub struct ListedBackup {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its id.
+    pub id: String,
+    /// Bytes in the place.
+    pub stored: u64,
+    /// What it says, when it can be read.
+    pub backup: Option<Backup>,
+    /// Why it cannot be restored, as far as one sees without reading it.
+    pub problem: Option<String>,
+}
+
+/// How a machine gets a backup's snapshot.
+pub struct Offer {
+    /// Where it is, for a while and for whoever has the URL.
+    pub url: Secret<String>,
+    /// Authority (PEM) of the server there.
+    pub ca: String,
+}
+
+/// Where backups of clusters are kept.
+pub trait Backups: Send + Sync + 'static {
+    /// Takes one from the first of `masters` whose etcd gives one. There is a backup when this gives it, and not before.
+    fn take<'a>(
+        &'a self,
+        cluster: ClusterId,
+        of: &'a BackedUp,
+        masters: &'a [Ipv4Addr],
+        client: &'a AdminCredential,
+        progress: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<Backup>>;
+    /// Those of a cluster, oldest first.
+    fn list(&self, cluster: ClusterId) -> BoxFuture<'_, Result<Vec<ListedBackup>>>;
+    /// One of them, or the newest whole one that was not taken for a restore. Whether it is whole is not looked at.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoBackup`].
+    fn find<'a>(&'a self, cluster: ClusterId, id: Option<&'a str>) -> BoxFuture<'a, Result<Backup>>;
+    /// Reads one back.
+    fn verify<'a>(&'a self, cluster: ClusterId, id: &'a str) -> BoxFuture<'a, Result<Backup>>;
+    /// Removes all but the newest `keep`, one of which always stays; gives those that were removed.
+    fn retain(&self, cluster: ClusterId, keep: usize) -> BoxFuture<'_, Result<Vec<String>>>;
+    /// Has machines get one.
+    fn offer(&self, backup: &Backup) -> Result<Offer>;
 }
 
 /// What a cluster is told beside its manifest.

@@ -103,6 +103,31 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// No place for backups of clusters is configured.
+    #[error("this installation keeps no backups of clusters")]
+    NoBackups,
+    /// No such backup of a cluster, or no such taking of one, or one that the caller may not see.
+    #[error("cluster backup `{0}` not found")]
+    NoBackup(String),
+    /// A backup is damaged, or was encrypted with another key.
+    #[error("the backup cannot be used: {0}")]
+    BadBackup(String),
+    /// One at a time for each cluster.
+    #[error("a backup of cluster `{cluster}` is being taken already")]
+    BackingUp {
+        /// The cluster.
+        cluster: String,
+    },
+    /// A backup cannot become a cluster's contents.
+    #[error("backup `{backup}` cannot be restored into cluster `{cluster}`: {problem}")]
+    Unfit {
+        /// The backup.
+        backup: String,
+        /// The cluster.
+        cluster: String,
+        /// What stands against it.
+        problem: String,
+    },
     /// No such task, or one that the caller may not see.
     #[error("task `{0}` not found")]
     NoTask(String),
@@ -269,6 +294,7 @@ impl Classify for Error {
             | Self::NoOperation(_)
             | Self::NoQuota(_)
             | Self::NoTask(_)
+            | Self::NoBackup(_)
             | Self::NoProfile { .. } => Class::NotFound,
             Self::QuotaTaken(_)
             | Self::NameTaken(_)
@@ -282,6 +308,10 @@ impl Classify for Error {
             | Self::NotPersonal { .. }
             | Self::UpToDate { .. }
             | Self::Skew { .. }
+            | Self::NoBackups
+            | Self::BadBackup(_)
+            | Self::BackingUp { .. }
+            | Self::Unfit { .. }
             | Self::HalfDeleted { .. } => Class::Conflict,
             Self::Unauthenticated(_) => Class::Unauthenticated,
             Self::Denied => Class::Denied,
@@ -319,6 +349,12 @@ impl Classify for Error {
                 vec![format!(
                     "See what it does with `stolos operations --cluster {cluster} --follow`."
                 )]
+            }
+            Self::NoBackups => vec![
+                "An operator names a place for them in `backup` of config.yml; docs/backup.md says how.".to_owned(),
+            ],
+            Self::NoBackup(_) | Self::BadBackup(_) => {
+                vec!["`stolos cluster-backups NAME` lists those of a cluster.".to_owned()]
             }
             Self::NotReady { cluster, .. } => {
                 vec![format!(

@@ -3,9 +3,11 @@
 //! Each flow is one readable list of named steps. Steps can be repeated: what they make is keyed by the cluster or by the
 //! flow, so a second run finds the first one's work.
 
+mod backup;
 mod change;
 mod create;
 mod delete;
+mod restore;
 mod steps;
 mod task;
 
@@ -19,13 +21,15 @@ use stolos_base::{Class, Classify, chain};
 use stolos_flow::{Change, FlowInfo, FlowState, NewFlow, StepContext, StepError};
 use stolos_store::{Db, Tx};
 
+pub(crate) use backup::{BackUp, backup_of};
 pub(crate) use change::{Update, Upgrade};
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
+pub(crate) use restore::Restore;
 pub(crate) use task::{TaskInput, UpgradeClusters};
 
 use crate::db::{self, OperationRow};
-use crate::deps::{Director, Kubernetes, Network, TaskState, Vault};
+use crate::deps::{Backups, Director, Kubernetes, Network, TaskState, Vault};
 use crate::error::Error;
 use crate::render::{Catalogue, Rollout};
 
@@ -38,6 +42,22 @@ pub(crate) struct Tools {
     pub(crate) director: Arc<dyn Director>,
     pub(crate) kubernetes: Arc<dyn Kubernetes>,
     pub(crate) artifacts: Catalogue,
+    /// None where no place is configured.
+    pub(crate) backups: Option<KeptBackups>,
+}
+
+/// Where backups of clusters are kept, and how many of each.
+#[derive(Clone)]
+pub(crate) struct KeptBackups {
+    pub(crate) place: Arc<dyn Backups>,
+    pub(crate) keep: usize,
+}
+
+/// A backup of some cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Source {
+    pub(crate) cluster: ClusterId,
+    pub(crate) backup: String,
 }
 
 /// The input of all flows.
@@ -54,6 +74,9 @@ pub(crate) struct Input {
     /// Whether the leaves of the cluster's certificates are made anew.
     #[serde(default)]
     pub(crate) renew: bool,
+    /// The backup whose contents the cluster gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restore: Option<Source>,
 }
 
 impl Input {
@@ -64,6 +87,7 @@ impl Input {
             rollout,
             in_flight: None,
             renew: false,
+            restore: None,
         }
     }
 }
@@ -74,6 +98,7 @@ pub(crate) fn flow_of(operation: &OperationRow, input: &Input) -> NewFlow {
     let flow = match operation.action {
         LastAction::Create => NewFlow::new::<Create>(subject, input),
         LastAction::Delete => NewFlow::new::<Delete>(subject, input),
+        LastAction::Update if input.restore.is_some() => NewFlow::new::<Restore>(subject, input),
         LastAction::Update => NewFlow::new::<Update>(subject, input),
         LastAction::Upgrade => NewFlow::new::<Upgrade>(subject, input),
     };
@@ -113,6 +138,7 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
         rollout: Rollout::default(),
         in_flight: None,
         renew: false,
+        restore: None,
     })
 }
 

@@ -3,6 +3,7 @@
 //! The router is a table of contents; handlers extract, authorize through the desk, and convert. A token is looked at before
 //! anything else, so that nobody learns from a 404 what exists.
 
+mod backups;
 mod certificates;
 mod clusters;
 mod metering;
@@ -99,6 +100,21 @@ pub(crate) fn router(service: Service) -> Router {
             "/stolos/v1/clusters/{name}/pre-check",
             get(certificates::pre_check),
         )
+        .route("/stolos/v1/cluster-backups", get(backups::summary_list))
+        .route(
+            "/stolos/v1/clusters/{name}/backups",
+            get(backups::backup_list).post(backups::backup_create),
+        )
+        .route(
+            "/stolos/v1/clusters/{name}/backups/{id}/verify",
+            post(backups::backup_verify),
+        )
+        .route(
+            "/stolos/v1/clusters/{name}/restore",
+            post(backups::cluster_restore),
+        )
+        .route("/stolos/v1/backup-runs/{id}", get(backups::run_view))
+        .route("/stolos/v1/backup-runs/{id}/cancel", post(backups::run_cancel))
         .route("/stolos/v1/metering", get(metering::report))
         .route("/stolos/v1/clusters", get(clusters::cluster_page))
         .route("/stolos/v1/operations", get(operations::operation_list))

@@ -10,6 +10,7 @@
 mod accept;
 mod api_server;
 mod authorize;
+mod backups;
 pub mod config_file;
 pub mod db;
 pub mod deps;
@@ -27,6 +28,7 @@ pub mod profiles;
 mod quotas;
 pub mod registries;
 pub mod render;
+mod schedule;
 mod service;
 pub mod settings;
 pub mod shape;
@@ -36,7 +38,7 @@ mod upgrades;
 pub use accept::Capacity;
 pub use api_server::ApiServers;
 pub use error::{Error, Result};
-pub use service::{Config, Deps, Service};
+pub use service::{BackupSettings, Config, Deps, Service};
 
 /// The tables of this service, with those of its flows.
 pub static SCHEMA: stolos_store::Schema = stolos_store::Schema {

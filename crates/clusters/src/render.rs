@@ -21,7 +21,8 @@ use crate::model::Hostname;
 use crate::oidc::Oidc;
 use crate::plans::Plan;
 use crate::settings::Settings;
-use crate::shape::{Group, MASTERS, Shape};
+pub(crate) use crate::shape::MASTERS;
+use crate::shape::{Group, Shape};
 
 /// The port of every cluster's API, on masters and on virtual addresses.
 pub const API_PORT: u16 = 8443;
@@ -63,10 +64,32 @@ pub struct ClusterSpec<'a> {
     pub rollout: Rollout,
     /// Workers that are changed at the same time; the plan's number when absent.
     pub in_flight: Option<u32>,
+    /// What its masters do.
+    pub phase: Phase,
 }
 
+/// What the masters of a cluster do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Everything.
+    #[default]
+    Usual,
+    /// Nothing runs on them, so that nobody goes on with what etcd has; what it is to have is laid ready.
+    Held,
+    /// Only etcd runs, with the contents of a backup. There are no workers yet where `alone`.
+    Restoring {
+        /// Whether the masters are the first machines of a new cluster.
+        alone: bool,
+    },
+}
+
+/// Manifest variable with what a cluster is restored from, while it is.
+pub const RESTORE_VARIABLE: &str = "etcd_restore";
+/// Manifest variable with the certificate of a client of etcd.
+pub const ETCD_CLIENT_VARIABLE: &str = "etcd_client";
+
 /// The networks inside of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Networks {
     /// Addresses of pods, a /16: the third byte of a pod's address is the last of its machine's.
     pub pods: Ipv4Net,
@@ -301,8 +324,10 @@ impl Cluster<'_> {
             // Never two members of a quorum at once.
             groups[0]["update"] = json!({"max_in_flight": 1});
         }
-        for pool in &self.shape.pools {
-            groups.push(self.group(pool, self.worker_jobs(pool)));
+        if self.spec.phase != (Phase::Restoring { alone: true }) {
+            for pool in &self.shape.pools {
+                groups.push(self.group(pool, self.worker_jobs(pool)));
+            }
         }
         let mut manifest = json!({
             "name": self.deployment,
@@ -378,6 +403,7 @@ impl Cluster<'_> {
 
     fn master_jobs(&self) -> Vec<Value> {
         let (settings, networks) = (self.spec.settings, self.spec.networks);
+        let phase = self.spec.phase;
         let own_api = format!("https://127.0.0.1:{API_PORT}");
         let client = |variable: &str| json!({"ca": ca(CA_VARIABLE), "client": key_pair(variable)});
         let mut member = key_pair("etcd_{instance}");
@@ -395,6 +421,11 @@ impl Cluster<'_> {
             && !profile.nodes_dns.is_empty()
         {
             dns["upstreams"] = json!(profile.nodes_dns);
+        }
+        if phase != Phase::Usual {
+            etcd["restore"] = json!(format!("(({RESTORE_VARIABLE}))"));
+            etcd["hold"] = json!(phase == Phase::Held);
+            return vec![self.job("etcd", etcd)];
         }
         let mut jobs = vec![
             self.job("etcd", etcd),
@@ -438,7 +469,7 @@ impl Cluster<'_> {
 
     fn api_server(&self) -> Value {
         let (spec, plan) = (self.spec, self.spec.plan);
-        let mut etcd_client = key_pair("etcd_client");
+        let mut etcd_client = key_pair(ETCD_CLIENT_VARIABLE);
         etcd_client["ca"] = json!(ca("etcd_ca"));
         let mut front_proxy = key_pair("front_proxy_client");
         front_proxy["ca"] = json!(ca("front_proxy_ca"));
@@ -608,7 +639,7 @@ fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
         authority("etcd_ca", "etcd"),
         leaf("etcd_{instance}", "etcd_ca", "{instance}", None, &local, BOTH),
         leaf(
-            "etcd_client",
+            ETCD_CLIENT_VARIABLE,
             "etcd_ca",
             "kube-apiserver-etcd-client",
             None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use stolos_api::pks;
 use stolos_api::token::Verifier;
-use stolos_base::ids::{FlowId, OperationId, UpgradeId};
+use stolos_base::ids::{BackupRunId, FlowId, OperationId, UpgradeId};
 use stolos_base::task::{self, Kind};
 use stolos_base::{Clock, IdSource, chain};
 use stolos_flow::{FlowView, Flows, StepState};
@@ -16,13 +16,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accept::{Capacity, Desk};
 use crate::api_server::person;
+use crate::backups::RunRow;
 use crate::db::{self, ClusterRow, OperationRow};
-use crate::deps::{Director, Kubernetes, Network, Vault};
+use crate::deps::{Backups, Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
-use crate::flows::{Create, Delete, Tools, Update, Upgrade, UpgradeClusters};
+use crate::flows::{BackUp, Create, Delete, KeptBackups, Restore, Tools, Update, Upgrade, UpgradeClusters};
 use crate::oidc::Oidc;
 use crate::plans::Plans;
 use crate::render::Catalogue;
+use crate::schedule::{self, Schedule};
 use crate::{pods, precheck};
 
 /// What the operator decides.
@@ -43,6 +45,30 @@ pub struct Config {
     pub personal_credentials: bool,
     /// This process among those that share the database.
     pub holder: String,
+    /// How clusters are backed up, where they are.
+    pub backups: BackupSettings,
+}
+
+/// How clusters are backed up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupSettings {
+    /// How often by itself; never when absent.
+    pub every: Option<Duration>,
+    /// How many backups of each cluster are kept.
+    pub keep: usize,
+    /// How many clusters are backed up at the same time by the schedule.
+    pub at_once: usize,
+}
+
+impl Default for BackupSettings {
+    /// By hand only; a week of one a day.
+    fn default() -> Self {
+        Self {
+            every: None,
+            keep: 7,
+            at_once: 2,
+        }
+    }
 }
 
 /// The services below.
@@ -59,6 +85,8 @@ pub struct Deps {
     pub director: Arc<dyn Director>,
     /// Clusters' API servers.
     pub kubernetes: Arc<dyn Kubernetes>,
+    /// Where backups of clusters are kept; none where no place is configured.
+    pub backups: Option<Arc<dyn Backups>>,
     /// Wall-clock time.
     pub clock: Clock,
     /// Ids of clusters and operations.
@@ -85,7 +113,12 @@ impl Service {
     /// Starts the service and goes on with operations that a former process left unfinished. Needs a Tokio runtime.
     #[must_use]
     pub fn start(config: Config, deps: Deps) -> Self {
+        let kept = deps.backups.map(|place| KeptBackups {
+            place,
+            keep: config.backups.keep,
+        });
         let tools = Tools {
+            backups: kept.clone(),
             db: deps.db.clone(),
             network: deps.network,
             vault: deps.vault.clone(),
@@ -109,6 +142,8 @@ impl Service {
             .kind(Update::new(tools.clone()))
             .kind(Upgrade::new(tools.clone()))
             .kind(Delete(tools.clone()))
+            .kind(Restore(tools.clone()))
+            .kind(BackUp(tools.clone()))
             .other_kind::<UpgradeClusters>()
             .start();
         let later = Arc::new(OnceLock::new());
@@ -118,6 +153,8 @@ impl Service {
             .other_kind::<Update>()
             .other_kind::<Upgrade>()
             .other_kind::<Delete>()
+            .other_kind::<Restore>()
+            .other_kind::<BackUp>()
             .start();
         let desk = Arc::new(Desk {
             db: deps.db,
@@ -130,7 +167,19 @@ impl Service {
             ids: deps.ids,
             flows: flows.clone(),
             tasks,
+            backups: kept,
         });
+        if let (Some(every), true) = (config.backups.every, desk.backups.is_some()) {
+            let schedule = Schedule {
+                every,
+                at_once: config.backups.at_once,
+            };
+            task::spawn(
+                Kind::Service,
+                "backups of clusters",
+                schedule::run(desk.clone(), schedule, config.holder.clone(), stop.clone()),
+            );
+        }
         // Nobody else has it, so it cannot be set already.
         let _ = later.set(desk.clone());
         Self(Arc::new(Inner {
@@ -198,6 +247,45 @@ impl Service {
     /// Waits until something happens in the operation, or for `limit`.
     pub(crate) async fn wait_news(&self, id: OperationId, limit: Duration) {
         wait_news(&self.0.flows, FlowId::from(id.as_uuid()), limit).await;
+    }
+
+    /// Waits until something happens in the taking of a backup, or for `limit`.
+    pub(crate) async fn wait_backup_news(&self, id: BackupRunId, limit: Duration) {
+        wait_news(&self.0.flows, FlowId::from(id.as_uuid()), limit).await;
+    }
+
+    /// Asks the taking of a backup to stop.
+    pub(crate) async fn cancel_backup(&self, id: BackupRunId) -> Result<()> {
+        match self.0.flows.cancel(FlowId::from(id.as_uuid())).await {
+            // It ended while we were asking; there is nothing left to cancel.
+            Ok(()) | Err(stolos_flow::Error::State { .. }) => Ok(()),
+            Err(error) => Err(Error::service("cancel the backup", error)),
+        }
+    }
+
+    /// The taking of a backup on the wire.
+    pub(crate) async fn show_backup_run(&self, run: &RunRow) -> pks::BackupRun {
+        let id = FlowId::from(run.id.as_uuid());
+        let views = self.0.flows.views(&[id]).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "failed to read the steps of a backup");
+            Vec::new()
+        });
+        let running = views
+            .iter()
+            .flat_map(|view| &view.steps)
+            .find(|step| step.state == StepState::Running);
+        pks::BackupRun {
+            id: run.id.to_string(),
+            cluster: run.cluster.clone(),
+            cluster_uuid: run.cluster_id.to_string(),
+            user: run.actor.clone(),
+            state: run.state,
+            doing: running.map(|step| step.progress.clone().unwrap_or_else(|| step.name.clone())),
+            created_at: run.created_at.to_string(),
+            ended_at: run.ended_at.map(|time| time.to_string()),
+            backup: run.backup.clone(),
+            error: run.error.clone(),
+        }
     }
 
     /// The same for a task.

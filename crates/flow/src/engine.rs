@@ -528,8 +528,20 @@ impl Flows {
     /// # Errors
     /// Those of the database.
     pub async fn delete_ended(&self, before: i64, limit: u32) -> Result<u64> {
+        self.delete_ended_named("", before, limit).await
+    }
+
+    /// The same for one kind, whose journals are nobody's business so long.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn delete_ended_of<K: Kind>(&self, before: i64, limit: u32) -> Result<u64> {
+        self.delete_ended_named(K::NAME, before, limit).await
+    }
+
+    async fn delete_ended_named(&self, kind: &str, before: i64, limit: u32) -> Result<u64> {
         let mut tx = self.inner.db.begin("delete old flows").await?;
-        let deleted = journal::delete_ended(&mut tx, before, i64::from(limit)).await?;
+        let deleted = journal::delete_ended(&mut tx, kind, before, i64::from(limit)).await?;
         tx.commit().await?;
         Ok(deleted)
     }

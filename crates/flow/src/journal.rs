@@ -435,13 +435,16 @@ pub(crate) async fn current(tx: &mut Tx, id: FlowId) -> Result<(FlowInfo, FlowSt
 }
 
 /// Deletes flows that ended before the time (milliseconds since the Unix epoch), at most `limit`, and says how many.
-pub(crate) async fn delete_ended(tx: &mut Tx, before: i64, limit: i64) -> Result<u64> {
+/// `kind` is the name of one kind, or empty for all.
+pub(crate) async fn delete_ended(tx: &mut Tx, kind: &str, before: i64, limit: i64) -> Result<u64> {
     let rows = query(
         "SELECT id FROM flow_flows
-         WHERE state IN ('succeeded', 'failed', 'canceled') AND ended_at < $1 ORDER BY seq LIMIT $2",
+         WHERE state IN ('succeeded', 'failed', 'canceled') AND ended_at < $1 AND ($3 = '' OR kind = $3)
+         ORDER BY seq LIMIT $2",
     )
     .bind(before)
     .bind(limit)
+    .bind(kind)
     .fetch_all(tx.conn())
     .await?;
     for row in &rows {

@@ -68,6 +68,10 @@ impl Kind for Work {
                         std::thread::sleep(FROZEN);
                     }
                     // In a task of its own: the step may be given up before it has tried, and it is the trying that must be refused.
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "it has to outlive the step, whatever becomes of it"
+                    )]
                     let attempt = tokio::spawn(async move {
                         let result = write(&db, &ctx).await;
                         if matches!(result, Err(Error::LeaseLost { .. })) {

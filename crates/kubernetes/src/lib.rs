@@ -21,6 +21,7 @@ mod pods;
 pub mod running;
 pub mod settings;
 pub mod smoke;
+pub mod snapshot;
 pub mod volumes;
 pub mod watch;
 

@@ -347,3 +347,73 @@ fn addons_of_an_operator_are_applied_as_they_are() {
         "only the first master applies"
     );
 }
+
+#[test]
+fn a_held_member_runs_nothing_and_a_restoring_one_does_its_part_first() {
+    let wish = r#"{"id": "x", "url": "https://10.117.0.1:25250/cluster-backups/aa/b?st=s&ts=1&e=2"}"#;
+    let given = |restore: &str, hold: bool| {
+        let mut given = usual();
+        given.insert("restore", json!(restore));
+        given.insert("hold", json!(hold));
+        rendered(3, 0, &given)
+    };
+    let processes = |rendered: &RenderedInstance| -> usize {
+        let file: Value =
+            serde_saphyr::from_str(text(rendered, "etcd", "config/processes.yml")).expect("YAML");
+        file["processes"].as_array().expect("a list").len()
+    };
+    let held = given(wish, true);
+    assert_eq!(processes(&held), 0);
+    assert!(text(&held, "etcd", "bin/pre-start").contains("--prepare"));
+    assert!(text(&held, "etcd", "bin/post-start").contains("set -eu\nexit 0"));
+    assert!(!text(&held, "etcd", "bin/post-deploy").contains("await"));
+    let read: Value = serde_json::from_str(text(&held, "etcd", "config/restore.json")).expect("JSON");
+    assert_eq!(read["id"], "x", "it is handed on as it is");
+
+    let restoring = given(wish, false);
+    assert_eq!(processes(&restoring), 1);
+    let first = text(&restoring, "etcd", "bin/pre-start");
+    assert!(
+        first.contains("etcd-restore") && !first.contains("--prepare"),
+        "{first}"
+    );
+    // All have to vote before anything else begins, and what was before stays until then.
+    assert!(text(&restoring, "etcd", "bin/post-deploy").contains("await"));
+    assert!(!text(&restoring, "etcd", "bin/post-start").contains("member.before-restore"));
+    // The address of the backup is a right: it is in no argument.
+    for (file, content) in &restoring.jobs["etcd"].files {
+        let content = std::str::from_utf8(content.bytes.expose()).expect("UTF-8");
+        assert_eq!(
+            content.contains("?st="),
+            file.as_str() == "config/restore.json",
+            "{file}"
+        );
+    }
+
+    let usual = rendered(3, 0, &usual());
+    assert!(!text(&usual, "etcd", "bin/pre-start").contains("etcd-restore"));
+    assert!(text(&usual, "etcd", "bin/post-start").contains("member.before-restore"));
+    // What a shell makes of the words in common.
+    let script = text(&usual, "etcd", "config/member.sh").replace(
+        "exec /var/vcap/packages/stolos-job/bin/stolos-job",
+        "printf '%s\\n'",
+    );
+    let output = std::process::Command::new("sh")
+        .args([
+            "-c",
+            &script,
+            "member.sh",
+            "etcd-restore",
+            "--from=a",
+            "--prepare",
+        ])
+        .output()
+        .expect("a shell");
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first: Vec<&str> = words.lines().take(4).collect();
+    assert_eq!(
+        first,
+        ["etcd-restore", "--from=a", "--prepare", "--name=master-0"],
+        "{words}"
+    );
+}

@@ -158,16 +158,22 @@ impl Settings {
     /// # Errors
     /// When `every` is no time of at least a minute.
     pub fn interval(&self) -> anyhow::Result<Option<Duration>> {
-        let Some(text) = &self.every else {
-            return Ok(None);
-        };
-        let parsed: jiff::SignedDuration = text
-            .parse()
-            .with_context(|| format!("`every: {text}` of `backup` is no time; one is `6h` or `30m`"))?;
-        match Duration::try_from(parsed) {
-            Ok(interval) if interval >= Duration::from_secs(60) => Ok(Some(interval)),
-            _ => anyhow::bail!("`every: {text}` of `backup` is less than a minute"),
-        }
+        let every = self.every.as_deref();
+        every.map(|text| interval("backup", text)).transpose()
+    }
+}
+
+/// The time that `every` of a section of the configuration names.
+///
+/// # Errors
+/// When it is no time of at least a minute.
+pub(crate) fn interval(section: &str, text: &str) -> anyhow::Result<Duration> {
+    let parsed: jiff::SignedDuration = text
+        .parse()
+        .with_context(|| format!("`every: {text}` of `{section}` is no time; one is `6h` or `30m`"))?;
+    match Duration::try_from(parsed) {
+        Ok(interval) if interval >= Duration::from_secs(60) => Ok(interval),
+        _ => anyhow::bail!("`every: {text}` of `{section}` is less than a minute"),
     }
 }
 

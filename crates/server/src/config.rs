@@ -15,6 +15,8 @@ use stolos_clusters::plans::{
 };
 use stolos_clusters::render::Catalogue;
 
+use crate::cluster_backups::ClusterBackupSettings;
+
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +50,9 @@ pub struct Config {
     /// Where backups go, and when they are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<crate::backup::Settings>,
+    /// How often clusters are backed up, to the same place.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cluster_backups: ClusterBackupSettings,
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).
@@ -232,6 +237,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// What is said about backups of clusters makes no sense.
+    #[error("the configuration `{path}` is not valid: {problem}")]
+    Backups {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// Nothing was built at all.
     #[error("no Kubernetes version is built; run `stolos up`")]
     NothingBuilt,
@@ -259,6 +272,10 @@ impl Config {
             path: path.to_owned(),
             problem,
         })?;
+        config.check_backups().map_err(|problem| Error::Backups {
+            path: path.to_owned(),
+            problem,
+        })?;
         let newest = built.versions().first().copied().ok_or(Error::NothingBuilt)?;
         let offered = config.plans.clone().unwrap_or_else(|| default_plans(newest));
         let plans = Plans::new(offered, config.zones.clone()).map_err(|source| Error::Plans {
@@ -276,6 +293,17 @@ impl Config {
 }
 
 impl Config {
+    fn check_backups(&self) -> Result<(), String> {
+        let wanted = self
+            .cluster_backups
+            .to_service()
+            .map_err(|error| format!("{error:#}"))?;
+        if wanted.every.is_some() && self.backup.is_none() {
+            return Err("`cluster_backups` is to be taken, and `backup` does not say where to".to_owned());
+        }
+        Ok(())
+    }
+
     fn check_managers(&self) -> Result<(), String> {
         if !matches!(self.bus.servers, 1 | 3) {
             return Err(format!(

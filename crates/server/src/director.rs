@@ -49,14 +49,21 @@ impl Director for RemoteDirector {
         manifest: &'a str,
         context: &'a str,
     ) -> BoxFuture<'a, Result<u64>> {
-        Box::pin(async move {
-            if let Some(task) = self.started(context).await? {
-                return Ok(task);
-            }
-            let client = self.0.with_context(context);
-            let task = client.deploy(manifest, &DeployOptions::default()).await;
-            number(task.map_err(|error| service("start the deployment", error))?)
-        })
+        Box::pin(self.start_deploy(manifest, context, DeployOptions::default()))
+    }
+
+    fn deploy_abruptly<'a>(
+        &'a self,
+        _deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        group: &'a str,
+    ) -> BoxFuture<'a, Result<u64>> {
+        let options = DeployOptions {
+            skip_drain: Some(group.to_owned()),
+            ..DeployOptions::default()
+        };
+        Box::pin(self.start_deploy(manifest, context, options))
     }
 
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
@@ -171,6 +178,15 @@ fn health(state: InstanceState) -> MachineHealth {
 }
 
 impl RemoteDirector {
+    async fn start_deploy(&self, manifest: &str, context: &str, options: DeployOptions) -> Result<u64> {
+        if let Some(task) = self.started(context).await? {
+            return Ok(task);
+        }
+        let client = self.0.with_context(context);
+        let task = client.deploy(manifest, &options).await;
+        number(task.map_err(|error| service("start the deployment", error))?)
+    }
+
     /// The task that was started under a context, unless that failed: then a new one is to be started.
     async fn started(&self, context: &str) -> Result<Option<u64>> {
         let filter = TaskFilter {

@@ -18,6 +18,7 @@ use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
 use stolos_base::{Clock, IdSource, Instance, Secret};
 use stolos_blobs::{Blobs, SealKey, Signer};
+use stolos_clusters::deps::Backups;
 use stolos_clusters::oidc::Oidc;
 use stolos_clusters::plans::Plans;
 use stolos_clusters::render::Catalogue;
@@ -28,6 +29,7 @@ use stolos_store::{DatabaseUrl, Db};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster_backups::Placed;
 use crate::director::RemoteDirector;
 use crate::network::LeasedNetwork;
 use crate::outside::{Ground, Member, Outside};
@@ -134,7 +136,20 @@ impl Installation {
             max_upload: MAX_UPLOAD,
             seal_key: Some(SealKey::new(seal)),
         };
-        port.serve(&trust.api, stolos_blobs::signed::router(served), &serving)?;
+        let mut served = stolos_blobs::signed::router(served);
+        let backup_settings = match &outside.backups {
+            Some(kept) => kept.clusters.to_service()?,
+            None => stolos_clusters::BackupSettings::default(),
+        };
+        let director_id = trust::director_id(instance, ids).await?.to_string();
+        let placed = outside.backups.map(|kept| {
+            let (url, ca) = (blobs_url.clone(), trust.ca.clone());
+            Placed::new(kept, director_id, signer.clone(), url, ca, clock.clone())
+        });
+        if let Some(placed) = &placed {
+            served = served.merge(placed.router());
+        }
+        port.serve(&trust.api, served, &serving)?;
         let deps = stolos_director::Deps {
             db: databases.open(&stolos_director::SCHEMA).await?,
             blobs,
@@ -214,6 +229,7 @@ impl Installation {
                 }),
                 personal_credentials: outside.people.personal_credentials,
                 holder: holder("clusters", instance, member),
+                backups: backup_settings,
             },
             stolos_clusters::Deps {
                 db: databases.open(&stolos_clusters::SCHEMA).await?,
@@ -225,6 +241,7 @@ impl Installation {
                 vault: Arc::new(Store(credentials)),
                 director: Arc::new(RemoteDirector(director_client)),
                 kubernetes: outside.kubernetes,
+                backups: placed.map(|placed| Arc::new(placed) as Arc<dyn Backups>),
                 clock: outside.clock,
                 ids: outside.ids,
             },

@@ -2,6 +2,7 @@
 
 pub mod backup;
 mod bus;
+pub mod cluster_backups;
 pub mod config;
 mod director;
 pub mod import;

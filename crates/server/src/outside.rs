@@ -60,6 +60,8 @@ pub struct Outside {
     pub addresses: Arc<dyn Addresses>,
     /// Clusters' API servers.
     pub kubernetes: Arc<dyn Kubernetes>,
+    /// Where backups of clusters are kept; none where no place is configured.
+    pub backups: Option<crate::cluster_backups::Kept>,
 }
 
 /// One of several managers.

@@ -12,6 +12,7 @@ use stolos_network::hostd_client::{self, HostdClient};
 use stolos_store::DatabaseUrl;
 
 use crate::bus::{BusPorts, HostBus};
+use crate::cluster_backups::{Kept, Members};
 use crate::config::{Alerts, Config};
 use crate::installation::Installation;
 use crate::network::HostdSigns;
@@ -75,6 +76,12 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         alerts: config.alerts.as_ref().map(Alerts::webhook).transpose()?,
         addresses: Arc::new(hostd),
         kubernetes: Arc::new(stolos_clusters::ApiServers),
+        backups: config.backup.map(|settings| Kept {
+            key_file: settings.key_file(instance),
+            settings,
+            clusters: config.cluster_backups,
+            etcd: Arc::new(Members),
+        }),
         clock,
         ids,
     };

@@ -61,25 +61,46 @@ impl Variables for Store {
     }
 }
 
+impl Store {
+    async fn client_certificate(
+        &self,
+        deployment: &str,
+        variable: &str,
+        what: &'static str,
+    ) -> stolos_clusters::Result<AdminCredential> {
+        let failed = |error| stolos_clusters::Error::service(what, error);
+        let name = Scope::deployment(DIRECTOR_NAME, deployment).and_then(|scope| scope.name(variable));
+        let credential = self.0.get(&name.map_err(failed)?).await.map_err(failed)?;
+        let certificate = credential.value.certificate().ok_or_else(|| {
+            stolos_clusters::Error::Request(format!("`{}` is no certificate", credential.name))
+        })?;
+        Ok(AdminCredential {
+            ca: certificate.ca.clone(),
+            certificate: certificate.certificate.clone(),
+            private_key: certificate.private_key.clone(),
+        })
+    }
+}
+
 impl Vault for Store {
     fn admin(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<AdminCredential>> {
         let deployment = deployment.to_owned();
         Box::pin(async move {
-            let failed = |error| {
-                stolos_clusters::Error::service("read the cluster's administrator certificate", error)
-            };
-            let name =
-                Scope::deployment(DIRECTOR_NAME, &deployment).and_then(|scope| scope.name(ADMIN_VARIABLE));
-            let credential = self.0.get(&name.map_err(failed)?).await.map_err(failed)?;
-            let certificate = credential.value.certificate().ok_or_else(|| {
-                stolos_clusters::Error::Request(format!("`{}` is no certificate", credential.name))
-            })?;
-            Ok(AdminCredential {
-                ca: certificate.ca.clone(),
-                certificate: certificate.certificate.clone(),
-                private_key: certificate.private_key.clone(),
-            })
+            self.client_certificate(
+                &deployment,
+                ADMIN_VARIABLE,
+                "read the cluster's administrator certificate",
+            )
+            .await
         })
+    }
+
+    fn client<'a>(
+        &'a self,
+        deployment: &'a str,
+        variable: &'a str,
+    ) -> BoxFuture<'a, stolos_clusters::Result<AdminCredential>> {
+        Box::pin(self.client_certificate(deployment, variable, "read a client certificate of the cluster"))
     }
 
     fn forget(&self, deployment: &str) -> BoxFuture<'_, stolos_clusters::Result<()>> {

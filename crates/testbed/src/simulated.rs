@@ -7,6 +7,7 @@
 //!
 //! What can go wrong with machines is switched on in [`Simulation::machines`].
 
+pub mod etcd;
 pub mod failover;
 mod kubernetes;
 pub mod members;
@@ -27,6 +28,7 @@ use stolos_cpi::null::NullCpi;
 use stolos_director::testing::Outside as Machines;
 use stolos_mbus::Peer;
 use stolos_mbus::memory::MemoryBus;
+use stolos_server::cluster_backups::{ClusterBackupSettings, Kept};
 use stolos_server::config::{Oidc, default_plans, default_zones};
 use stolos_server::{Addresses, Buses, Connected, Ground, Installation, Listen, Outside, Ports};
 use stolos_store::DatabaseUrl;
@@ -40,6 +42,8 @@ const ADMINISTRATOR: &str = "admin";
 pub struct Simulation {
     /// Its machines.
     pub machines: Machines,
+    /// Its clusters' etcd.
+    pub etcd: Arc<etcd::SimulatedEtcd>,
     installation: Installation,
     access: Access,
 }
@@ -65,8 +69,20 @@ impl Simulation {
     /// # Errors
     /// Whatever kept it from starting.
     pub async fn start(directory: &Utf8Path, database: DatabaseUrl) -> anyhow::Result<Self> {
+        Self::backing_up(directory, database, ClusterBackupSettings::default()).await
+    }
+
+    /// The same with clusters that are backed up by these settings, to `backups` in the directory.
+    ///
+    /// # Errors
+    /// Whatever kept it from starting.
+    pub async fn backing_up(
+        directory: &Utf8Path,
+        database: DatabaseUrl,
+        backups: ClusterBackupSettings,
+    ) -> anyhow::Result<Self> {
         let machines = Machines::new(NullCpi::new(IdSource::random()));
-        let (simulation, built) = Self::over(directory, database, machines).await?;
+        let (simulation, built) = Self::over(directory, database, machines, backups).await?;
         let director = simulation.access.director_client().await?;
         for task in [
             director
@@ -91,7 +107,8 @@ impl Simulation {
         database: DatabaseUrl,
         machines: Machines,
     ) -> anyhow::Result<Self> {
-        Ok(Self::over(directory, database, machines).await?.0)
+        let backups = ClusterBackupSettings::default();
+        Ok(Self::over(directory, database, machines, backups).await?.0)
     }
 
     /// The instance in a directory.
@@ -110,12 +127,14 @@ impl Simulation {
         directory: &Utf8Path,
         database: DatabaseUrl,
         machines: Machines,
+        backups: ClusterBackupSettings,
     ) -> anyhow::Result<(Self, release::Built)> {
         stolos_base::tls::install_provider();
         let instance = Self::instance(directory);
         fs_err::create_dir_all(&instance.root)?;
         let (clock, ids) = (Clock::system(), IdSource::random());
         let built = release::build(directory)?;
+        let etcd = Arc::new(etcd::SimulatedEtcd::default());
         let outside = Outside {
             member: None,
             host: Ipv4Addr::LOCALHOST.into(),
@@ -142,6 +161,12 @@ impl Simulation {
             alerts: None,
             addresses: Arc::new(Unpublished),
             kubernetes: Arc::new(kubernetes::Simulated),
+            backups: Some(Kept {
+                settings: stolos_server::backup::Settings::to(directory.join("backups").as_str()),
+                key_file: directory.join("backup.key"),
+                clusters: backups,
+                etcd: etcd.clone(),
+            }),
         };
         let installation = Installation::start(&instance, outside).await?;
         let urls = installation.urls().clone();
@@ -156,6 +181,7 @@ impl Simulation {
         };
         let simulation = Self {
             machines,
+            etcd,
             installation,
             access,
         };

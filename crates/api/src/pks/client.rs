@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Certificate, Cluster, ClusterRequest, Info, Metered, Operation, Page, PageOf, Plan, PreCheck, Preview,
-    Quota, QuotaChange, TaskInfo, UpdateParameters, UpgradeClusters, Usage,
+    BackupRun, Certificate, Cluster, ClusterBackup, ClusterBackups, ClusterRequest, Info, Metered, Operation,
+    Page, PageOf, Plan, PreCheck, Preview, Quota, QuotaChange, RestoreRequest, TaskInfo, UpdateParameters,
+    UpgradeClusters, Usage,
 };
 use crate::http::{self, Error};
 
@@ -206,6 +207,69 @@ impl Client {
     /// See [`Error`].
     pub async fn pre_check(&self, cluster: &str) -> Result<PreCheck, Error> {
         http::json(self.request(Method::GET, &["stolos", "v1", "clusters", cluster, "pre-check"])).await
+    }
+
+    /// How the backups of all clusters stand.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn backups_of_all(&self) -> Result<Vec<ClusterBackups>, Error> {
+        http::json(self.request(Method::GET, &["stolos", "v1", "cluster-backups"])).await
+    }
+
+    /// The backups of a cluster, oldest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster_backups(&self, cluster: &str) -> Result<Vec<ClusterBackup>, Error> {
+        http::json(self.request(Method::GET, &["stolos", "v1", "clusters", cluster, "backups"])).await
+    }
+
+    /// Asks for a backup of a cluster.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn back_up_cluster(&self, cluster: &str) -> Result<BackupRun, Error> {
+        http::json(self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "backups"])).await
+    }
+
+    /// How the taking of a backup stands; answers when something happens in it, at the latest after `wait`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn backup_run(&self, id: &str, wait: Duration) -> Result<BackupRun, Error> {
+        let request = self.request(Method::GET, &["stolos", "v1", "backup-runs", id]);
+        http::json(request.query(&[("wait_ms", wait.as_millis().to_string())])).await
+    }
+
+    /// Stops the taking of a backup.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cancel_backup(&self, id: &str) -> Result<(), Error> {
+        let request = self.request(Method::POST, &["stolos", "v1", "backup-runs", id, "cancel"]);
+        http::send(request).await.map(drop)
+    }
+
+    /// Reads a backup of a cluster back; `latest` is the newest.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn verify_cluster_backup(&self, cluster: &str, id: &str) -> Result<ClusterBackup, Error> {
+        let path = ["stolos", "v1", "clusters", cluster, "backups", id, "verify"];
+        http::json(self.request(Method::POST, &path)).await
+    }
+
+    /// Asks for the contents of a backup in place of those that a cluster has; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn restore_cluster(&self, cluster: &str, backup: &str) -> Result<Option<String>, Error> {
+        let request = self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "restore"]);
+        let body = RestoreRequest {
+            backup: backup.to_owned(),
+        };
+        Ok(begun(&http::send(request.json(&body)).await?).operation)
     }
 
     /// All quotas.

@@ -111,6 +111,32 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "Whether a cluster is well enough to be upgraded",
     )
     .gives(200, "PreCheck"),
+    get(
+        "/stolos/v1/cluster-backups",
+        "How the backups of all clusters stand that the caller may see, gone ones included",
+    )
+    .gives(200, "[ClusterBackups]"),
+    get(
+        "/stolos/v1/clusters/{name}/backups",
+        "The backups of a cluster, oldest first; the name or id of one that is gone will do",
+    )
+    .gives(200, "[ClusterBackup]"),
+    post("/stolos/v1/clusters/{name}/backups", "Take a backup of a cluster's etcd").gives(202, "BackupRun"),
+    post(
+        "/stolos/v1/clusters/{name}/backups/{id}/verify",
+        "Read a backup of a cluster back and check it; `latest` is the newest",
+    )
+    .gives(200, "ClusterBackup"),
+    get("/stolos/v1/backup-runs/{id}", "One taking of a cluster's backup")
+        .query(&["wait_ms"])
+        .gives(200, "BackupRun"),
+    post("/stolos/v1/backup-runs/{id}/cancel", "Stop the taking of a backup").ends(202),
+    post(
+        "/stolos/v1/clusters/{name}/restore",
+        "Give a cluster the contents of one of its backups",
+    )
+    .takes("RestoreRequest")
+    .ends(202),
     post(
         "/v1/clusters/{name}/certificates",
         "Make a cluster's certificates anew, but for its authorities",

@@ -60,6 +60,9 @@ pub(crate) struct Create {
     pub(crate) tags: String,
     #[command(flatten)]
     pub(crate) given: Given,
+    /// Begin with the contents of a backup, `CLUSTER` for the newest of a cluster or `CLUSTER/ID`; the name or id of one that is gone will do.
+    #[arg(long, value_name = "CLUSTER[/ID]")]
+    pub(crate) from_backup: Option<String>,
     /// Show what would be made and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -27,6 +27,7 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
             cluster_tags: Some(tags(&args.tags)).filter(|tags| !tags.is_empty()),
             private_registries: files.registries,
             config_file: files.config,
+            from_backup: args.from_backup.clone(),
             ..ClusterParameters::default()
         },
         network_profile_name: given.network_profile.clone(),

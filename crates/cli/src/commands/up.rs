@@ -506,6 +506,7 @@ async fn demo() -> Result<(), Failure> {
                 num_nodes: Some(DEMO_WORKERS),
                 given: Given::default(),
                 dry_run: false,
+                from_backup: None,
                 going: Going {
                     wait: true,
                     json: false,

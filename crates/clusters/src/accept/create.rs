@@ -37,6 +37,10 @@ impl Desk {
         )?;
         self.check_shape(&cluster)?;
         cluster.workers = cluster.shape().workers();
+        let contents = match given(request.parameters.from_backup.as_ref()) {
+            Some(reference) => Some(self.first_contents(caller, reference, &cluster).await?),
+            None => None,
+        };
         let operation = self.operation(&cluster, LastAction::Create, caller);
         let mut tx = self.begin_tx("accept a cluster").await?;
         self.fits(&mut tx, &cluster).await?;
@@ -45,7 +49,8 @@ impl Desk {
         }
         self.hold_profiles(&mut tx, &cluster).await?;
         db::insert_cluster(&mut tx, &cluster).await?;
-        let input = Input::new(&operation, Rollout::Fresh);
+        let mut input = Input::new(&operation, Rollout::Fresh);
+        input.restore = contents;
         self.begin(&mut tx, &operation, &input).await?;
         let accepted = Accepted {
             before: None,

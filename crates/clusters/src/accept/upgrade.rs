@@ -165,7 +165,7 @@ fn check_parallel(cluster: &ClusterRow, nodes: Option<u32>) -> Result<()> {
 }
 
 /// Whether Kubernetes can go from one version to another at once: the same minor or the next one, and never back.
-fn may_go(from: &str, to: &str) -> bool {
+pub(super) fn may_go(from: &str, to: &str) -> bool {
     let numbers = |version: &str| -> Option<(u32, u32, u32)> {
         let mut numbers = version.split(['.', '-', '+']).map(|n| n.parse().ok());
         Some((numbers.next()??, numbers.next()??, numbers.next()??))

@@ -6,7 +6,7 @@ use stolos_api::pks::LastAction;
 use stolos_flow::{Change, FlowInfo, Graph, Interrupt, Kind, Step, StepError};
 use stolos_store::Tx;
 
-use super::{Input, Tools, steps, write_state};
+use super::{Input, Tools, restore, steps, write_state};
 use crate::db;
 use crate::render::{NetworkLease, deployment_name};
 
@@ -25,7 +25,20 @@ impl Kind for Create {
         let cluster = db::cluster_by_id(&self.0.db, input.cluster).await?;
         let mut graph = Graph::new();
         let lease = steps::lease(&mut graph, &self.0, &input);
-        let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, None);
+        // One that begins with a backup's contents has them before it has anything else.
+        let restored = input
+            .restore
+            .clone()
+            .map(|source| restore::first(&mut graph, &self.0, &input, &cluster, &lease, source));
+        let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, restored.as_ref());
+        if restored.is_some() {
+            // The nodes of the cluster whose backup it was, as far as this one has no such node.
+            graph.add(
+                steps::forget_nodes(&self.0, &cluster, &lease)
+                    .after(&machines.deploy)
+                    .after(&machines.publish),
+            );
+        }
         // Beside the smoke test: nobody waits for a second DNS server.
         graph.add(
             steps::settings("Apply cluster settings", false, &self.0, &cluster, &lease)

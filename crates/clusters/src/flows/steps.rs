@@ -12,7 +12,7 @@ use stolos_kubernetes::marks::{Mark, Marks};
 use super::{Input, Tools, follow, masters};
 use crate::db::{self, ClusterRow};
 use crate::deps::{Instance, Told};
-use crate::render::{ClusterSpec, NetworkLease, deployment_name, dns_replicas, render};
+use crate::render::{ClusterSpec, MASTERS, NetworkLease, Phase, deployment_name, dns_replicas, render};
 use crate::shape::Group;
 
 /// A lease is a transaction; longer means that the database is stuck.
@@ -113,7 +113,7 @@ pub(super) fn machines(
             let (tools, from, cluster, input, failed) = captured.clone();
             async move {
                 let lease: NetworkLease = ctx.output(&from)?;
-                let result = run_deploy(&tools, &ctx, &cluster, &lease, &input).await;
+                let result = run_deploy(&tools, &ctx, &cluster, &lease, &input, Phase::Usual).await;
                 failed.store(
                     result.as_ref().is_err_and(|error| !error.retryable),
                     Ordering::Relaxed,
@@ -169,12 +169,14 @@ pub(super) fn machines(
     Machines { deploy, publish }
 }
 
-async fn run_deploy(
+/// One deploy of the cluster, followed to its end.
+pub(super) async fn run_deploy(
     tools: &Tools,
     ctx: &StepContext,
     cluster: &ClusterRow,
     lease: &NetworkLease,
     input: &Input,
+    phase: Phase,
 ) -> Result<(), StepError> {
     let networks = cluster.settings.networks();
     let spec = ClusterSpec {
@@ -186,6 +188,7 @@ async fn run_deploy(
         networks: networks.map_err(|invalid| StepError::fatal(Class::Internal, invalid.to_string()))?,
         rollout: input.rollout,
         in_flight: input.in_flight,
+        phase,
     };
     // Rows of an older version do not say what their machines are made of.
     let artifacts = match &cluster.settings.artifacts {
@@ -197,11 +200,23 @@ async fn run_deploy(
         .director
         .set_cloud_config(&rendered.deployment, &rendered.cloud_config)
         .await?;
-    let context = ctx.flow_id().to_string();
-    let task = tools
-        .director
-        .deploy(&rendered.deployment, &rendered.manifest, &context)
-        .await?;
+    let flow = ctx.flow_id();
+    let (name, manifest) = (&rendered.deployment, &rendered.manifest);
+    // Each deploy of an operation has a context of its own, under which it is found again.
+    let task = match phase {
+        Phase::Usual => tools.director.deploy(name, manifest, &flow.to_string()).await?,
+        Phase::Held => {
+            let context = format!("{flow}-held");
+            tools
+                .director
+                .deploy_abruptly(name, manifest, &context, MASTERS)
+                .await?
+        }
+        Phase::Restoring { .. } => {
+            let context = format!("{flow}-restoring");
+            tools.director.deploy(name, manifest, &context).await?
+        }
+    };
     follow(tools, ctx, task).await
 }
 

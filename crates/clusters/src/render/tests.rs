@@ -25,6 +25,10 @@ fn rendered(workers: u32) -> Rendered {
 }
 
 fn rendered_with(plan: &Plan, workers: u32, settings: &Settings) -> Rendered {
+    rendered_in(Phase::Usual, plan, workers, settings)
+}
+
+fn rendered_in(phase: Phase, plan: &Plan, workers: u32, settings: &Settings) -> Rendered {
     let hostname = "demo.example.com".parse().expect("a host name");
     let spec = ClusterSpec {
         id: ClusterId::new(&IdSource::counted()),
@@ -35,6 +39,7 @@ fn rendered_with(plan: &Plan, workers: u32, settings: &Settings) -> Rendered {
         networks: settings.networks().expect("apart"),
         rollout: Rollout::Fresh,
         in_flight: None,
+        phase,
     };
     let lease = NetworkLease {
         segment: "c1".to_owned(),
@@ -220,4 +225,34 @@ fn the_cloud_config_has_what_the_manifest_names() {
     }
     assert_eq!(manifest["instance_groups"][1]["instances"], 3);
     assert_eq!(manifest["instance_groups"][0]["persistent_disk"], 1024);
+}
+
+#[test]
+fn while_a_cluster_is_restored_its_masters_have_etcd_alone_and_its_workers_stay_as_they_are() {
+    let settings = Settings::default();
+    let usual = parsed(&rendered_in(Phase::Usual, &plan(), 2, &settings).manifest);
+    for (phase, hold) in [
+        (Phase::Held, true),
+        (Phase::Restoring { alone: false }, false),
+        (Phase::Restoring { alone: true }, false),
+    ] {
+        let manifest = parsed(&rendered_in(phase, &plan(), 2, &settings).manifest);
+        let groups = items(&manifest, "instance_groups");
+        let jobs = items(&groups[0], "jobs");
+        assert_eq!(jobs.len(), 1);
+        let properties = &jobs[0]["properties"];
+        assert_eq!(
+            (&jobs[0]["name"], &properties["hold"], &properties["restore"]),
+            (&json!("etcd"), &json!(hold), &json!("((etcd_restore))"))
+        );
+        let declared = declared("etcd");
+        assert!(declared.contains_key("hold") && declared.contains_key("restore"));
+        // What the machine is made of, and its disk, do not change.
+        let mut same = groups[0].clone();
+        same["jobs"] = items(&usual, "instance_groups")[0]["jobs"].clone();
+        assert_eq!(same, items(&usual, "instance_groups")[0]);
+        let workers = &items(&usual, "instance_groups")[1..];
+        let alone = phase == (Phase::Restoring { alone: true });
+        assert_eq!(&groups[1..], if alone { &[] } else { workers });
+    }
 }

@@ -23,7 +23,7 @@ use stolos_clusters::deps::{
 use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
-use stolos_clusters::{Capacity, Config, Deps, Result, SCHEMA, Service};
+use stolos_clusters::{BackupSettings, Capacity, Config, Deps, Result, SCHEMA, Service};
 use stolos_kubernetes::running::PodRun;
 use stolos_store::testing::Place;
 use tower::ServiceExt as _;
@@ -129,6 +129,9 @@ impl Vault for Below {
             private_key: "key".into(),
         })))
     }
+    fn client<'a>(&'a self, deployment: &'a str, _: &'a str) -> BoxFuture<'a, Result<AdminCredential>> {
+        self.admin(deployment)
+    }
     fn forget(&self, deployment: &str) -> BoxFuture<'_, Result<()>> {
         self.forget_below(deployment)
     }
@@ -190,6 +193,15 @@ impl Director for Below {
             TaskState::Done
         };
         Box::pin(ready(Ok(self.task(context, state))))
+    }
+    fn deploy_abruptly<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<u64>> {
+        self.deploy(deployment, manifest, context)
     }
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
         let there = lock(&self.deployed).remove(deployment).is_some();
@@ -396,6 +408,7 @@ impl World {
             }),
             personal_credentials: false,
             holder: "test".into(),
+            backups: BackupSettings::default(),
         };
         change(&mut config);
         let deps = Deps {
@@ -405,6 +418,7 @@ impl World {
             vault: below.clone(),
             director: below.clone(),
             kubernetes: below.clone(),
+            backups: None,
             clock: Clock::system(),
             ids: IdSource::random(),
         };

@@ -134,6 +134,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         alerts: None,
         addresses: Arc::new(Unpublished),
         kubernetes: Arc::new(kubernetes::Simulated),
+        backups: None,
         clock,
         ids,
     };

@@ -1,5 +1,6 @@
 //! What is about many clusters, or about every word of the command line: on simulated machines.
 
+mod backups;
 mod fairness;
 mod members;
 mod restore;

@@ -144,7 +144,11 @@ fn named(word: &str) -> String {
         });
     let is_time =
         word.len() >= 20 && word.ends_with('Z') && word.as_bytes()[10] == b'T' && word.starts_with("20");
-    if is_uuid {
+    // A backup's id: a time and four digits.
+    let is_backup = word.len() == 21 && word.as_bytes()[8] == b'T' && word.as_bytes()[15] == b'Z';
+    if is_backup {
+        format!("{:<21}", "BACKUP").replace(' ', "-")
+    } else if is_uuid {
         format!("{:<36}", "UUID").replace(' ', "-")
     } else if is_time {
         "TIME".to_owned()
@@ -203,6 +207,39 @@ async fn the_life_of_a_cluster() {
         ("cluster my-cluster", ""),
         ("logout", ""),
         ("clusters", ""),
+    ] {
+        person.types(line, answer).await;
+    }
+    insta::assert_snapshot!(person.said);
+    simulation.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_of_a_cluster() {
+    let (simulation, _directories) = world().await;
+    let mut person = Person::new(&simulation, "stolos");
+    for (line, answer) in [
+        (LOGIN, ""),
+        ("create-cluster demo -e demo.example.com -p small --wait", ""),
+        ("cluster-backups", ""),
+        ("restore-cluster demo --backup latest", "y\n"),
+        ("backup-cluster demo --wait", ""),
+        ("cluster-backups", ""),
+        ("cluster-backups demo", ""),
+        ("verify-cluster-backup demo", ""),
+        ("verify-cluster-backup demo 20200101T000000Z-0000", ""),
+        ("restore-cluster demo --backup latest --wait", "n\n"),
+        ("restore-cluster demo --backup latest --wait", "y\n"),
+        ("cluster-backups demo", ""),
+        ("backup-cluster nobody", ""),
+        (
+            "create-cluster copy -e copy.example.com -p small --from-backup demo --wait",
+            "",
+        ),
+        (
+            "create-cluster more -e more.example.com -p small --from-backup nobody",
+            "",
+        ),
     ] {
         person.types(line, answer).await;
     }

@@ -10,7 +10,7 @@ use stolos_kubernetes::nodes::{DrainOptions, Drained, Loss};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document};
 
-use crate::{images, member, note, problems, ready, volumes};
+use crate::{images, member, note, problems, ready, restore, volumes};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
     EtcdLeave(member::Leave),
     /// Removes members that no instance stands for any more and that do not answer
     EtcdTidy(member::Tidy),
+    /// Does a member's part when its cluster is restored from a backup
+    EtcdRestore(restore::Restore),
     /// Applies the YAML documents of a file (server-side apply)
     Apply(Apply),
     /// Waits until a node is Ready
@@ -143,6 +145,7 @@ impl Arguments {
             Command::EtcdPromote(promote) => promote.run(),
             Command::EtcdLeave(leave) => leave.run(),
             Command::EtcdTidy(tidy) => tidy.run(),
+            Command::EtcdRestore(restore) => restore.run(),
             other => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -161,7 +164,8 @@ impl Command {
             | Self::EtcdMember(_)
             | Self::EtcdPromote(_)
             | Self::EtcdLeave(_)
-            | Self::EtcdTidy(_) => Ok(()),
+            | Self::EtcdTidy(_)
+            | Self::EtcdRestore(_) => Ok(()),
             Self::Apply(apply) => apply.run().await,
             Self::WaitNodeReady(wait) => wait.run().await,
             Self::LabelNode(label) => {

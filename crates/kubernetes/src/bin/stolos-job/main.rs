@@ -8,6 +8,7 @@ mod member;
 mod problems;
 mod queue;
 mod ready;
+mod restore;
 mod volumes;
 
 use std::process::ExitCode;

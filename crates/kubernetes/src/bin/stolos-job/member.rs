@@ -301,6 +301,23 @@ impl Tidy {
 }
 
 impl Ensemble {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn data_dir(&self) -> &camino::Utf8Path {
+        &self.data_dir
+    }
+
+    /// Whether a majority of the others runs.
+    pub(crate) fn others_agree(&self) -> anyhow::Result<bool> {
+        Ok(self.connect()?.agreed().is_some())
+    }
+
     fn connect(&self) -> anyhow::Result<Others> {
         let ca = fs_err::read_to_string(&self.ca)?;
         Ok(Others {
@@ -425,7 +442,7 @@ impl Ensemble {
     }
 }
 
-fn peer_url(address: &str) -> String {
+pub(crate) fn peer_url(address: &str) -> String {
     format!("https://{address}:{PEERS}")
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Looks every half a minute, without asking anybody outside of the machine; writes only what has changed, and looks now and then whether it is
 //! still written, because a node that registers anew has no conditions but the kubelet's. Between writes there is no connection.
+//!
+//! A kubelet registers its node when it starts, and never again: where the node object is gone that was there, because somebody deleted it or the cluster
+//! got the contents of an older backup, the kubelet is ended, so that init starts it anew.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read as _};
@@ -29,6 +32,8 @@ const RESTARTS_WITHIN: Duration = Duration::from_secs(20 * 60);
 const DEADLOCK_HOLDS: Duration = Duration::from_secs(20 * 60);
 /// So full, in percent, is too full for the next burst of connections.
 const CONNTRACK_FULL: u64 = 90;
+/// So many looks without a node object that was there: one may fall into the moment in which somebody replaces it.
+const MISSED: u32 = 2;
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// The longest record of the kernel's log.
 const RECORD_LIMIT: usize = 8192;
@@ -52,6 +57,7 @@ impl NodeProblems {
         let mut written: BTreeMap<&'static str, bool> = BTreeMap::new();
         let mut compared: Option<Instant> = None;
         let mut complaint = String::new();
+        let mut registered = Registered::default();
         tokio::time::sleep(FIRST).await;
         loop {
             let found = machine.look(Instant::now());
@@ -64,9 +70,15 @@ impl NodeProblems {
                     Ok(true) => {
                         compared = Some(Instant::now());
                         complaint.clear();
+                        registered.seen(true);
                     }
-                    // The node has not registered yet.
-                    Ok(false) => {}
+                    // It has not registered yet, or it is gone; then it is looked for again at the next look.
+                    Ok(false) => {
+                        compared = None;
+                        if registered.seen(false) {
+                            end_kubelet();
+                        }
+                    }
                     Err(error) => {
                         let text = format!("{error:#}");
                         if text != complaint {
@@ -117,6 +129,43 @@ impl NodeProblems {
                 .map(|condition| (condition.kind, condition.is_problem)),
         );
         Ok(true)
+    }
+}
+
+/// Whether the node object was there, and for how many looks it has not been.
+#[derive(Debug, Default)]
+struct Registered {
+    was_there: bool,
+    missed: u32,
+}
+
+impl Registered {
+    /// Takes what was seen; whether the kubelet has to register anew. Asked for once only: what keeps it from that is not changed by another start.
+    fn seen(&mut self, there: bool) -> bool {
+        if there {
+            *self = Self {
+                was_there: true,
+                missed: 0,
+            };
+            return false;
+        }
+        self.missed += 1;
+        let lost = self.was_there && self.missed >= MISSED;
+        if lost {
+            *self = Self::default();
+        }
+        lost
+    }
+}
+
+/// Has init start the kubelet anew. Pods go on meanwhile.
+fn end_kubelet() {
+    let Some((pid, _)) = running("kubelet") else {
+        return;
+    };
+    note("stolos-job: the node object is gone; the kubelet is ended, so that it registers anew");
+    if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
+        note(&format!("stolos-job: the kubelet could not be ended: {error}"));
     }
 }
 
@@ -250,8 +299,13 @@ impl Starts {
     }
 }
 
-/// When the program of this machine, not one of a pod, was started.
+/// When the program of this machine was started.
 fn start_of(program: &str) -> Option<u64> {
+    running(program).map(|(_, start)| start)
+}
+
+/// The newest process of a program of this machine, not one of a pod, and when it was started.
+fn running(program: &str) -> Option<(rustix::process::Pid, u64)> {
     let own = fs_err::read_link("/proc/self/ns/pid").ok()?;
     let processes = fs_err::read_dir("/proc").ok()?;
     processes
@@ -267,9 +321,10 @@ fn start_of(program: &str) -> Option<u64> {
             let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
             let start = start_in(&stat, program)?;
             let namespace = std::fs::read_link(entry.path().join("ns/pid")).ok()?;
-            (namespace == own).then_some(start)
+            let pid = entry.file_name().to_string_lossy().parse().ok()?;
+            (namespace == own).then_some((rustix::process::Pid::from_raw(pid)?, start))
         })
-        .max()
+        .max_by_key(|(_, start)| *start)
 }
 
 /// The start time in `/proc/PID/stat` (proc(5)) of a process of this name. The name is in brackets, and may have brackets in it.
@@ -357,6 +412,21 @@ fn conntrack() -> Option<NodeCondition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kubelet_registers_anew_once_when_its_node_is_gone() {
+        let mut registered = Registered::default();
+        let mut seen = |all: &[bool]| {
+            all.iter()
+                .map(|there| registered.seen(*there))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&[false, false, false]), [false; 3], "it was never there");
+        assert_eq!(seen(&[true, false, true, false]), [false; 4], "replaced");
+        assert_eq!(seen(&[false]), [true], "gone");
+        assert_eq!(seen(&[false, false, false]), [false; 3], "it was asked for");
+        assert_eq!(seen(&[true, false, false]), [false, false, true], "gone again");
+    }
 
     #[test]
     fn five_restarts_within_twenty_minutes_are_frequent() {

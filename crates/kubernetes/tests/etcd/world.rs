@@ -1,5 +1,4 @@
-//! Members of a real etcd on loopback addresses, driven as stolos-init drives them: they found a cluster together, lose their data, break, are removed,
-//! come and go. Where no etcd was built, this says so and passes.
+//! Members as stolos-init drives them, and what is asked of them.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -13,10 +12,10 @@ use stolos_base::pki::{Authority, Leaf, Usage};
 
 /// Elections on a busy machine, several in a row.
 const LIMIT: Duration = Duration::from_secs(90);
-const JOB: &str = env!("CARGO_BIN_EXE_stolos-job");
+pub(crate) const JOB: &str = env!("CARGO_BIN_EXE_stolos-job");
 
 /// A program that `stolos-build` has left in its cache.
-fn built(name: &str) -> Option<Utf8PathBuf> {
+pub(crate) fn built(name: &str) -> Option<Utf8PathBuf> {
     let home = std::env::var("HOME").ok()?;
     let cache = std::env::var("STOLOS_CACHE").unwrap_or_else(|_| {
         let base = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
@@ -35,14 +34,14 @@ fn built(name: &str) -> Option<Utf8PathBuf> {
 }
 
 /// Members 0 to N−1 of one cluster, each with an address of its own.
-struct World {
+pub(crate) struct World {
     directory: Utf8TempDir,
     etcd: Utf8PathBuf,
     etcdctl: Utf8PathBuf,
     /// Each test has a network of its own, so that they run side by side.
     net: u8,
     /// Members that the release would know now.
-    instances: Vec<usize>,
+    pub(crate) instances: Vec<usize>,
     running: BTreeMap<usize, Running>,
 }
 
@@ -51,7 +50,7 @@ struct Running {
 }
 
 impl World {
-    fn new(net: u8, members: usize) -> Option<Self> {
+    pub(crate) fn new(net: u8, members: usize) -> Option<Self> {
         let (Some(etcd), Some(etcdctl)) = (built("etcd"), built("etcdctl")) else {
             let _ = writeln!(
                 std::io::stderr(),
@@ -83,19 +82,19 @@ impl World {
         Some(world)
     }
 
-    fn path(&self, name: &str) -> Utf8PathBuf {
+    pub(crate) fn path(&self, name: &str) -> Utf8PathBuf {
         self.directory.path().join(name)
     }
 
-    fn data(&self, n: usize) -> Utf8PathBuf {
+    pub(crate) fn data(&self, n: usize) -> Utf8PathBuf {
         self.path(&format!("data-{n}/etcd"))
     }
 
-    fn address(&self, n: usize) -> String {
+    pub(crate) fn address(&self, n: usize) -> String {
         format!("127.88.{}.{}", self.net, n + 1)
     }
 
-    fn words(&self, n: usize) -> Vec<String> {
+    pub(crate) fn words(&self, n: usize) -> Vec<String> {
         let mut words = vec![
             format!("--name=master-{n}"),
             format!("--address={}", self.address(n)),
@@ -110,7 +109,7 @@ impl World {
     }
 
     /// As stolos-init starts the process, `failures` times after it failed.
-    fn start(&mut self, n: usize, failures: u32) {
+    pub(crate) fn start(&mut self, n: usize, failures: u32) {
         fs_err::create_dir_all(self.path(&format!("data-{n}"))).expect("a directory");
         let log = fs_err::OpenOptions::new()
             .create(true)
@@ -159,18 +158,18 @@ impl World {
     }
 
     /// SIGKILL.
-    fn kill(&mut self, n: usize) {
+    pub(crate) fn kill(&mut self, n: usize) {
         if let Some(mut running) = self.running.remove(&n) {
             let _ = running.child.kill();
             let _ = running.child.wait();
         }
     }
 
-    fn lose_data(&self, n: usize) {
+    pub(crate) fn lose_data(&self, n: usize) {
         fs_err::remove_dir_all(self.path(&format!("data-{n}"))).expect("removed");
     }
 
-    fn ctl(&self, n: usize, words: &[&str]) -> Result<String, String> {
+    pub(crate) fn ctl(&self, n: usize, words: &[&str]) -> Result<String, String> {
         let output = Command::new(&self.etcdctl)
             .args([
                 &format!("--endpoints=https://{}:2379", self.address(n)),
@@ -190,7 +189,7 @@ impl World {
     }
 
     /// Names of those that vote, as one member sees them.
-    fn voters(&self, n: usize) -> Result<Vec<String>, String> {
+    pub(crate) fn voters(&self, n: usize) -> Result<Vec<String>, String> {
         let text = self.ctl(n, &["member", "list", "--write-out=json"])?;
         let list: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let mut names: Vec<String> = list["members"]
@@ -205,7 +204,7 @@ impl World {
     }
 
     #[track_caller]
-    fn eventually(&self, what: &str, good: impl Fn() -> Result<(), String>) {
+    pub(crate) fn eventually(&self, what: &str, good: impl Fn() -> Result<(), String>) {
         let start = Instant::now();
         loop {
             let Err(problem) = good() else { return };
@@ -227,7 +226,7 @@ impl World {
 
     /// All instances vote, each answers, and what was written is there.
     #[track_caller]
-    fn whole(&self, written: &str) {
+    pub(crate) fn whole(&self, written: &str) {
         let wanted: Vec<String> = self.instances.iter().map(|n| format!("master-{n}")).collect();
         for n in &self.instances {
             self.eventually(&format!("member {n} is whole"), || {
@@ -246,15 +245,15 @@ impl World {
     }
 
     #[track_caller]
-    fn write(&self, n: usize, value: &str) {
+    pub(crate) fn write(&self, n: usize, value: &str) {
         self.eventually("a write", || self.ctl(n, &["put", "key", value]).map(drop));
     }
 
-    fn said(&self, n: usize) -> String {
+    pub(crate) fn said(&self, n: usize) -> String {
         fs_err::read_to_string(self.path(&format!("{n}.log"))).unwrap_or_default()
     }
 
-    fn job(&self, command: &str, n: usize) -> std::process::Output {
+    pub(crate) fn job(&self, command: &str, n: usize) -> std::process::Output {
         Command::new(JOB)
             .arg(command)
             .args(self.words(n))
@@ -269,185 +268,4 @@ impl Drop for World {
             self.kill(n);
         }
     }
-}
-
-#[test]
-fn a_member_that_lost_its_data_joins_anew() {
-    let Some(mut world) = World::new(1, 3) else { return };
-    for n in 0..3 {
-        world.start(n, 0);
-    }
-    world.write(0, "founded");
-    world.whole("founded");
-    for n in [2, 0] {
-        world.kill(n);
-        world.lose_data(n);
-        world.write(1, &format!("written without {n}"));
-        world.start(n, 0);
-        world.whole(&format!("written without {n}"));
-    }
-    assert!(world.said(0).contains("its data is lost"), "{}", world.said(0));
-}
-
-#[test]
-fn a_member_whose_data_is_broken_or_that_was_removed_joins_anew() {
-    let Some(mut world) = World::new(2, 3) else { return };
-    for n in 0..3 {
-        world.start(n, 0);
-    }
-    world.write(0, "a");
-    world.whole("a");
-    // Broken: every page of its database is noise, and etcd has failed on it three times.
-    world.kill(1);
-    let database = world.data(1).join("member/snap/db");
-    let length = fs_err::metadata(&database).expect("a database").len();
-    fs_err::write(&database, vec![0xA5; usize::try_from(length).expect("small")]).expect("broken");
-    world.start(1, 3);
-    world.whole("a");
-    assert!(world.data(1).join("member.aside").exists(), "what broke is kept");
-    // Removed by somebody.
-    let list: Value = serde_json::from_str(
-        &world
-            .ctl(0, &["member", "list", "--write-out=json"])
-            .expect("a list"),
-    )
-    .expect("JSON");
-    let second = list["members"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|member| member["name"] == "master-2")
-        .expect("a member");
-    let id = format!("{:x}", second["ID"].as_u64().expect("an id"));
-    // etcd changes its list only when all have been in touch for five seconds.
-    world.eventually("a removal", || world.ctl(0, &["member", "remove", &id]).map(drop));
-    world.eventually("etcd sees that it was removed", || {
-        let ended = std::fs::metadata(world.data(2)).is_ok() && world.ctl(2, &["get", "key"]).is_err();
-        if ended {
-            Ok(())
-        } else {
-            Err("it still answers".to_owned())
-        }
-    });
-    world.kill(2);
-    world.start(2, 0);
-    world.whole("a");
-    // Killed again and again is not broken.
-    world.kill(2);
-    let kept = fs_err::read_dir(world.data(2).join("member/wal"))
-        .expect("data")
-        .count();
-    assert!(kept > 0);
-}
-
-/// Two of three lose their disks while the third, which has everything, is down. Were they to found a cluster, it would take the third's place with nothing in it.
-#[test]
-fn nobody_founds_a_cluster_over_one_that_may_have_data() {
-    let Some(mut world) = World::new(3, 3) else { return };
-    for n in 0..3 {
-        world.start(n, 0);
-    }
-    world.write(0, "precious");
-    world.whole("precious");
-    for n in 0..3 {
-        world.kill(n);
-    }
-    for n in 0..2 {
-        world.lose_data(n);
-        world.start(n, 0);
-    }
-    for n in 0..2 {
-        world.eventually("it waits for the third", || {
-            if world.said(n).contains("waiting: master-2 does not say") {
-                Ok(())
-            } else {
-                Err("it does not say that it waits".to_owned())
-            }
-        });
-        assert!(!world.data(n).join("member").exists(), "it founded something");
-    }
-    // The third has the data and no majority: nobody may go on without a person.
-    world.start(2, 0);
-    for n in 0..2 {
-        world.eventually("it sees the third's data", || {
-            if world.said(n).contains("master-2 has data") {
-                Ok(())
-            } else {
-                Err("it does not see it".to_owned())
-            }
-        });
-        assert!(!world.data(n).join("member").exists(), "it founded something");
-    }
-}
-
-#[test]
-fn members_come_and_go() {
-    let Some(mut world) = World::new(4, 1) else { return };
-    world.start(0, 0);
-    world.write(0, "one");
-    world.whole("one");
-    // One becomes three becomes five: each with a restart of those that are there, as an update does it.
-    for size in [3, 5] {
-        let before = world.instances.len();
-        world.instances = (0..size).collect();
-        for n in 0..before {
-            world.kill(n);
-            world.start(n, 0);
-        }
-        for n in before..size {
-            world.start(n, 0);
-        }
-        world.whole("one");
-    }
-    world.write(4, "five");
-    // The last says goodbye; the one before it is gone without a word.
-    let output = world.job("etcd-leave", 4);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    world.kill(4);
-    world.start(4, 0);
-    world.eventually("one that left does not come back", || {
-        if world.said(4).contains("left its cluster") {
-            Ok(())
-        } else {
-            Err("it says nothing".to_owned())
-        }
-    });
-    world.kill(4);
-    world.kill(3);
-    world.instances = vec![0, 1, 2];
-    let output = world.job("etcd-tidy", 0);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    world.whole("five");
-    // A member that is alive is no business of a tidy hand.
-    world.instances = vec![0, 1];
-    let output = world.job("etcd-tidy", 0);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert_eq!(world.voters(0).expect("a list").len(), 3);
-    // The last majority cannot be left: with one of the others down, two of three are needed.
-    world.instances = vec![0, 1, 2];
-    world.kill(1);
-    let leaving = Command::new("timeout")
-        .arg("8")
-        .arg(JOB)
-        .arg("etcd-leave")
-        .args(world.words(2))
-        .output()
-        .expect("timeout runs");
-    assert!(!leaving.status.success(), "it left below the quorum");
-    assert_eq!(
-        world.ctl(0, &["get", "--print-value-only", "key"]),
-        Ok("five".to_owned())
-    );
 }
