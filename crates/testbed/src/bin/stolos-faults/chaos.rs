@@ -62,6 +62,8 @@ struct Struck {
     /// From its end until all was well.
     well_after_ms: Option<u64>,
     trouble: Option<String>,
+    /// Repairs of machines to which nothing was done.
+    wrong: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,6 +71,7 @@ struct Report {
     seed: u64,
     faults: Vec<Struck>,
     not_well: usize,
+    wrong_repairs: usize,
     checker: Seen,
     availability_percent: f64,
 }
@@ -113,11 +116,13 @@ impl Arguments {
         let checker = checker.end().await?;
         let not_well = faults.iter().filter(|struck| struck.trouble.is_some()).count();
         let availability_percent = 100.0 * checker.answered as f64 / checker.asked.max(1) as f64;
-        let good = not_well == 0 && checker.broken.is_empty();
+        let wrong_repairs = faults.iter().map(|struck| struck.wrong.len()).sum();
+        let good = not_well == 0 && wrong_repairs == 0 && checker.broken.is_empty();
         crate::print(&Report {
             seed: self.seed,
             faults,
             not_well,
+            wrong_repairs,
             checker,
             availability_percent,
         })?;
@@ -126,9 +131,9 @@ impl Arguments {
 }
 
 async fn strike(site: &Site, fault: Fault, random: &mut Random, at: Duration) -> anyhow::Result<Struck> {
-    let machines: Vec<Machine> = site
-        .machines()?
-        .into_iter()
+    let all = site.machines()?;
+    let machines: Vec<&Machine> = all
+        .iter()
         .filter(|machine| machine.is_master() || !fault.is_masters())
         .collect();
     anyhow::ensure!(!machines.is_empty(), "the cluster has no machines");
@@ -144,6 +149,16 @@ async fn strike(site: &Site, fault: Fault, random: &mut Random, at: Duration) ->
     // What was struck a moment ago need not be seen yet.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let well = site.well(LIMIT).await;
+    let wrong: Vec<String> = site
+        .machines()?
+        .iter()
+        .filter(|now| now.name != machine.name)
+        .filter(|now| {
+            all.iter()
+                .any(|before| before.name == now.name && before.cid != now.cid)
+        })
+        .map(|now| format!("{} was made anew, and nothing was done to it", now.name))
+        .collect();
     Ok(Struck {
         at_s: at.as_secs(),
         fault,
@@ -154,6 +169,7 @@ async fn strike(site: &Site, fault: Fault, random: &mut Random, at: Duration) ->
             Err(_) => None,
         },
         trouble: well.err().map(|error| format!("{error:#}")),
+        wrong,
     })
 }
 
