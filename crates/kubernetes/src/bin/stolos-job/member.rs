@@ -43,6 +43,10 @@ const QUICK: Duration = Duration::from_secs(5);
 const REPORT: Duration = Duration::from_secs(10);
 /// How long a member that leaves tries to.
 const LEAVE_LIMIT: Duration = Duration::from_secs(120);
+/// How long a learner may take until it votes, when somebody waits for that.
+const VOTE_LIMIT: Duration = Duration::from_secs(120);
+/// A part of what etcd answers to most questions while it is a learner (`ErrGRPCNotSupportedForLearner`).
+const LEARNER: &str = "not supported for learner";
 
 /// A cluster of etcd as one of its members sees it.
 #[derive(Args, Clone)]
@@ -273,7 +277,17 @@ impl Tidy {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let ensemble = &self.ensemble;
         let others = ensemble.connect()?;
-        let members = others.list(&ensemble.address)?;
+        // Its etcd may answer as a learner, which says nothing of members until it votes; that is being seen to.
+        let start = Instant::now();
+        let members = loop {
+            match others.list(&ensemble.address) {
+                Ok(members) => break members,
+                Err(error) if start.elapsed() > VOTE_LIMIT || !error.to_string().contains(LEARNER) => {
+                    return Err(error);
+                }
+                Err(_) => sleep(PAUSE),
+            }
+        };
         let mut instances = vec![peer_url(&ensemble.address)];
         instances.extend(ensemble.peer.iter().map(|(_, address)| peer_url(address)));
         for member in etcd::forsaken(&members, &instances) {
