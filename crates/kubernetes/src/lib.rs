@@ -18,6 +18,7 @@ pub mod images;
 pub mod marks;
 pub mod nodes;
 mod pods;
+pub mod raft_snapshot;
 pub mod running;
 pub mod settings;
 pub mod smoke;

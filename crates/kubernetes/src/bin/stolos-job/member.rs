@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use stolos_base::pki::Identity;
 use stolos_kubernetes::etcd::{self, Member, Own, Part, Voice};
+use stolos_kubernetes::raft_snapshot;
 
 use crate::https::{Target, client_config, connect};
 use crate::note;
@@ -122,6 +123,7 @@ impl Start {
         if !self.ensemble.peer.is_empty() {
             self.ensemble.promote_in_background()?;
         }
+        self.ensemble.distrust_snapshots()?;
         let (program, arguments) = self.program.split_first().context("there is no program")?;
         let error = Command::new(program)
             .args(arguments)
@@ -360,6 +362,28 @@ impl Ensemble {
             }
         }
         Ok(false)
+    }
+
+    /// Takes files out of etcd's sight that would make it forget who its peers are; see [`stolos_kubernetes::raft_snapshot`].
+    fn distrust_snapshots(&self) -> anyhow::Result<()> {
+        let directory = self.data_dir.join("member/snap");
+        let entries = match directory.read_dir_utf8() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other.with_context(|| format!("failed to look into `{directory}`"))?,
+        };
+        for entry in entries {
+            let path = entry?.into_path();
+            if path.extension() != Some("snap") {
+                continue;
+            }
+            if raft_snapshot::contradicts_itself(&fs_err::read(&path)?) == Some(true) {
+                fs_err::rename(&path, path.with_extension("snap.contradictory"))?;
+                note(&format!(
+                    "stolos-job: `{path}` names other members in raft's state than in its list, and is put aside"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Data of which others have all that matters. The last such is kept, for those who want to know what broke.
