@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::key::{BackupKey, KeyId};
 use crate::manifest::BackupId;
 use crate::place;
-use crate::seal::{Opener, Sealer, Zipper};
+use crate::seal::{self, Opener, Sealer, Zipper};
 use crate::snapshot::Check;
 
 /// The format's number.
@@ -157,7 +157,7 @@ impl ClusterManifest {
             object: name.clone(),
             problem,
         };
-        let mut opener = match Opener::begin(objects, &name, key, name.as_str()).await {
+        let manifest: Self = match seal::read_json(objects, &name, key, LARGEST).await {
             Err(Error::Objects(objects::Error::NotFound { .. })) => {
                 return Err(Error::NoClusterBackup {
                     what: which.id.to_string(),
@@ -166,14 +166,6 @@ impl ClusterManifest {
             }
             other => other?,
         };
-        let mut bytes = Vec::new();
-        while let Some(piece) = opener.next().await? {
-            bytes.extend_from_slice(&piece);
-            if bytes.len() > LARGEST {
-                return Err(damaged("it is too large".to_owned()));
-            }
-        }
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if manifest.format != FORMAT {
             let format = manifest.format;
             return Err(damaged(format!(
@@ -187,11 +179,9 @@ impl ClusterManifest {
     }
 
     async fn write(&self, objects: &Objects, key: &BackupKey) -> Result<()> {
-        let bytes = serde_json::to_vec(self).map_err(|error| Error::Bug(error.to_string()))?;
-        let name = self.which().manifest();
-        let mut sealer = Sealer::begin(objects, &name, key, name.as_str()).await?;
-        sealer.write(&bytes).await?;
-        sealer.finish().await.map(drop)
+        seal::write_json(objects, &self.which().manifest(), key, self)
+            .await
+            .map(drop)
     }
 }
 

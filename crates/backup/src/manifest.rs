@@ -13,7 +13,7 @@ use stolos_store::dump::Contents;
 
 use crate::error::{Error, Result};
 use crate::key::{BackupKey, KeyId};
-use crate::seal::{Opener, Sealer};
+use crate::seal;
 
 /// The format's number.
 const FORMAT: u32 = 1;
@@ -197,11 +197,7 @@ impl Manifest {
     }
 
     pub(crate) async fn write(&self, objects: &Objects, key: &BackupKey) -> Result<u64> {
-        let bytes = serde_json::to_vec(self).map_err(|error| Error::Bug(error.to_string()))?;
-        let name = self.id.manifest();
-        let mut sealer = Sealer::begin(objects, &name, key, name.as_str()).await?;
-        sealer.write(&bytes).await?;
-        sealer.finish().await
+        seal::write_json(objects, &self.id.manifest(), key, self).await
     }
 
     /// Reads a backup's manifest.
@@ -214,7 +210,7 @@ impl Manifest {
             object: name.clone(),
             problem,
         };
-        let mut opener = match Opener::begin(objects, &name, key, name.as_str()).await {
+        let manifest: Self = match seal::read_json(objects, &name, key, LARGEST).await {
             Err(Error::Objects(stolos_blobs::objects::Error::NotFound { .. })) => {
                 return Err(Error::NoBackup {
                     id: Some(id.clone()),
@@ -223,14 +219,6 @@ impl Manifest {
             }
             other => other?,
         };
-        let mut bytes = Vec::new();
-        while let Some(piece) = opener.next().await? {
-            bytes.extend_from_slice(&piece);
-            if bytes.len() > LARGEST {
-                return Err(damaged("it is too large".to_owned()));
-            }
-        }
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if manifest.format != FORMAT {
             let format = manifest.format;
             return Err(damaged(format!(

@@ -8,6 +8,8 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use stolos_blobs::objects::{ObjectName, Objects, Reader, Writer};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -27,6 +29,44 @@ const HEAD: usize = MAGIC.len() + KEY_ID + SALT;
 pub(crate) fn key_of(head: &[u8]) -> Option<&str> {
     let rest = head.strip_prefix(MAGIC)?;
     std::str::from_utf8(rest.get(..KEY_ID)?).ok()
+}
+
+/// Writes an object with JSON, bound to its name, and gives its size.
+pub(crate) async fn write_json(
+    objects: &Objects,
+    name: &ObjectName,
+    key: &BackupKey,
+    value: &impl Serialize,
+) -> Result<u64> {
+    let bytes = serde_json::to_vec(value).map_err(|error| Error::Bug(error.to_string()))?;
+    let mut sealer = Sealer::begin(objects, name, key, name.as_str()).await?;
+    sealer.write(&bytes).await?;
+    sealer.finish().await
+}
+
+/// Reads what [`write_json`] wrote, if it has at most so many bytes.
+///
+/// # Errors
+/// [`Error::OtherKey`], [`Error::Damaged`], those of the place.
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    objects: &Objects,
+    name: &ObjectName,
+    key: &BackupKey,
+    largest: usize,
+) -> Result<T> {
+    let damaged = |problem: String| Error::Damaged {
+        object: name.clone(),
+        problem,
+    };
+    let mut opener = Opener::begin(objects, name, key, name.as_str()).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = opener.next().await? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > largest {
+            return Err(damaged("it is too large".to_owned()));
+        }
+    }
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
 }
 
 struct Pieces {

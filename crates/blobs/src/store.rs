@@ -76,30 +76,7 @@ pub(crate) enum Form {
 }
 
 /// A file of an interrupted write is left for so long: nobody is still writing one that was not written to since.
-const STALE: std::time::Duration = std::time::Duration::from_secs(3600);
-
-/// Ages by the clock of the file system; one from the future is kept.
-fn remove_stale(tmp: &Utf8Path) -> std::io::Result<()> {
-    let probe = tmp.join(stolos_base::ids::random_hex(12));
-    let now = fs_err::File::create(&probe)?.metadata()?.modified()?;
-    fs_err::remove_file(&probe)?;
-    for entry in fs_err::read_dir(tmp)? {
-        let entry = entry?;
-        let written = match entry.metadata().and_then(|metadata| metadata.modified()) {
-            Ok(written) => written,
-            // Its writer was quicker.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        if now.duration_since(written).is_ok_and(|age| age > STALE) {
-            match fs_err::remove_file(entry.path()) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-    }
-    Ok(())
-}
+const STALE: Duration = Duration::from_secs(3600);
 
 impl Blobs {
     /// Opens the store, makes its directory (mode 0700) where it is missing, and removes what writes left that were interrupted more than an hour ago: other
@@ -113,7 +90,7 @@ impl Blobs {
         for path in [&tmp, &root.join("uploads")] {
             make_directory(path)?;
         }
-        remove_stale(&tmp).map_err(io("clear", &tmp))?;
+        remove_older(&tmp, STALE)?;
         Ok(Self(Arc::new(Inner {
             root,
             options,
@@ -306,13 +283,7 @@ impl Blobs {
             }
             Ok(())
         })?;
-        let uploads = self.0.root.join("uploads");
-        for entry in uploads.read_dir_utf8().map_err(io("list", &uploads))? {
-            let entry = entry.map_err(io("list", &uploads))?;
-            if is_older(entry.path(), age).map_err(io("look at", entry.path()))? {
-                files::remove_if_there(entry.path()).map_err(io("remove", entry.path()))?;
-            }
-        }
+        remove_older(&self.0.root.join("uploads"), age)?;
         Ok(swept)
     }
 
@@ -525,6 +496,17 @@ fn make_directory(path: &Utf8Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .map_err(io("make", path))
+}
+
+/// Removes the files of a directory that were last stored longer than `age` ago.
+fn remove_older(directory: &Utf8Path, age: Duration) -> Result<()> {
+    for entry in directory.read_dir_utf8().map_err(io("list", directory))? {
+        let entry = entry.map_err(io("list", directory))?;
+        if is_older(entry.path(), age).map_err(io("look at", entry.path()))? {
+            files::remove_if_there(entry.path()).map_err(io("remove", entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the file was last stored longer than `age` ago.

@@ -80,14 +80,13 @@ impl ClusterBackupSettings {
     }
 }
 
+/// How a member is, and its database as it comes.
+pub type Begun = (MemberStatus, Box<dyn AsyncRead + Send + Unpin>);
+
 /// Where snapshots come from: real members of etcd, or simulated ones.
 pub trait Etcd: Send + Sync + 'static {
     /// How a member is, and its database as it comes. Begun only when the member has all that a majority has.
-    fn snapshot<'a>(
-        &'a self,
-        master: Ipv4Addr,
-        client: &'a AdminCredential,
-    ) -> BoxFuture<'a, Result<(MemberStatus, Box<dyn AsyncRead + Send + Unpin>)>>;
+    fn snapshot<'a>(&'a self, master: Ipv4Addr, client: &'a AdminCredential) -> BoxFuture<'a, Result<Begun>>;
 }
 
 /// The members in clusters' masters.
@@ -95,11 +94,7 @@ pub trait Etcd: Send + Sync + 'static {
 pub struct Members;
 
 impl Etcd for Members {
-    fn snapshot<'a>(
-        &'a self,
-        master: Ipv4Addr,
-        client: &'a AdminCredential,
-    ) -> BoxFuture<'a, Result<(MemberStatus, Box<dyn AsyncRead + Send + Unpin>)>> {
+    fn snapshot<'a>(&'a self, master: Ipv4Addr, client: &'a AdminCredential) -> BoxFuture<'a, Result<Begun>> {
         Box::pin(async move {
             let failed = |error| Error::service("back the cluster's etcd up", error);
             let identity = Identity {
@@ -460,11 +455,7 @@ mod tests {
     struct Second;
 
     impl Etcd for Second {
-        fn snapshot<'a>(
-            &'a self,
-            master: Ipv4Addr,
-            _: &'a AdminCredential,
-        ) -> BoxFuture<'a, Result<(MemberStatus, Box<dyn AsyncRead + Send + Unpin>)>> {
+        fn snapshot<'a>(&'a self, master: Ipv4Addr, _: &'a AdminCredential) -> BoxFuture<'a, Result<Begun>> {
             Box::pin(async move {
                 if master.octets()[3] != 3 {
                     return Err(Error::Request(format!("{master} does not answer")));

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// In the place of a backup's id: the newest whole one that was not taken for a restore.
+pub const LATEST: &str = "latest";
+
 /// A backup that is being taken or was; what `POST /stolos/v1/clusters/{name}/backups` begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -1,6 +1,7 @@
 //! Verbs about backups of clusters.
 
 use clap::Args;
+use stolos_api::pks::LATEST;
 
 use super::clusters::Going;
 
@@ -30,7 +31,7 @@ pub(crate) struct VerifyClusterBackup {
     /// Name of the cluster, or its id when it is gone.
     pub(crate) name: String,
     /// Id of the backup; `latest` is the newest.
-    #[arg(default_value = "latest")]
+    #[arg(default_value = LATEST)]
     pub(crate) backup: String,
     /// Print JSON in place of text.
     #[arg(long)]

@@ -1,8 +1,8 @@
 //! Backups of clusters: taken, listed, verified, restored.
 
-use stolos_api::pks::{BackupRun, Client, ClusterBackup, ClusterBackups as Summary, OperationState};
+use stolos_api::pks::{BackupRun, Client, ClusterBackup, ClusterBackups as Summary, LATEST, OperationState};
 
-use super::clusters::{block, confirm};
+use super::clusters::confirm;
 use super::login::pks_client;
 use super::operations;
 use super::patience::{Patience, WAIT};
@@ -167,7 +167,7 @@ pub(crate) async fn restore(args: &RestoreCluster) -> Result<(), Failure> {
     // Asked before the question, so that nobody confirms what a typing error would do.
     let cluster = client.cluster(&args.name).await.map_err(failure)?;
     let backups = client.cluster_backups(&args.name).await.map_err(failure)?;
-    let found = if args.backup == "latest" {
+    let found = if args.backup == LATEST {
         let newest = backups.iter().rev();
         newest
             .filter(|backup| !backup.before_restore)
@@ -194,17 +194,7 @@ pub(crate) async fn restore(args: &RestoreCluster) -> Result<(), Failure> {
         .restore_cluster(&args.name, &found.id)
         .await
         .map_err(failure)?;
-    let result = match operation {
-        Some(operation) if args.going.wait => operations::follow(&client, &operation).await,
-        _ => Ok(()),
-    };
-    let cluster = client.cluster(&args.name).await.map_err(failure)?;
-    if args.going.json {
-        output::json(&cluster)?;
-    } else {
-        output::data(&format!("\n{}", block(&cluster)));
-    }
-    result
+    operations::conclude(&client, &args.name, operation, &args.going).await
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use stolos_api::pks::Certificate;
 
-use super::clusters::{block, confirm, known};
+use super::clusters::{confirm, known};
 use super::login::pks_client;
 use super::operations;
 use crate::args::{Certificates, RotateCertificates};
@@ -60,20 +60,7 @@ pub(crate) async fn rotate(args: &RotateCertificates) -> Result<(), Failure> {
         .rotate_certificates(&args.name)
         .await
         .map_err(|error| Failure::of_api(&error))?;
-    let result = match operation {
-        Some(operation) if args.going.wait => operations::follow(&client, &operation).await,
-        _ => Ok(()),
-    };
-    let cluster = client
-        .cluster(&args.name)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
-    if args.going.json {
-        output::json(&cluster)?;
-    } else {
-        output::data(&format!("\n{}", block(&cluster)));
-    }
-    result
+    operations::conclude(&client, &args.name, operation, &args.going).await
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use stolos_api::pks::{Client, Operation, OperationState};
 
+use super::clusters::block;
 use super::login::pks_client;
 use super::patience::{Patience, WAIT};
-use crate::args::Operations;
+use crate::args::{Going, Operations};
 use crate::failure::Failure;
 use crate::progress::{State, Steps};
 use crate::{output, program_name};
@@ -82,6 +83,30 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
         _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the operation goes on")
             .hint(format!("Follow it again with `{} operations {id} --follow`.", program_name()))),
     }
+}
+
+/// What a verb that changes a cluster does in the end: follows the operation if it was told to, and shows the cluster as it is then, also when the operation
+/// ended badly.
+pub(crate) async fn conclude(
+    client: &Client,
+    cluster: &str,
+    operation: Option<String>,
+    going: &Going,
+) -> Result<(), Failure> {
+    let result = match operation {
+        Some(operation) if going.wait => follow(client, &operation).await,
+        _ => Ok(()),
+    };
+    let cluster = client
+        .cluster(cluster)
+        .await
+        .map_err(|error| Failure::of_api(&error))?;
+    if going.json {
+        output::json(&cluster)?;
+    } else {
+        output::data(&format!("\n{}", block(&cluster)));
+    }
+    result
 }
 
 /// Seconds from the request to the end, as the server has them.

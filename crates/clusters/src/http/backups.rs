@@ -15,9 +15,6 @@ use crate::backups;
 use crate::deps::{Backup, ListedBackup};
 use crate::error::Error;
 
-/// Where backups are listed and verified, a word for the newest.
-const LATEST: &str = "latest";
-
 pub(super) async fn summary_list(
     State(app): State<App>,
     caller: Caller,
@@ -58,7 +55,7 @@ pub(super) async fn backup_verify(
     let cluster = backups::cluster_of(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
     let place = &app.desk().kept()?.place;
     let id = match id.as_str() {
-        LATEST => place.find(cluster, None).await?.id,
+        pks::LATEST => place.find(cluster, None).await?.id,
         _ => id,
     };
     Ok(Json(show(&place.verify(cluster, &id).await?)))

@@ -257,19 +257,25 @@ async fn endangered(app: &Arc<App>, row: &InstanceRow, rows: &[InstanceRow]) -> 
     if all < 2 || !row.disks.iter().any(|disk| disk.active) {
         return None;
     }
-    let others: Vec<Asked> = group()
-        .filter(|other| other.id != row.id)
-        .filter_map(Asked::of)
-        .collect();
-    let with_machine = others.len();
-    let answering = with_machine - agents::silent(&app.bus, others, 1).await.len();
-    let majority = all / 2 + 1;
-    (answering < majority).then(|| {
+    let answering = answering(app, group().filter(|other| other.id != row.id)).await;
+    (answering < majority(all)).then(|| {
         format!(
             "it may still run, and only {answering} of the {} others of its group answer",
             all - 1
         )
     })
+}
+
+/// How many of these answer when they are asked once. One without a machine does not.
+async fn answering<'a>(app: &Arc<App>, rows: impl Iterator<Item = &'a InstanceRow>) -> usize {
+    let asked: Vec<Asked> = rows.filter_map(Asked::of).collect();
+    let with_machine = asked.len();
+    with_machine - agents::silent(&app.bus, asked, 1).await.len()
+}
+
+/// Of all, the one that is to be repaired included: two of three, three of five.
+fn majority(all: usize) -> usize {
+    all / 2 + 1
 }
 
 /// The plan that says what an instance runs: the one by which it was last completed, else the newest.
@@ -322,14 +328,10 @@ async fn lost_disks(
             .iter()
             .filter(|other| other.group == row.group && other.id != row.id)
             .collect();
-        let asked: Vec<Asked> = others.iter().filter_map(|row| Asked::of(row)).collect();
-        let with_machine = asked.len();
-        let answering = with_machine - agents::silent(&app.bus, asked, 1).await.len();
-        // Of all, this one included: two of three, three of five.
+        let answering = answering(app, others.iter().copied()).await;
         let all = others.len() + 1;
-        let majority = all / 2 + 1;
         let replicated = has_copies(app, source, &row.group).await?;
-        if !replicated || all < REPLICAS || answering < majority {
+        if !replicated || all < REPLICAS || answering < majority(all) {
             let why = match () {
                 () if !replicated => "nobody has a copy of what was on it".to_owned(),
                 () if all < REPLICAS => {

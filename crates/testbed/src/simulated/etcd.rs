@@ -9,7 +9,7 @@ use stolos_base::{Class, Classify};
 use stolos_clusters::deps::AdminCredential;
 use stolos_clusters::{Error, Result};
 use stolos_kubernetes::snapshot::MemberStatus;
-use stolos_server::cluster_backups::Etcd;
+use stolos_server::cluster_backups::{Begun, Etcd};
 use tokio::io::AsyncRead;
 
 /// The size of a snapshot before its digest.
@@ -35,11 +35,7 @@ impl Classify for NoLeader {
 }
 
 impl Etcd for SimulatedEtcd {
-    fn snapshot<'a>(
-        &'a self,
-        _: Ipv4Addr,
-        _: &'a AdminCredential,
-    ) -> BoxFuture<'a, Result<(MemberStatus, Box<dyn AsyncRead + Send + Unpin>)>> {
+    fn snapshot<'a>(&'a self, _: Ipv4Addr, _: &'a AdminCredential) -> BoxFuture<'a, Result<Begun>> {
         if self.broken.load(Ordering::Relaxed) {
             return Box::pin(ready(Err(Error::service("back the cluster's etcd up", NoLeader))));
         }

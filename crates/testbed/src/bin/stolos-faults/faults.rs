@@ -5,8 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use stolos_base::poll;
+use stolos_base::process::Process;
 
 use crate::api::Etcd;
 use crate::site::{Machine, Site, said};
@@ -121,10 +122,10 @@ impl Fault {
                 Ok(())
             }
             Self::Manager => {
-                let record = fs_err::read_to_string(site.root.join("run/stolosd.pid"))?;
-                let record: serde_json::Value = serde_json::from_str(&record)?;
-                let pid = record["pid"].as_i64().context("no pid")?;
-                signal(i32::try_from(pid)?, Signal::KILL)
+                let manager = Process::recorded(&site.instance.run().join("stolosd.pid"))?;
+                Ok(manager
+                    .context("the manager does not run")?
+                    .signal(Signal::KILL)?)
             }
         }
     }
@@ -209,9 +210,6 @@ fn nft(machine: &Machine, rules: &str) -> anyhow::Result<()> {
 
 /// A process that has ended meanwhile is none.
 fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
-    let pid = Pid::from_raw(pid).context("no process")?;
-    match kill_process(pid, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let process = Process::of(pid);
+    Ok(process.map_or(Ok(()), |process| process.signal(signal))?)
 }

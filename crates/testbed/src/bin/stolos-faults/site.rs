@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
+use stolos_base::{Instance, InstanceName};
 
 use crate::api::{Api, Etcd};
 
 /// One cluster of an installation.
 pub(crate) struct Site {
     bin: Utf8PathBuf,
-    pub(crate) root: Utf8PathBuf,
-    instance: String,
+    pub(crate) instance: Instance,
     pub(crate) cluster: String,
     pub(crate) deployment: String,
     pub(crate) api: Api,
@@ -55,8 +55,14 @@ impl Site {
     pub(crate) fn open(cluster: &str) -> anyhow::Result<Self> {
         let own = Utf8PathBuf::try_from(std::env::current_exe()?)?;
         let bin = own.parent().context("this program lies nowhere")?.to_owned();
-        let instance = std::env::var("STOLOS_INSTANCE").unwrap_or_else(|_| "default".to_owned());
-        let root = std::env::var("STOLOS_ROOT").unwrap_or_else(|_| format!("/var/lib/stolos/{instance}"));
+        let name = match std::env::var("STOLOS_INSTANCE") {
+            Ok(name) => name.parse()?,
+            Err(_) => InstanceName::default(),
+        };
+        let mut instance = Instance::at_default(name);
+        if let Ok(root) = std::env::var("STOLOS_ROOT") {
+            instance.root = root.into();
+        }
         let directory = camino_tempfile::tempdir()?;
         let kubeconfig = directory.path().join("kubeconfig");
         let stolos = || {
@@ -69,7 +75,6 @@ impl Site {
         let shown: Value = serde_json::from_str(&said(stolos().args(["cluster", cluster, "--json"]))?)?;
         let id = shown["uuid"].as_str().context("the cluster has no uuid")?;
         Ok(Self {
-            root: root.into(),
             instance,
             cluster: cluster.to_owned(),
             deployment: format!("service-instance_{id}"),
@@ -134,13 +139,13 @@ impl Site {
 
     fn cpi(&self) -> Command {
         let mut command = Command::new(self.bin.join("stolos-cpi-host"));
-        command.arg("--config").arg(self.root.join("cpi-host.json"));
+        command.arg("--config").arg(self.instance.cpi_config());
         command
     }
 
     /// The processes of a machine, of whatever kind of cgroups.
     pub(crate) fn pids(&self, cid: &str) -> Vec<i32> {
-        let below = format!("stolos-{}/{cid}", self.instance);
+        let below = format!("stolos-{}/{cid}", self.instance.name);
         let mut pids = Vec::new();
         for parent in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
             collect(&Utf8Path::new(parent).join(&below), &mut pids);
@@ -182,8 +187,8 @@ impl Site {
             }
         }
         for machine in self.machines()? {
-            if !self.is_ready(&machine).await? {
-                found.push(format!("node {} is not Ready", machine.node()));
+            if let Err(why) = self.ready(&machine).await {
+                found.push(format!("node {}: {why:#}", machine.node()));
             }
         }
         for machine in self.machines()?.iter().filter(|machine| machine.is_master()) {
@@ -199,18 +204,23 @@ impl Site {
     }
 
     /// Whether the machine's node is there and Ready. An older machine's node of that name does not count.
-    pub(crate) async fn is_ready(&self, machine: &Machine) -> anyhow::Result<bool> {
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn ready(&self, machine: &Machine) -> anyhow::Result<()> {
         let path = format!("/api/v1/nodes/{}", machine.node());
-        let Ok(node) = self.api.get(&path, Duration::from_secs(3)).await else {
-            return Ok(false);
-        };
+        let node = self.api.get(&path, Duration::from_secs(3)).await?;
         let id = machine.cid.trim_start_matches("vm-").replace('-', "");
+        let its = &node["status"]["nodeInfo"]["machineID"];
+        anyhow::ensure!(*its == id.as_str(), "it is of machine {its}, not of {id}");
         let conditions = node["status"]["conditions"].as_array();
         let ready = conditions
             .into_iter()
             .flatten()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        Ok(ready && node["status"]["nodeInfo"]["machineID"] == id.as_str())
+            .find(|condition| condition["type"] == "Ready")
+            .unwrap_or(&Value::Null);
+        anyhow::ensure!(ready["status"] == "True", "it is not Ready: {}", ready["message"]);
+        Ok(())
     }
 
     /// Waits until all is well, and says how long it took.
