@@ -16,7 +16,7 @@ mod tasks;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-pub use backups::{BackupRun, ClusterBackup, ClusterBackups, RestoreRequest};
+pub use backups::{BackupRun, ClusterBackup, ClusterBackups, LATEST, RestoreRequest};
 pub use client::{Begun, Client, ProfileKind};
 pub use config_file::{
     ConfigFile, CustomCa, InstanceGroup, PrivateRegistries, Proxy, RegistryHost, RegistryServer,
@@ -203,6 +203,9 @@ pub struct UpdateParameters {
     /// Number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_worker_instances: Option<i64>,
+    /// Ours: masters, 1, 3 or 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_master_instances: Option<i64>,
     /// Workers of pools of its compute profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_pool_instances: Option<Vec<PoolInstances>>,
@@ -325,6 +328,9 @@ pub struct Cluster {
     /// What it can be upgraded to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub available_upgrades: Vec<AvailableUpgrade>,
+    /// Ours: whether nothing is to run on its machines; absent when it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// One page of a list of ours. PKS's own lists are plain arrays.

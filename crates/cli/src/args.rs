@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use backups::{BackUpCluster, ClusterBackups, RestoreCluster, VerifyClusterBackup};
 pub(crate) use clusters::{
     Certificates, Create, Credentials, Delete, GetKubeconfig, Given, Going, List, LoadImage, Metering,
-    Operations, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
+    Operations, Power, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
 };
 
 /// Makes, heals and deletes Kubernetes clusters.
@@ -63,6 +63,14 @@ pub(crate) enum Command {
         after_help = "Examples:\n  stolos resize demo --num-nodes 3 --wait\n  stolos resize demo --node-pool-instances \"web:5\""
     )]
     Resize(Resize),
+    /// Stop everything that runs in a cluster. Its machines, disks and addresses stay.
+    #[command(
+        after_help = "Examples:\n  stolos stop-cluster demo --wait\n  stolos stop-cluster demo --non-interactive --wait --json\n\nPods are ended, not moved; they come back with `stolos start-cluster`. All clusters of a host, and Stolos itself: stolos down."
+    )]
+    StopCluster(Power),
+    /// Start a cluster that was stopped.
+    #[command(after_help = "Example:\n  stolos start-cluster demo --wait")]
+    StartCluster(Power),
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),

@@ -41,6 +41,8 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::CreateCluster(args) => create::create(&args).await,
         Command::UpdateCluster(args) => update::update(&args).await,
         Command::Resize(args) => update::resize(&args).await,
+        Command::StopCluster(args) => update::stop(&args).await,
+        Command::StartCluster(args) => update::start(&args).await,
         Command::DeleteCluster(args) => clusters::delete(&args).await,
         Command::UpgradeCluster(args) => upgrade::one(&args).await,
         Command::UpgradeClusters(args) => upgrade::many(&args).await,

@@ -6,6 +6,7 @@
 mod backup;
 mod create;
 mod delete;
+mod power;
 mod preview;
 mod profiles;
 mod quotas;
@@ -304,6 +305,17 @@ fn refuse_unknown(other: &indexmap::IndexMap<String, serde_json::Value>) -> Resu
 fn refuse_half_deleted(cluster: &ClusterRow) -> Result<()> {
     if cluster.action == LastAction::Delete {
         return Err(Error::HalfDeleted {
+            cluster: cluster.name.to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses what may not change as it is: what is left of a deletion, and what is stopped.
+fn refuse_unfit(cluster: &ClusterRow) -> Result<()> {
+    refuse_half_deleted(cluster)?;
+    if cluster.settings.stopped {
+        return Err(Error::Stopped {
             cluster: cluster.name.to_string(),
         });
     }

@@ -148,6 +148,14 @@ pub trait Director: Send + Sync + 'static {
         context: &'a str,
         group: &'a str,
     ) -> BoxFuture<'a, Result<u64>>;
+    /// Starts a deploy after which the machines of a group all run their jobs, or none of them; all at once. As [`Director::deploy`].
+    fn change_state<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        change: &'a StateChange,
+    ) -> BoxFuture<'a, Result<u64>>;
     /// Starts a deletion, as [`Director::deploy`]. `None` when there is no such deployment.
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>>;
     /// How a task stands; waits a moment for news when it runs. `seen` is the text seen last.
@@ -158,6 +166,15 @@ pub trait Director: Send + Sync + 'static {
     fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>>;
     /// The instances of a deployment; empty when there is none.
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
+}
+
+/// What the machines of a group are to do from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateChange {
+    /// The group.
+    pub group: String,
+    /// Whether their jobs run. Then machines that do not answer are made anew first; otherwise nothing is drained.
+    pub runs: bool,
 }
 
 /// What is known of a cluster when its backup is taken.

@@ -75,6 +75,12 @@ pub enum Error {
         /// The cluster.
         cluster: String,
     },
+    /// Nothing runs on its machines.
+    #[error("cluster `{cluster}` is stopped")]
+    Stopped {
+        /// The cluster.
+        cluster: String,
+    },
     /// There is nothing newer.
     #[error("cluster `{cluster}` is up to date (Kubernetes {version})")]
     UpToDate {
@@ -305,6 +311,7 @@ impl Classify for Error {
             | Self::ProfileTaken { .. }
             | Self::ProfileInUse { .. }
             | Self::Behind { .. }
+            | Self::Stopped { .. }
             | Self::NotPersonal { .. }
             | Self::UpToDate { .. }
             | Self::Skew { .. }
@@ -327,6 +334,7 @@ impl Classify for Error {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
             Self::NotBuilt { .. } => vec!["`stolos up` builds the versions that the plans name.".to_owned()],
             Self::Behind { cluster } => vec![format!("Upgrade it with `stolos upgrade-cluster {cluster}`.")],
+            Self::Stopped { cluster } => vec![format!("Start it with `stolos start-cluster {cluster}`.")],
             Self::NotPersonal { cluster, .. } => vec![format!(
                 "Use `get-credentials {cluster}`, which needs none of that; where the operator's `oidc` is on, any `update-cluster` makes the cluster trust the token service."
             )],

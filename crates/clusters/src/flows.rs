@@ -7,6 +7,7 @@ mod backup;
 mod change;
 mod create;
 mod delete;
+mod power;
 mod restore;
 mod steps;
 mod task;
@@ -25,6 +26,7 @@ pub(crate) use backup::{BackUp, backup_of};
 pub(crate) use change::{Update, Upgrade};
 pub(crate) use create::Create;
 pub(crate) use delete::Delete;
+pub(crate) use power::{Power, SwitchPower};
 pub(crate) use restore::Restore;
 pub(crate) use task::{TaskInput, UpgradeClusters};
 
@@ -77,6 +79,9 @@ pub(crate) struct Input {
     /// The backup whose contents the cluster gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restore: Option<Source>,
+    /// Whether the cluster is stopped or started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) power: Option<Power>,
 }
 
 impl Input {
@@ -88,6 +93,7 @@ impl Input {
             in_flight: None,
             renew: false,
             restore: None,
+            power: None,
         }
     }
 }
@@ -99,6 +105,7 @@ pub(crate) fn flow_of(operation: &OperationRow, input: &Input) -> NewFlow {
         LastAction::Create => NewFlow::new::<Create>(subject, input),
         LastAction::Delete => NewFlow::new::<Delete>(subject, input),
         LastAction::Update if input.restore.is_some() => NewFlow::new::<Restore>(subject, input),
+        LastAction::Update if input.power.is_some() => NewFlow::new::<SwitchPower>(subject, input),
         LastAction::Update => NewFlow::new::<Update>(subject, input),
         LastAction::Upgrade => NewFlow::new::<Upgrade>(subject, input),
     };
@@ -139,6 +146,7 @@ fn input_of(change: &Change<'_>) -> Option<Input> {
         in_flight: None,
         renew: false,
         restore: None,
+        power: None,
     })
 }
 

@@ -113,6 +113,8 @@ pub(crate) fn router(service: Service) -> Router {
             "/stolos/v1/clusters/{name}/restore",
             post(backups::cluster_restore),
         )
+        .route("/stolos/v1/clusters/{name}/stop", post(clusters::cluster_stop))
+        .route("/stolos/v1/clusters/{name}/start", post(clusters::cluster_start))
         .route("/stolos/v1/backup-runs/{id}", get(backups::run_view))
         .route("/stolos/v1/backup-runs/{id}/cancel", post(backups::run_cancel))
         .route("/stolos/v1/metering", get(metering::report))

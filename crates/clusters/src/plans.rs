@@ -44,7 +44,7 @@ pub struct Plan {
     pub active: bool,
     /// Kubernetes version, without `v`; one that the release offers.
     pub kubernetes_version: String,
-    /// Number of masters: 1, 3 or 5. A cluster keeps the number that it was made with.
+    /// Number of masters of new clusters: 1, 3 or 5. A cluster keeps the number that it was made with, until somebody changes that one.
     #[serde(default = "one")]
     pub master_instances: u32,
     /// Size of masters; a persistent disk is needed, etcd lives there.

@@ -85,7 +85,8 @@ async fn look_for_ever(meter: Meter, fence: Fence) {
                 continue;
             }
         };
-        futures::stream::iter(clusters)
+        let running = clusters.into_iter().filter(|cluster| !cluster.settings.stopped);
+        futures::stream::iter(running)
             .for_each_concurrent(AT_ONCE, |cluster| {
                 let (meter, fence) = (&meter, &fence);
                 async move {

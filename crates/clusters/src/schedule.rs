@@ -102,8 +102,9 @@ async fn look(desk: &Desk, schedule: Schedule) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is something to be saved: it was made once, and is not being deleted.
+/// Whether there is something to be saved, and somebody who gives it: it was made once, runs, and is not being deleted.
 pub(crate) fn has_etcd(cluster: &ClusterRow) -> bool {
     let is_new = cluster.action == LastAction::Create && !cluster.state.is_final();
-    cluster.address.is_some() && cluster.action != LastAction::Delete && !is_new
+    let runs = cluster.address.is_some() && !cluster.settings.stopped;
+    runs && cluster.action != LastAction::Delete && !is_new
 }

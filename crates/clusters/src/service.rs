@@ -20,7 +20,9 @@ use crate::backups::RunRow;
 use crate::db::{self, ClusterRow, OperationRow};
 use crate::deps::{Backups, Director, Kubernetes, Network, Vault};
 use crate::error::{Error, Result};
-use crate::flows::{BackUp, Create, Delete, KeptBackups, Restore, Tools, Update, Upgrade, UpgradeClusters};
+use crate::flows::{
+    BackUp, Create, Delete, KeptBackups, Restore, SwitchPower, Tools, Update, Upgrade, UpgradeClusters,
+};
 use crate::oidc::Oidc;
 use crate::plans::Plans;
 use crate::render::Catalogue;
@@ -143,6 +145,7 @@ impl Service {
             .kind(Upgrade::new(tools.clone()))
             .kind(Delete(tools.clone()))
             .kind(Restore(tools.clone()))
+            .kind(SwitchPower(tools.clone()))
             .kind(BackUp(tools.clone()))
             .other_kind::<UpgradeClusters>()
             .start();
@@ -154,6 +157,7 @@ impl Service {
             .other_kind::<Upgrade>()
             .other_kind::<Delete>()
             .other_kind::<Restore>()
+            .other_kind::<SwitchPower>()
             .other_kind::<BackUp>()
             .start();
         let desk = Arc::new(Desk {

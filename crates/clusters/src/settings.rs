@@ -48,6 +48,9 @@ pub struct Settings {
     /// The token service that its API servers trust, as it was when the cluster was made or changed last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oidc: Option<Oidc>,
+    /// Whether nothing is to run on its machines.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stopped: bool,
     /// Version of Stolos that made it or changed it last; empty for the first versions, which did not write it down.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,

@@ -58,6 +58,7 @@ impl Desk {
             compute_profile_name: settings.compute_profile.as_ref().map(|p| p.name.clone()),
             kubernetes_profile_name: settings.kubernetes_profile.as_ref().map(|p| p.name.clone()),
             available_upgrades,
+            stopped: settings.stopped,
         }
     }
 

@@ -60,6 +60,9 @@ pub enum Error {
     /// There is no such deployment.
     #[error("Deployment '{0}' doesn't exist")]
     NoDeployment(String),
+    /// There is no such instance, or no such group.
+    #[error("instance '{0}' of deployment '{1}' doesn't exist")]
+    NoInstance(String, String),
     /// There is no such config.
     #[error("Config {0} not found")]
     NoConfig(String),
@@ -209,6 +212,7 @@ impl Error {
             Self::NoTask(_) => code::TASK_NOT_FOUND,
             Self::TaskState { .. } => code::TASK_STATE,
             Self::NoDeployment(_) => code::DEPLOYMENT_NOT_FOUND,
+            Self::NoInstance(..) => code::INSTANCE_NOT_FOUND,
             Self::NoConfig(_) => code::CONFIG_NOT_FOUND,
             Self::NoRelease(_) => code::RELEASE_NOT_FOUND,
             Self::NoStemcell(_) => code::STEMCELL_NOT_FOUND,
@@ -264,6 +268,7 @@ impl Classify for Error {
             Self::Verify(_) | Self::AddressTaken { .. } => Class::Unavailable,
             Self::NoTask(_)
             | Self::NoDeployment(_)
+            | Self::NoInstance(..)
             | Self::NoConfig(_)
             | Self::NoEvent(_)
             | Self::NoRelease(_)

@@ -16,7 +16,7 @@ use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use stolos_api::director as wire;
 use stolos_api::token::Actor;
@@ -46,6 +46,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             get(deployments::deployment_view).delete(deployments::deployment_delete),
         )
         .route("/deployments/{name}/diff", post(deployments::deployment_diff))
+        .route("/deployments/{name}/jobs/{group}", put(deployments::state_update))
+        .route(
+            "/deployments/{name}/jobs/{group}/{instance}",
+            put(deployments::instance_state_update),
+        )
         .route("/deployments/{name}/instances", get(deployments::instance_list))
         .route("/deployments/{name}/vms", get(deployments::vm_list))
         .route("/deployments/{name}/variables", get(deployments::variable_list))

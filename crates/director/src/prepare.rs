@@ -26,8 +26,8 @@ use crate::db::{begin_fenced, from_json, to_json};
 use crate::error::{Error, Result};
 use crate::flows::fence;
 use crate::plan::{
-    Catalog, ConsumeSpec, Inventory, JobSpec, MachineSpec, Options, PackageSpec, Placement, Plan,
-    PropertySpec, ProvideSpec, Rendered, decide, place,
+    Catalog, ConsumeSpec, Existing, Inventory, JobSpec, MachineSpec, Options, PackageSpec, Placement, Plan,
+    PropertySpec, ProvideSpec, Rendered, State, decide, place,
 };
 use crate::render::{Jobs, render_all};
 use crate::tasks::{Line, StageState};
@@ -50,6 +50,45 @@ pub(crate) struct Request {
     /// Groups or `group/index` whose pre-stop and drain scripts are skipped; `*` for all.
     #[serde(default)]
     pub(crate) skip_drain: Vec<String>,
+    /// What instances are to do from now on, where that is to change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) wanted: Option<Wanted>,
+}
+
+/// A state that instances which exist are brought into, and stay in through later deploys.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Wanted {
+    pub(crate) state: State,
+    /// All groups when absent.
+    pub(crate) group: Option<String>,
+    /// Id or index in the group; all when absent.
+    pub(crate) instance: Option<String>,
+}
+
+impl Wanted {
+    fn means(&self, existing: &Existing) -> bool {
+        let group = self.group.as_ref().is_none_or(|group| *group == existing.group);
+        let same =
+            |wanted: &String| *wanted == existing.id.to_string() || *wanted == existing.index.to_string();
+        group && self.instance.as_ref().is_none_or(same)
+    }
+
+    /// Changes what instances are wanted to do. Whoever names something that is not there is told.
+    fn apply(&self, deployment: &str, instances: &mut [Existing]) -> Result<()> {
+        let mut named = false;
+        for existing in instances.iter_mut().filter(|existing| self.means(existing)) {
+            existing.state = self.state;
+            named = true;
+        }
+        if named || (self.group.is_none() && self.instance.is_none()) {
+            return Ok(());
+        }
+        let (group, instance) = (self.group.as_deref().unwrap_or("*"), &self.instance);
+        let of = instance
+            .as_ref()
+            .map_or(String::new(), |instance| format!("/{instance}"));
+        Err(Error::NoInstance(format!("{group}{of}"), deployment.to_owned()))
+    }
 }
 
 /// Everything that the flow does, kept once and never changed. Variables by name only.
@@ -238,7 +277,10 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
     let networks: Vec<&str> = networks.into_iter().collect();
     // What is there may be newer than what is known of it: seen before anything is decided on it.
     adopt::before_plan(app, &deployment.name).await?;
-    let inventory = inventory::load(&app.db, &deployment.name, &networks).await?;
+    let mut inventory = inventory::load(&app.db, &deployment.name, &networks).await?;
+    if let Some(wanted) = &request.wanted {
+        wanted.apply(&deployment.name, &mut inventory.instances)?;
+    }
     let instances = inventory::instances(&app.db, &deployment.name).await?;
     let generation = rows::find(&app.db, &deployment.name)
         .await?

@@ -8,7 +8,7 @@ use stolos_api::director::{
     code,
 };
 use stolos_clusters::Result;
-use stolos_clusters::deps::{Director, Instance, MachineHealth, TaskState};
+use stolos_clusters::deps::{Director, Instance, MachineHealth, StateChange, TaskState};
 
 /// How long one look at a running task waits for news.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
@@ -64,6 +64,34 @@ impl Director for RemoteDirector {
             ..DeployOptions::default()
         };
         Box::pin(self.start_deploy(manifest, context, options))
+    }
+
+    fn change_state<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        change: &'a StateChange,
+    ) -> BoxFuture<'a, Result<u64>> {
+        let options = DeployOptions {
+            canaries: Some("0".to_owned()),
+            max_in_flight: Some("100%".to_owned()),
+            fix: change.runs,
+            skip_drain: (!change.runs).then(|| "*".to_owned()),
+            ..DeployOptions::default()
+        };
+        Box::pin(async move {
+            if let Some(task) = self.started(context).await? {
+                return Ok(task);
+            }
+            let state = if change.runs { "started" } else { "stopped" };
+            let task = self
+                .0
+                .with_context(context)
+                .change_state(deployment, &change.group, state, manifest, &options)
+                .await;
+            number(task.map_err(|error| service("start the change of state", error))?)
+        })
     }
 
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {

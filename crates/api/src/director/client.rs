@@ -164,6 +164,27 @@ pub struct DeployOptions {
     pub skip_drain: Option<String>,
 }
 
+impl DeployOptions {
+    fn query(&self) -> Vec<(&'static str, &str)> {
+        let on = [
+            ("recreate", self.recreate),
+            ("fix", self.fix),
+            ("dry_run", self.dry_run),
+        ];
+        let texts = [
+            ("canaries", &self.canaries),
+            ("max_in_flight", &self.max_in_flight),
+            ("skip_drain", &self.skip_drain),
+        ];
+        let on = on
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some((name, "true")));
+        let texts = texts.into_iter();
+        on.chain(texts.filter_map(|(name, text)| Some((name, text.as_deref()?))))
+            .collect()
+    }
+}
+
 /// How to delete a deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
@@ -262,32 +283,35 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn deploy(&self, manifest: impl Into<String>, options: &DeployOptions) -> Result<i64> {
-        let mut query: Vec<(&str, &str)> = Vec::new();
-        for (name, on) in [
-            ("recreate", options.recreate),
-            ("fix", options.fix),
-            ("dry_run", options.dry_run),
-        ] {
-            if on {
-                query.push((name, "true"));
-            }
-        }
-        for (name, value) in [
-            ("canaries", &options.canaries),
-            ("max_in_flight", &options.max_in_flight),
-            ("skip_drain", &options.skip_drain),
-        ] {
-            if let Some(value) = value {
-                query.push((name, value));
-            }
-        }
         let request = self
             .request(Method::POST, "/deployments")
             .await?
-            .query(&query)
+            .query(&options.query())
             .header(header::CONTENT_TYPE, "text/yaml")
             .body(manifest.into());
         started("deploy", request).await
+    }
+
+    /// Deploys, and says what the instances of a group (`*` for all groups) are to do from now on: `started`, `stopped` or `detached`, which has no machine.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn change_state(
+        &self,
+        deployment: &str,
+        group: &str,
+        state: &str,
+        manifest: impl Into<String>,
+        options: &DeployOptions,
+    ) -> Result<i64> {
+        let request = self
+            .request(Method::PUT, &format!("/deployments/{deployment}/jobs/{group}"))
+            .await?
+            .query(&[("state", state)])
+            .query(&options.query())
+            .header(header::CONTENT_TYPE, "text/yaml")
+            .body(manifest.into());
+        started("change the state", request).await
     }
 
     /// What would change, with secrets redacted.

@@ -272,6 +272,24 @@ impl Client {
         Ok(begun(&http::send(request.json(&body)).await?).operation)
     }
 
+    /// Asks for a cluster to be stopped; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stop_cluster(&self, cluster: &str) -> Result<Option<String>, Error> {
+        let request = self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "stop"]);
+        Ok(begun(&http::send(request).await?).operation)
+    }
+
+    /// Asks for a cluster that was stopped to be started; gives the operation's id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start_cluster(&self, cluster: &str) -> Result<Option<String>, Error> {
+        let request = self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "start"]);
+        Ok(begun(&http::send(request).await?).operation)
+    }
+
     /// All quotas.
     ///
     /// # Errors

@@ -138,6 +138,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
     .takes("RestoreRequest")
     .ends(202),
     post(
+        "/stolos/v1/clusters/{name}/stop",
+        "Stop everything that runs on a cluster's machines; machines and disks stay",
+    )
+    .ends(202),
+    post(
+        "/stolos/v1/clusters/{name}/start",
+        "Start a cluster that was stopped",
+    )
+    .ends(202),
+    post(
         "/v1/clusters/{name}/certificates",
         "Make a cluster's certificates anew, but for its authorities",
     )

@@ -102,6 +102,9 @@ pub(crate) struct Update {
     /// Number of workers.
     #[arg(short = 'n', long)]
     pub(crate) num_nodes: Option<i64>,
+    /// Number of masters: 1, 3 or 5. One after the other comes or goes, with its member of etcd.
+    #[arg(long, value_name = "N")]
+    pub(crate) num_masters: Option<i64>,
     /// All tags that the cluster's machines are to have, `NAME:VALUE,NAME:VALUE`; an empty text removes all.
     #[arg(long, value_name = "TAGS")]
     pub(crate) tags: Option<String>,
@@ -232,6 +235,14 @@ pub(crate) struct RotateCertificates {
     /// Leave out those of NSX-T; there are none here.
     #[arg(long, requires = "all")]
     pub(crate) skip_nsx: bool,
+    #[command(flatten)]
+    pub(crate) going: Going,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Power {
+    /// Name of the cluster.
+    pub(crate) name: String,
     #[command(flatten)]
     pub(crate) going: Going,
 }

@@ -195,7 +195,14 @@ pub(crate) fn block(cluster: &Cluster) -> String {
         ("UUID", cluster.uuid.clone()),
         ("Last Action", cluster.last_action.as_str().to_owned()),
         ("Last Action State", cluster.last_action_state.as_str().to_owned()),
-        ("Last Action Description", cluster.last_action_description.clone()),
+        (
+            "Last Action Description",
+            if cluster.stopped {
+                format!("{} (the cluster is stopped)", cluster.last_action_description)
+            } else {
+                cluster.last_action_description.clone()
+            },
+        ),
         (
             "Kubernetes Master Host",
             parameters.kubernetes_master_host.clone().unwrap_or_default(),

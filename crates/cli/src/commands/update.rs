@@ -2,11 +2,11 @@
 
 use stolos_api::pks::{Client, KubernetesSettings, UpdateParameters};
 
-use super::clusters::{block, confirm, known};
+use super::clusters::{confirm, known};
 use super::create::{Files, pools, show_preview, tags, warn_not_applied};
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Going, Resize, Update};
+use crate::args::{Going, Power, Resize, Update};
 use crate::failure::Failure;
 use crate::{output, program_name};
 
@@ -66,11 +66,34 @@ pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
     run(&client, &args.name, &change, &args.going).await
 }
 
+/// `stolos stop-cluster NAME`
+pub(crate) async fn stop(args: &Power) -> Result<(), Failure> {
+    let client = pks_client().await?;
+    known(&client, &args.name).await?;
+    let question = format!(
+        "Everything that runs in cluster {} ends, and its API is away until it is started again. Are you sure? (y/n)",
+        args.name
+    );
+    confirm(&question, args.going.non_interactive)?;
+    let operation = client.stop_cluster(&args.name).await;
+    let operation = operation.map_err(|error| Failure::of_api(&error))?;
+    operations::conclude(&client, &args.name, operation, &args.going).await
+}
+
+/// `stolos start-cluster NAME`
+pub(crate) async fn start(args: &Power) -> Result<(), Failure> {
+    let client = pks_client().await?;
+    let operation = client.start_cluster(&args.name).await;
+    let operation = operation.map_err(|error| Failure::of_api(&error))?;
+    operations::conclude(&client, &args.name, operation, &args.going).await
+}
+
 fn change(args: &Update) -> Result<UpdateParameters, Failure> {
     let files = Files::read(&args.given)?;
     let tags_given = args.tags.as_deref();
     Ok(UpdateParameters {
         kubernetes_worker_instances: args.num_nodes,
+        kubernetes_master_instances: args.num_masters,
         node_pool_instances: pools(args.given.node_pool_instances.as_deref())?,
         network_profile_name: args.given.network_profile.clone(),
         compute_profile_name: args.given.compute_profile.clone(),
@@ -99,6 +122,9 @@ fn summary(change: &UpdateParameters) -> String {
     let mut lines = Vec::new();
     if let Some(n) = change.kubernetes_worker_instances {
         lines.push(format!("Worker Number: {n}"));
+    }
+    if let Some(n) = change.kubernetes_master_instances {
+        lines.push(format!("Master Number: {n}"));
     }
     for (what, name) in [
         ("Network Profile Name", &change.network_profile_name),
@@ -149,27 +175,14 @@ async fn run(client: &Client, name: &str, change: &UpdateParameters, going: &Goi
         .await
         .map_err(|error| Failure::of_api(&error))?;
     warn_not_applied(&begun.not_applied);
-    let result = match begun.operation {
-        Some(operation) if going.wait => operations::follow(client, &operation).await,
-        _ => Ok(()),
-    };
-    // The cluster is shown as it is now, also when the operation ended badly.
-    let cluster = client
-        .cluster(name)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
-    if going.json {
-        output::json(&cluster)?;
-    } else {
-        output::data(&format!("\n{}", block(&cluster)));
-        if !going.wait {
-            output::note(&format!(
-                "\nUse '{} cluster {name}' to monitor the state of your cluster",
-                program_name()
-            ));
-        }
+    operations::conclude(client, name, begun.operation, going).await?;
+    if !going.json && !going.wait {
+        output::note(&format!(
+            "\nUse '{} cluster {name}' to monitor the state of your cluster",
+            program_name()
+        ));
     }
-    result
+    Ok(())
 }
 
 #[cfg(test)]

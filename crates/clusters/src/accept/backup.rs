@@ -1,10 +1,10 @@
 //! Accepting that a cluster is backed up, or gets the contents of a backup.
 
-use stolos_api::pks::{LastAction, LastActionState, OperationState};
+use stolos_api::pks::{LATEST, LastAction, LastActionState, OperationState};
 use stolos_base::ids::BackupRunId;
 
 use super::upgrade::may_go;
-use super::{Desk, refuse_half_deleted};
+use super::{Desk, refuse_unfit};
 use crate::authorize::{Caller, Right};
 use crate::backups::{self, RunRow};
 use crate::db::{self, ClusterRow, OperationRow};
@@ -13,9 +13,6 @@ use crate::error::{Error, Result};
 use crate::flows::{Input, KeptBackups, Source, backup_of};
 use crate::render::Rollout;
 use crate::schedule::has_etcd;
-
-/// The word for a cluster's newest whole backup.
-const LATEST: &str = "latest";
 
 impl Desk {
     /// Where backups are kept.
@@ -28,7 +25,7 @@ impl Desk {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
         self.kept()?;
-        refuse_half_deleted(&cluster)?;
+        refuse_unfit(&cluster)?;
         if !has_etcd(&cluster) {
             return Err(Error::Busy {
                 cluster: cluster.name.to_string(),
@@ -73,7 +70,7 @@ impl Desk {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
         let kept = self.kept()?;
-        refuse_half_deleted(&cluster)?;
+        refuse_unfit(&cluster)?;
         if !cluster.state.is_final() {
             return Err(Error::Busy {
                 cluster: cluster.name.to_string(),

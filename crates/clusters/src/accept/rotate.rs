@@ -2,7 +2,7 @@
 
 use stolos_api::pks::LastAction;
 
-use super::{Desk, refuse_half_deleted};
+use super::{Desk, refuse_unfit};
 use crate::authorize::{Caller, Right};
 use crate::db::{self, OperationRow};
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ impl Desk {
     pub(crate) async fn rotate(&self, caller: &Caller, name: &str) -> Result<OperationRow> {
         caller.may(Right::Manage)?;
         let cluster = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
-        refuse_half_deleted(&cluster)?;
+        refuse_unfit(&cluster)?;
         if !self.is_current(&cluster) {
             return Err(Error::Behind {
                 cluster: cluster.name.to_string(),

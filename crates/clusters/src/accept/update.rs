@@ -3,7 +3,7 @@
 use stolos_api::pks::{LastAction, LastActionState, PoolInstances, UpdateParameters};
 
 use super::{
-    Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_half_deleted, refuse_unknown,
+    Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_unfit, refuse_unknown,
     worker_count,
 };
 use crate::authorize::{Caller, Right};
@@ -26,7 +26,7 @@ impl Desk {
     ) -> Result<Accepted> {
         caller.may(Right::Manage)?;
         let before = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
-        refuse_half_deleted(&before)?;
+        refuse_unfit(&before)?;
         let (after, secrets, not_applied) = self.check_update(caller, &before, change).await?;
         let operation = self.operation(&after, LastAction::Update, caller);
         // What ended well and only gets more or fewer workers keeps every machine as it is.
@@ -103,6 +103,9 @@ impl Desk {
         if let Some(asked) = change.kubernetes_worker_instances {
             // With pools it is ignored, as PKS ignored it.
             after.workers = worker_count(&after.plan, asked)?;
+        }
+        if let Some(asked) = change.kubernetes_master_instances {
+            set_masters(&mut after, asked)?;
         }
         self.set_pools(
             &mut after,
@@ -255,10 +258,30 @@ impl Desk {
     }
 }
 
+/// The one part of its plan that a cluster has of its own, because a plan's number applies to new clusters only.
+fn set_masters(cluster: &mut ClusterRow, asked: i64) -> Result<()> {
+    let masters = u32::try_from(asked).ok().filter(|n| matches!(n, 1 | 3 | 5));
+    let Some(masters) = masters else {
+        return Err(Error::Request(format!(
+            "number of masters {asked} is not 1, 3 or 5: others survive no more than the next smaller one"
+        )));
+    };
+    cluster.plan.master_instances = masters;
+    let has = cluster.shape().masters.instances;
+    if has != masters {
+        return Err(Error::Request(format!(
+            "the compute profile of cluster `{}` says that it has {has} masters",
+            cluster.name
+        )));
+    }
+    Ok(())
+}
+
 /// Old clients send what they do not mean as empty texts.
 fn names_nothing(change: &UpdateParameters) -> bool {
     let empty = |text: &Option<String>| given(text.as_ref()).is_none();
     change.kubernetes_worker_instances.is_none()
+        && change.kubernetes_master_instances.is_none()
         && change.node_pool_instances.as_ref().is_none_or(Vec::is_empty)
         && change.cluster_tags.is_none()
         && change.delete_all_tags.is_none()

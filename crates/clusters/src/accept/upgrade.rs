@@ -3,7 +3,7 @@
 use stolos_api::pks::{LastAction, LastActionState, TaskInfo, UpgradeClusters};
 use stolos_base::ids::{OperationId, UpgradeId};
 
-use super::{Desk, VERSION, refuse_half_deleted};
+use super::{Desk, VERSION, refuse_unfit};
 use crate::authorize::{Caller, Right};
 use crate::db::{self, ClusterRow};
 use crate::error::{Error, Result};
@@ -76,7 +76,7 @@ impl Desk {
 
     /// What an upgrade would bring the cluster to; an error when it may not, or need not.
     fn may_upgrade(&self, cluster: &ClusterRow) -> Result<ClusterRow> {
-        refuse_half_deleted(cluster)?;
+        refuse_unfit(cluster)?;
         if !cluster.state.is_final() {
             return Err(Error::Busy {
                 cluster: cluster.name.to_string(),

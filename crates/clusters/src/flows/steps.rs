@@ -12,7 +12,9 @@ use stolos_kubernetes::marks::{Mark, Marks};
 use super::{Input, Tools, follow, masters};
 use crate::db::{self, ClusterRow};
 use crate::deps::{Instance, Told};
-use crate::render::{ClusterSpec, MASTERS, NetworkLease, Phase, deployment_name, dns_replicas, render};
+use crate::render::{
+    ClusterSpec, MASTERS, NetworkLease, Phase, Rendered, deployment_name, dns_replicas, render,
+};
 use crate::shape::Group;
 
 /// A lease is a transaction; longer means that the database is stuck.
@@ -144,7 +146,8 @@ pub(super) fn machines(
                 ctx.progress("waiting for the masters' addresses");
                 let addresses = loop {
                     let addresses = masters(&tools, &deployment).await?;
-                    if addresses.len() >= count {
+                    // Those that are going are not to be led to any more.
+                    if addresses.len() == count {
                         break addresses;
                     }
                     if failed.load(Ordering::Relaxed) {
@@ -169,15 +172,14 @@ pub(super) fn machines(
     Machines { deploy, publish }
 }
 
-/// One deploy of the cluster, followed to its end.
-pub(super) async fn run_deploy(
+/// Renders what the cluster is to be, and gives its cloud config to the director.
+pub(super) async fn prepare_deploy(
     tools: &Tools,
-    ctx: &StepContext,
     cluster: &ClusterRow,
     lease: &NetworkLease,
     input: &Input,
     phase: Phase,
-) -> Result<(), StepError> {
+) -> Result<Rendered, StepError> {
     let networks = cluster.settings.networks();
     let spec = ClusterSpec {
         id: cluster.id,
@@ -200,6 +202,19 @@ pub(super) async fn run_deploy(
         .director
         .set_cloud_config(&rendered.deployment, &rendered.cloud_config)
         .await?;
+    Ok(rendered)
+}
+
+/// One deploy of the cluster, followed to its end.
+pub(super) async fn run_deploy(
+    tools: &Tools,
+    ctx: &StepContext,
+    cluster: &ClusterRow,
+    lease: &NetworkLease,
+    input: &Input,
+    phase: Phase,
+) -> Result<(), StepError> {
+    let rendered = prepare_deploy(tools, cluster, lease, input, phase).await?;
     let flow = ctx.flow_id();
     let (name, manifest) = (&rendered.deployment, &rendered.manifest);
     // Each deploy of an operation has a context of its own, under which it is found again.

@@ -13,6 +13,7 @@ use crate::accept::{Accepted, Deletion, Mode};
 use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::error::Error;
+use crate::flows::Power;
 use crate::pages;
 use crate::service::Access;
 use crate::show;
@@ -237,4 +238,22 @@ pub(super) async fn bind_view(
 fn credentials(status: StatusCode, kubeconfig: serde_json::Value) -> Response {
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     (status, no_store, Json(kubeconfig)).into_response()
+}
+
+pub(super) async fn cluster_stop(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
+    let operation = app.desk().switch(&caller, &name, Power::Stop).await?;
+    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
+}
+
+pub(super) async fn cluster_start(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Failure> {
+    let operation = app.desk().switch(&caller, &name, Power::Start).await?;
+    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
 }

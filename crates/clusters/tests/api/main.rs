@@ -3,6 +3,7 @@
 mod old_client;
 mod pages;
 mod people;
+mod power;
 mod profiles;
 mod upgrades;
 mod world;

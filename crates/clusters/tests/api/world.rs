@@ -17,8 +17,8 @@ use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
-    AdminCredential, Certificate, Director, Instance, Kubernetes, MachineHealth, Network, TaskState, Told,
-    Vault,
+    AdminCredential, Certificate, Director, Instance, Kubernetes, MachineHealth, Network, StateChange,
+    TaskState, Told, Vault,
 };
 use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{MachineSize, Plan, Plans};
@@ -53,6 +53,8 @@ pub(crate) struct Below {
     pub(crate) admitted: Mutex<Vec<String>>,
     /// Deployments whose certificates were renewed.
     pub(crate) renewed: Mutex<Vec<String>>,
+    /// What groups were told to do, in that order.
+    pub(crate) switched: Mutex<Vec<StateChange>>,
     /// Secrets by whole name.
     pub(crate) secrets: Mutex<BTreeMap<String, String>>,
 }
@@ -201,6 +203,16 @@ impl Director for Below {
         context: &'a str,
         _: &'a str,
     ) -> BoxFuture<'a, Result<u64>> {
+        self.deploy(deployment, manifest, context)
+    }
+    fn change_state<'a>(
+        &'a self,
+        deployment: &'a str,
+        manifest: &'a str,
+        context: &'a str,
+        change: &'a StateChange,
+    ) -> BoxFuture<'a, Result<u64>> {
+        lock(&self.switched).push(change.clone());
         self.deploy(deployment, manifest, context)
     }
     fn delete<'a>(&'a self, deployment: &'a str, context: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {

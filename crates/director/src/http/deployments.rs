@@ -23,7 +23,7 @@ use crate::flows::{
     deployment_lock,
 };
 use crate::plan::State as Wanted;
-use crate::prepare::Request;
+use crate::prepare::{self, Request};
 use crate::steps::delete;
 
 pub(super) async fn deployment_list(
@@ -81,6 +81,8 @@ pub(super) struct DeployQuery {
     canaries: Option<String>,
     max_in_flight: Option<String>,
     skip_drain: Option<String>,
+    /// For changes of state alone.
+    state: Option<String>,
 }
 
 pub(super) async fn deployment_create(
@@ -92,31 +94,127 @@ pub(super) async fn deployment_create(
     caller.may(Right::Admin)?;
     // Only what is wrong with the document itself is told at once; the rest needs the world and is the task's.
     let name = Manifest::parse(&manifest).map_err(Error::from)?.name;
-    let input = Request {
-        manifest,
-        recreate: is_on(query.recreate.as_deref()),
-        fix: is_on(query.fix.as_deref()),
-        dry_run: is_on(query.dry_run.as_deref()),
-        canaries: count("canaries", query.canaries.as_deref())?,
-        max_in_flight: count("max_in_flight", query.max_in_flight.as_deref())?,
-        skip_drain: words(query.skip_drain.as_deref()),
-    };
+    let input = query.request(manifest)?;
     let description = if input.dry_run {
         "create deployment (dry run)"
     } else {
         "create deployment"
     };
+    start(&app, &caller, &name, description.to_owned(), input).await
+}
+
+async fn start(
+    app: &App,
+    caller: &Caller,
+    name: &str,
+    description: String,
+    input: Request,
+) -> Result<Response, Failure> {
     let wish = Wish {
         id: FlowId::new(&app.ids),
         kind: UPDATE_DEPLOYMENT,
-        description: description.to_owned(),
-        deployment: Some(&name),
+        description,
+        deployment: Some(name),
         user: caller.name(),
         context: caller.context(),
-        lock: Some(deployment_lock(&name)),
+        lock: Some(deployment_lock(name)),
         input,
     };
-    Ok(to_task(flows::submit::<Deploy>(&app, wish).await?))
+    Ok(to_task(flows::submit::<Deploy>(app, wish).await?))
+}
+
+impl DeployQuery {
+    fn request(&self, manifest: String) -> Result<Request> {
+        Ok(Request {
+            manifest,
+            recreate: is_on(self.recreate.as_deref()),
+            fix: is_on(self.fix.as_deref()),
+            dry_run: is_on(self.dry_run.as_deref()),
+            canaries: count("canaries", self.canaries.as_deref())?,
+            max_in_flight: count("max_in_flight", self.max_in_flight.as_deref())?,
+            skip_drain: words(self.skip_drain.as_deref()),
+            wanted: None,
+        })
+    }
+}
+
+/// What instances are to do from now on: `bosh start`, `bosh stop` and `bosh stop --hard`. The whole deployment converges, as in BOSH.
+pub(super) async fn state_update(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((name, group)): Path<(String, String)>,
+    Query(query): Query<DeployQuery>,
+    manifest: String,
+) -> Result<Response, Failure> {
+    change_state(&app, &caller, &name, (&group, None), &query, manifest).await
+}
+
+/// The same for one instance, by id or index.
+pub(super) async fn instance_state_update(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((name, group, instance)): Path<(String, String, String)>,
+    Query(query): Query<DeployQuery>,
+    manifest: String,
+) -> Result<Response, Failure> {
+    change_state(&app, &caller, &name, (&group, Some(instance)), &query, manifest).await
+}
+
+async fn change_state(
+    app: &App,
+    caller: &Caller,
+    name: &str,
+    (group, instance): (&str, Option<String>),
+    query: &DeployQuery,
+    manifest: String,
+) -> Result<Response, Failure> {
+    caller.may(Right::Admin)?;
+    let row = rows::existing(&app.db, name).await?;
+    let state = query.state.as_deref().unwrap_or_default();
+    let state = match state {
+        "started" => Wanted::Started,
+        "stopped" => Wanted::Stopped,
+        "detached" => Wanted::Detached,
+        other => {
+            return Err(Error::Request(format!(
+                "'state' has to be started, stopped or detached, not '{}'",
+                other.chars().take(80).collect::<String>()
+            ))
+            .into());
+        }
+    };
+    // An empty body means the manifest that is there.
+    let manifest = match (manifest.trim().is_empty(), row.manifest) {
+        (false, _) => manifest,
+        (true, Some(stored)) => stored,
+        (true, None) => {
+            return Err(Error::Request(format!(
+                "deployment '{name}' was never deployed to its end: give its manifest"
+            ))
+            .into());
+        }
+    };
+    let parsed = Manifest::parse(&manifest).map_err(Error::from)?;
+    if parsed.name != name {
+        return Err(Error::Request(format!(
+            "the manifest is of deployment '{}', not of '{name}'",
+            parsed.name
+        ))
+        .into());
+    }
+    let mut input = query.request(manifest)?;
+    let of = instance.as_ref().map_or(String::new(), |one| format!("/{one}"));
+    let description = match state {
+        Wanted::Started => format!("start {group}{of}"),
+        Wanted::Stopped => format!("stop {group}{of}"),
+        Wanted::Detached => format!("stop {group}{of} and delete the machines"),
+    };
+    input.wanted = Some(prepare::Wanted {
+        state,
+        group: (group != "*").then(|| group.to_owned()),
+        instance,
+    });
+    start(app, caller, name, description, input).await
 }
 
 fn count(name: &str, text: Option<&str>) -> Result<Option<Count>> {

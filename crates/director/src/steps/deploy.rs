@@ -405,7 +405,11 @@ impl Builder {
                 chain.add(&mut self.graph, delete_vm_step(&work, plan));
             }
             Action::Update { .. } => {
-                chain.add(&mut self.graph, stop_step(&work, plan, Next::Update));
+                let next = match plan.desired.state {
+                    State::Started => Next::Update,
+                    State::Stopped | State::Detached => Next::Stop,
+                };
+                chain.add(&mut self.graph, stop_step(&work, plan, next));
             }
             Action::Recreate { .. } => {
                 if !vacated {

@@ -44,6 +44,8 @@ const DRAIN_LIMIT: u64 = 24 * 3600;
 pub(crate) enum Next {
     /// The machine stays and gets something else.
     Update,
+    /// The machine stays and does nothing.
+    Stop,
     /// The machine goes, the instance comes back on another.
     Recreate,
     /// The instance goes, its deployment stays.
@@ -55,7 +57,7 @@ pub(crate) enum Next {
 impl Next {
     fn environment(self) -> IndexMap<String, String> {
         let (vm, instance, deployment) = match self {
-            Self::Update => ("keep", "keep", "keep"),
+            Self::Update | Self::Stop => ("keep", "keep", "keep"),
             Self::Recreate => ("delete", "keep", "keep"),
             Self::Delete => ("delete", "delete", "keep"),
             Self::DeleteDeployment => ("delete", "delete", "delete"),
@@ -66,6 +68,8 @@ impl Next {
             ("BOSH_DEPLOYMENT_NEXT_STATE", deployment),
         ]
         .into_iter()
+        // Ours: BOSH's three say nothing about who only stops.
+        .chain((self == Self::Stop).then_some(("STOLOS_NEXT_STATE", "stopped")))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
     }

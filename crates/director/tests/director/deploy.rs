@@ -445,3 +445,94 @@ async fn the_real_agent_does_what_it_is_told() {
     assert!(world.outside.books().vms.is_empty());
     life.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_stop_stay_stopped_and_start() {
+    each(async |place| {
+        let world = World::new();
+        let life = world.ready(place).await;
+        let mut site = Site::default();
+        life.deploy(&site.manifest()).await;
+        world.outside.take_calls();
+        let change = async |group: &str, state: &str, options: &DeployOptions| {
+            let task = life.client.change_state("site", group, state, "", options).await;
+            life.done(task.expect("a task")).await
+        };
+        let running = || {
+            let state = world.outside.state();
+            let machines = state.machines.values();
+            machines.filter(|one| one.job_state == JobState::Running).count()
+        };
+
+        // Nothing is asked of scripts that would look for another place for what runs here.
+        let abruptly = DeployOptions {
+            skip_drain: Some("*".to_owned()),
+            ..DeployOptions::default()
+        };
+        change("*", "stopped", &abruptly).await;
+        let calls = world.outside.take_calls();
+        assert_eq!(stopped(&calls).len(), 3, "{calls:?}");
+        assert!(!calls.iter().any(|call| call.ends_with(" drain")), "{calls:?}");
+        assert!(
+            !calls.iter().any(|call| call.ends_with(" post-deploy")),
+            "{calls:?}"
+        );
+        assert_eq!(running(), 0);
+        assert_eq!(world.outside.books().vms.len(), 3, "machines stay");
+
+        // What is stopped stays stopped through a deploy that changes it.
+        site.greeting = "goodbye".into();
+        life.deploy(&site.manifest()).await;
+        assert_eq!(running(), 0);
+
+        // One may run alone; the rest comes all at once.
+        let one = life
+            .client
+            .change_state("site", "web/1", "started", "", &DeployOptions::default())
+            .await;
+        life.done(one.expect("a task")).await;
+        assert_eq!(running(), 1);
+        let at_once = DeployOptions {
+            canaries: Some("0".to_owned()),
+            max_in_flight: Some("100%".to_owned()),
+            ..DeployOptions::default()
+        };
+        change("web", "started", &at_once).await;
+        assert_eq!(running(), 3);
+
+        // Without machines, disks stay; with them, they come back.
+        let disks = world.outside.books().disks.len();
+        change("*", "detached", &DeployOptions::default()).await;
+        assert_eq!(world.outside.books().vms.len(), 0);
+        assert_eq!(world.outside.books().disks.len(), disks);
+        change("*", "started", &DeployOptions::default()).await;
+        assert_eq!((running(), world.outside.books().vms.len()), (3, 3));
+        assert_eq!(world.outside.books().disks.len(), disks);
+
+        // What is not there is named, and nothing changes.
+        world.outside.take_calls();
+        for group in ["nobody", "web/7"] {
+            let task = life
+                .client
+                .change_state("site", group, "stopped", "", &DeployOptions::default())
+                .await;
+            let (_, error) = life.failed(task.expect("a task")).await;
+            assert!(error.message.contains("doesn't exist"), "{error:?}");
+        }
+        let options = DeployOptions::default();
+        let unknown = life
+            .client
+            .change_state("site", "*", "asleep", "", &options)
+            .await;
+        assert!(unknown.is_err_and(|error| error.to_string().contains("started, stopped or detached")));
+        let other = site.manifest().replacen("name: site", "name: other", 1);
+        let foreign = life
+            .client
+            .change_state("site", "*", "stopped", other, &options)
+            .await;
+        assert!(foreign.is_err_and(|error| error.to_string().contains("not of 'site'")));
+        assert_eq!(world.outside.take_calls(), Vec::<String>::new());
+        life.stop().await;
+    })
+    .await;
+}
