@@ -129,6 +129,7 @@ fn instance(
         placed: placed.clone(),
         action: Action::Nothing,
         current_machine: existing.and_then(machine_ref),
+        was_stopped: applied.is_some_and(|applied| applied.state != State::Started),
         new_agent_id: None,
         disk,
         leftover_disks,

@@ -60,6 +60,7 @@ pub fn repair(
             placed: of_source.placed.clone(),
             action: Action::Nothing,
             current_machine: machine,
+            was_stopped: false,
             new_agent_id: None,
             disk: active.map_or(DiskPlan::None, |disk| DiskPlan::Keep {
                 cid: disk.cid.clone(),

@@ -202,6 +202,9 @@ pub struct InstancePlan {
     pub action: Action,
     /// The machine that it has now.
     pub current_machine: Option<MachineRef>,
+    /// Whether its jobs were stopped before: then no script is asked to let go of what they do.
+    #[serde(default)]
+    pub was_stopped: bool,
     /// Agent of the new machine; there when and only when the action makes one.
     pub new_agent_id: Option<AgentId>,
     /// What happens to its persistent disk.

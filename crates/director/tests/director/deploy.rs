@@ -480,7 +480,7 @@ async fn instances_stop_stay_stopped_and_start() {
         assert_eq!(running(), 0);
         assert_eq!(world.outside.books().vms.len(), 3, "machines stay");
 
-        // What is stopped stays stopped through a deploy that changes it.
+        // What is stopped stays stopped through a deploy that changes it, and what does not run is not drained.
         site.greeting = "goodbye".into();
         life.deploy(&site.manifest()).await;
         assert_eq!(running(), 0);
@@ -499,6 +499,8 @@ async fn instances_stop_stay_stopped_and_start() {
         };
         change("web", "started", &at_once).await;
         assert_eq!(running(), 3);
+        let calls = world.outside.take_calls();
+        assert!(!calls.iter().any(|call| call.ends_with(" drain")), "{calls:?}");
 
         // Without machines, disks stay; with them, they come back.
         let disks = world.outside.books().disks.len();
