@@ -15,7 +15,17 @@ pub struct Clock(Source);
 enum Source {
     #[default]
     System,
+    Corrected(Arc<Corrected>),
     Manual(Arc<AtomicI64>),
+}
+
+/// Milliseconds.
+#[derive(Debug, Default)]
+struct Corrected {
+    /// By how much it is wrong on purpose.
+    wrong: AtomicI64,
+    /// What is added to come to the time that counts.
+    correction: AtomicI64,
 }
 
 impl Clock {
@@ -23,6 +33,46 @@ impl Clock {
     #[must_use]
     pub fn system() -> Self {
         Self(Source::System)
+    }
+
+    /// The machine's own clock, which somebody who knows better may correct ([`Clock::correct`]).
+    #[must_use]
+    pub fn correctable() -> Self {
+        Self(Source::Corrected(Arc::default()))
+    }
+
+    /// The same of a machine whose clock is wrong by so many milliseconds, ahead when positive; for tests of what that does.
+    #[must_use]
+    pub fn wrong_by(millis: i64) -> Self {
+        let clock = Self::correctable();
+        clock.jump(millis);
+        clock
+    }
+
+    /// Has a clock jump, as a machine's does that somebody sets: by so many milliseconds, back when negative. For tests; one that is not correctable is left alone.
+    pub fn jump(&self, millis: i64) {
+        if let Source::Corrected(it) = &self.0 {
+            it.wrong.fetch_add(millis, Ordering::SeqCst);
+        }
+    }
+
+    /// What the machine itself says, in milliseconds since the Unix epoch; `None` of a clock that cannot be corrected.
+    #[must_use]
+    pub fn uncorrected_millis(&self) -> Option<i64> {
+        match &self.0 {
+            Source::Corrected(it) => {
+                Some(Timestamp::now().as_millisecond() + it.wrong.load(Ordering::SeqCst))
+            }
+            Source::System | Source::Manual(_) => None,
+        }
+    }
+
+    /// From now on the time is the machine's plus so many milliseconds; gives what was added before. A clock that cannot be corrected is left alone.
+    pub fn correct(&self, millis: i64) -> i64 {
+        match &self.0 {
+            Source::Corrected(it) => it.correction.swap(millis, Ordering::SeqCst),
+            Source::System | Source::Manual(_) => 0,
+        }
     }
 
     /// A clock that stands still until [`Clock::advance`] moves it; for tests.
@@ -36,6 +86,11 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Source::System => Timestamp::now(),
+            Source::Corrected(it) => {
+                let own = Timestamp::now().as_millisecond() + it.wrong.load(Ordering::SeqCst);
+                Timestamp::from_millisecond(own + it.correction.load(Ordering::SeqCst))
+                    .unwrap_or(Timestamp::UNIX_EPOCH)
+            }
             Source::Manual(millis) => {
                 Timestamp::from_millisecond(millis.load(Ordering::SeqCst)).unwrap_or(Timestamp::UNIX_EPOCH)
             }

@@ -18,6 +18,8 @@ pub fn start(format: Format, default: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(BoxMakeWriter::new(std::io::stderr))
+        // On a full disk it would say so on the same standard error, and end whoever was logging by a panic.
+        .log_internal_errors(false)
         .with_target(true);
     let _ = match format {
         Format::Text => builder.with_ansi(false).try_init(),

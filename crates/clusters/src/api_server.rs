@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use stolos_api::identity::PKS_CLUSTER_CLIENT;
 use stolos_base::pki::Identity;
 use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
@@ -111,6 +112,21 @@ impl Kubernetes for ApiServers {
             let failed = |error| Error::service("delete the nodes whose machines are gone", error);
             let cluster = connect(address, admin).map_err(failed)?;
             cluster.forget_nodes(keep, SETTINGS_LIMIT).await.map_err(failed)
+        })
+    }
+
+    fn renew_inherited<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<String>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("renew what the cluster has from another one", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            let renewed = cluster.renew_inherited(&admin.ca, since, SETTINGS_LIMIT).await;
+            let renewed = renewed.map_err(failed)?;
+            Ok(format!("{} tokens, {} pods", renewed.tokens, renewed.pods))
         })
     }
 

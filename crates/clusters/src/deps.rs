@@ -304,6 +304,14 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         keep: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<String>>>;
+    /// Renews what the cluster has from another one, whose backup it began with, and what that one's keys vouched for: all of it that was made before `since`.
+    /// Says in words what it was.
+    fn renew_inherited<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        since: Timestamp,
+    ) -> BoxFuture<'a, Result<String>>;
     /// A kubeconfig with a fresh identity of `user` that administers the cluster, PKS's shape.
     fn bind<'a>(
         &'a self,

@@ -15,6 +15,7 @@ pub mod conditions;
 pub mod error;
 pub mod etcd;
 pub mod images;
+pub mod inherited;
 pub mod marks;
 pub mod nodes;
 mod pods;

@@ -33,6 +33,7 @@ use crate::cluster_backups::Placed;
 use crate::director::RemoteDirector;
 use crate::network::LeasedNetwork;
 use crate::outside::{Ground, Member, Outside};
+use crate::time;
 use crate::trust::{self, Trust};
 use crate::variables::{self, BusAuthority, DIRECTOR_NAME, Store};
 
@@ -86,14 +87,11 @@ impl Installation {
             clock: clock.clone(),
         };
         let root = root_key::load_or_create(&instance.root_key()).context("failed to get the root key")?;
-        let credentials = Credentials::open(
-            databases.open(&stolos_credentials::SCHEMA).await?,
-            &root,
-            ids.clone(),
-        )
-        .await?;
-        let trust = Trust::make(instance, &credentials, outside.host, &listen.all).await?;
         let serving = CancellationToken::new();
+        let db = databases.open(&stolos_credentials::SCHEMA).await?;
+        time::follow(db.clone(), serving.clone()).await?;
+        let credentials = Credentials::open(db, &root, ids.clone()).await?;
+        let trust = Trust::make(instance, &credentials, outside.host, &listen.all).await?;
 
         let port = reached(
             Port::listen(listen.host, listen.ports.identity).await?,

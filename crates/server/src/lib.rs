@@ -11,6 +11,7 @@ mod network;
 mod outside;
 pub mod relocate;
 mod start;
+mod time;
 mod trust;
 mod variables;
 

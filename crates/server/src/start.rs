@@ -30,7 +30,7 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         .context("artifacts.json is missing; `stolos up` writes it")?;
     let (config, plans) = Config::read(&instance.config_file(), &artifacts)?;
     let position = config.position(member).map_err(anyhow::Error::msg)?;
-    let (clock, ids) = (Clock::system(), IdSource::random());
+    let (clock, ids) = (Clock::correctable(), IdSource::random());
     let network = range::claim(&instance.root.join("network.json"), instance.root.as_str())?;
     let hostd = announce_host(instance, &network).await?;
     let host = IpAddr::V4(network.host());

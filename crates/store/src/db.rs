@@ -10,7 +10,7 @@ use aws_lc_rs::digest;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, AnyPool};
+use sqlx::{AnyConnection, AnyPool, Connection as _};
 use stolos_base::{Class, Classify, Clock, Secret};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -224,6 +224,25 @@ impl Db {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.0.name
+    }
+
+    /// By how many milliseconds the database's clock is ahead of this machine's; `None` where the two are one, or where [`Db::clock`] cannot be corrected.
+    ///
+    /// # Errors
+    /// When the database does not say.
+    pub async fn ahead_of_us(&self) -> Result<Option<i64>> {
+        let clock = self.clock();
+        let (Engine::Postgres, Some(before)) = (self.engine(), clock.uncorrected_millis()) else {
+            return Ok(None);
+        };
+        let row =
+            sqlx::query("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now_millis")
+                .fetch_one(self.read())
+                .await?;
+        let theirs: i64 = sqlx::Row::try_get(&row, "now_millis")?;
+        let after = clock.uncorrected_millis().unwrap_or(before);
+        // Asked somewhere between the two.
+        Ok(Some(theirs - before.midpoint(after)))
     }
 
     /// Which engine it is. Services do not need to know; tests may.
@@ -501,6 +520,9 @@ fn pool(size: u32, session: String) -> AnyPoolOptions {
     AnyPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(WRITER_WAIT)
+        // SQLite ends a transaction itself when its disk is full or fails. The rollback that follows is refused then, and the library goes on believing that
+        // the connection is in a transaction: it could begin none any more, for ever.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .after_connect(move |connection, _| {
             let session = session.clone();
             Box::pin(async move {

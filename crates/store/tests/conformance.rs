@@ -519,3 +519,29 @@ async fn a_frozen_transaction_does_not_hold_up_others_for_ever() {
 fn skipped(reason: &str) {
     eprintln!("skipped on PostgreSQL: {reason}");
 }
+
+/// As SQLite does when its disk is full, and PostgreSQL when somebody ends the session's transaction: it is over before anybody here knows.
+#[tokio::test]
+async fn a_transaction_that_the_database_ended_spoils_nothing() {
+    each(async |place| {
+        let db = place.open(&FIRST).await;
+        for round in 0..3 {
+            let mut tx = db.begin("ended from below").await.unwrap();
+            add(&mut tx, "lost", None).await.unwrap();
+            query("ROLLBACK").execute(tx.conn()).await.unwrap();
+            // What becomes of the library's own rollback or commit is nobody's concern; that others go on is.
+            if round == 0 {
+                drop(tx);
+            } else if round == 1 {
+                let _ = tx.rollback().await;
+            } else {
+                let _ = tx.commit().await;
+            }
+            let mut tx = db.begin("afterwards").await.unwrap();
+            add(&mut tx, &format!("kept {round}"), None).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        assert_eq!(count(&db).await, 3);
+    })
+    .await;
+}

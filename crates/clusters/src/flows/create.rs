@@ -31,7 +31,16 @@ impl Kind for Create {
             .clone()
             .map(|source| restore::first(&mut graph, &self.0, &input, &cluster, &lease, source));
         let machines = steps::machines(&mut graph, &self.0, &input, &cluster, &lease, restored.as_ref());
+        let mut inherited = None;
         if restored.is_some() {
+            // Before anything is tried: what the other cluster's keys vouched for does not work here.
+            inherited = Some(
+                graph.add(
+                    restore::renew_inherited(&self.0, &cluster, &lease)
+                        .after(&machines.deploy)
+                        .after(&machines.publish),
+                ),
+            );
             // The nodes of the cluster whose backup it was, as far as this one has no such node.
             graph.add(
                 steps::forget_nodes(&self.0, &cluster, &lease)
@@ -63,6 +72,7 @@ impl Kind for Create {
             .after(&lease)
             .after(&machines.deploy)
             .after(&machines.publish)
+            .after_all(inherited.as_ref())
             .deadline(SMOKE_DEADLINE)
             .interrupt(Interrupt::Anytime),
         );

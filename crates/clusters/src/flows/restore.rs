@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use stolos_api::pks::LastAction;
-use stolos_base::{Secret, chain};
+use stolos_base::{Class, Secret, chain};
 use stolos_flow::{Change, FlowInfo, Graph, Interrupt, Kind, Step, StepContext, StepError, StepRef};
 use stolos_store::Tx;
 
@@ -21,6 +21,8 @@ use crate::render::{MASTERS, NetworkLease, Phase, RESTORE_VARIABLE, deployment_n
 
 /// Two gigabytes over a slow line from the place.
 const READ_DEADLINE: Duration = Duration::from_secs(60 * 60);
+/// As many pods as a cluster may have, one after the other.
+const RENEW_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// A credential is written.
 const OFFER_DEADLINE: Duration = Duration::from_secs(60);
 /// The seed reads the backup; machines change one after the other.
@@ -110,6 +112,33 @@ pub(super) fn first(
     let offered = graph.add(offer(tools, cluster, &found));
     let phase = Phase::Restoring { alone: true };
     graph.add(deploy("Restore etcd", phase, tools, input, cluster, lease).after(&offered))
+}
+
+/// Renews what only the other cluster's keys make good, from the time before this operation.
+pub(super) fn renew_inherited(
+    tools: &Tools,
+    cluster: &ClusterRow,
+    lease: &StepRef<NetworkLease>,
+) -> Step<()> {
+    let captured = (tools.clone(), lease.clone(), deployment_name(cluster.id));
+    Step::new("Renew identities", move |ctx| {
+        let (tools, from, deployment) = captured.clone();
+        async move {
+            let lease: NetworkLease = ctx.output(&from)?;
+            let admin = tools.vault.admin(&deployment).await?;
+            let since = jiff::Timestamp::from_millisecond(ctx.flow().created_at)
+                .map_err(|error| StepError::fatal(Class::Internal, error.to_string()))?;
+            let renewed = tools
+                .kubernetes
+                .renew_inherited(lease.virtual_address, &admin, since)
+                .await?;
+            ctx.progress(renewed);
+            Ok(())
+        }
+    })
+    .after(lease)
+    .deadline(RENEW_DEADLINE)
+    .interrupt(Interrupt::Anytime)
 }
 
 /// Reads all of the backup before anything is stopped for it.

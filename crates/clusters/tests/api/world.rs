@@ -285,6 +285,15 @@ impl Kubernetes for Below {
         lock(&self.kept_nodes).clone_from(keep);
         Box::pin(ready(Ok(Vec::new())))
     }
+    fn renew_inherited<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: jiff::Timestamp,
+    ) -> BoxFuture<'a, Result<String>> {
+        Box::pin(ready(Ok(String::new())))
+    }
+
     fn bind<'a>(
         &'a self,
         cluster: &'a ClusterRow,

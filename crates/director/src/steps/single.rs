@@ -283,8 +283,7 @@ pub(crate) fn deletion_of(attempt: &Attempt<Kept>, id: InstanceId) -> Result<&De
 pub(crate) fn skips_drain(kept: &Kept, plan: &InstancePlan) -> bool {
     let label = label(plan);
     let mut words = kept.skip_drain.iter();
-    plan.was_stopped
-        || words.any(|word| word == "*" || *word == plan.placed.group || *word == label)
+    plan.was_stopped || words.any(|word| word == "*" || *word == plan.placed.group || *word == label)
 }
 
 /// Notes that the instance is what the plan wants, and gives up disks that are left over from before.

@@ -45,6 +45,15 @@ impl Kubernetes for Simulated {
         Box::pin(ready(Ok(Vec::new())))
     }
 
+    fn renew_inherited<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: jiff::Timestamp,
+    ) -> BoxFuture<'a, Result<String>> {
+        Box::pin(ready(Ok(String::new())))
+    }
+
     fn bind<'a>(
         &'a self,
         cluster: &'a ClusterRow,

@@ -57,6 +57,8 @@ pub struct Orders {
     nats_server: Utf8PathBuf,
     bus: Vec<u16>,
     routes: Vec<u16>,
+    /// Milliseconds by which its host's clock is ahead.
+    wrong_millis: i64,
     /// Of the common address: API, tokens, director, blobs.
     ports: [u16; SERVICES],
 }
@@ -79,7 +81,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         name: "sim".parse()?,
         root: orders.root.clone(),
     };
-    let (clock, ids) = (Clock::system(), IdSource::random());
+    let (clock, ids) = (Clock::wrong_by(orders.wrong_millis), IdSource::random());
     let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let [api, identity, director, blobs] = orders.ports;
     let runner = Runner::new(
@@ -194,6 +196,8 @@ pub struct World {
     orders: Orders,
     names: Vec<MemberName>,
     managers: BTreeMap<MemberName, Manager>,
+    /// Milliseconds by which a manager's host's clock is ahead, where it is wrong.
+    clocks: BTreeMap<MemberName, i64>,
     front: Arc<Front>,
     built: Built,
     ca: String,
@@ -261,11 +265,13 @@ impl World {
                 nats_server,
                 bus: bus.to_vec(),
                 routes: routes.to_vec(),
+                wrong_millis: 0,
                 ports,
             },
             instance,
             names,
             managers: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             front,
             built: release::build(directory)?,
             ca: String::new(),
@@ -296,9 +302,19 @@ impl World {
         Ok(())
     }
 
+    /// Puts the clock of a manager's host wrong, by so many milliseconds; before the manager is started.
+    ///
+    /// # Errors
+    /// When the name is none.
+    pub fn set_clock(&mut self, name: &str, wrong_millis: i64) -> anyhow::Result<()> {
+        self.clocks.insert(name.parse()?, wrong_millis);
+        Ok(())
+    }
+
     async fn launch(&self, name: &MemberName) -> anyhow::Result<Manager> {
         let orders = Orders {
             name: name.clone(),
+            wrong_millis: self.clocks.get(name).copied().unwrap_or(0),
             ..self.orders.clone()
         };
         let mut child = Command::new(&self.orders.program)

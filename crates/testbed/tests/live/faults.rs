@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use stolos_testbed::note;
+use stolos_base::process::Process;
+use stolos_testbed::{note, programs};
 
 use crate::etcd::process_of;
 use crate::installation::{Installation, eventually};
@@ -153,19 +154,14 @@ pub(crate) fn operations_survive(installation: &Installation) {
     }
 }
 
-/// What a host reboot does to machines: all are gone at once, and come back by themselves with their data.
+/// All machines end at once, and come back by themselves with their data.
 pub(crate) fn every_machine_is_killed(installation: &Installation) {
     let before = installation.machines();
     assert_eq!(before.len(), 2);
     for machine in &before {
         process_of(machine).signal(Signal::KILL).expect("killed");
     }
-    let kept = ["get", "configmap", "memory", "-o", "jsonpath={.data.kept}"];
-    installation.eventually("the data", &kept, |text| text == "yes");
-    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| {
-        ready_nodes(text) == 2
-    });
-    workload::stateful_set_is_ready(installation);
+    is_as_it_was(installation);
     let after = installation.machines();
     let pids = |machines: &[Value]| {
         machines
@@ -177,4 +173,194 @@ pub(crate) fn every_machine_is_killed(installation: &Installation) {
         pids(&after).iter().all(|pid| !pids(&before).contains(pid)),
         "the machines were started anew"
     );
+}
+
+/// The first of the four levels, which is Kubernetes' own: what becomes of a pod that is deleted, whose process is killed, and whose probe fails.
+pub(crate) fn pods_come_back(installation: &Installation) {
+    const PODS: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: lasting}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: lasting}}
+  template:
+    metadata: {labels: {app: lasting}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: lasting}}}
+      containers:
+      - name: app
+        image: "stolos.local/busybox:1"
+        imagePullPolicy: Never
+        command: [sh, -c, "touch /tmp/alive; exec sleep 86400"]
+        livenessProbe: {exec: {command: [test, -e, /tmp/alive]}, periodSeconds: 1, failureThreshold: 1}
+"#;
+    let file = workload::file(installation, "lasting.yml", PODS);
+    installation.kubectl(&["apply", "-f", &file]).expect("applied");
+    let available = [
+        "get",
+        "deployment",
+        "lasting",
+        "-o",
+        "jsonpath={.status.availableReplicas}",
+    ];
+    let whole = |what: &str| {
+        let start = Instant::now();
+        installation.eventually(what, &available, |text| text == "2");
+        note(format!("{what} after {} ms", start.elapsed().as_millis()));
+    };
+    whole("both pods are there");
+    let names = || {
+        let listed = installation.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app=lasting",
+            "--field-selector=status.phase=Running",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].restartCount}{'\\n'}{end}",
+        ]);
+        let listed = listed.expect("pods");
+        let mut pods: Vec<(String, u32)> = listed
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, restarts)| (name.to_owned(), restarts.parse().unwrap_or(0)))
+            .collect();
+        pods.sort();
+        pods
+    };
+    let before = names();
+    let (first, second) = (&before[0].0, &before[1].0);
+    let restarted = |name: &str, what: &str| {
+        let start = Instant::now();
+        eventually(what, || {
+            let now = names();
+            match now.iter().find(|(pod, _)| pod == name) {
+                Some((_, restarts)) if *restarts > 0 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        note(format!("{what} after {} ms", start.elapsed().as_millis()));
+    };
+    // Its process is killed: the kubelet starts it again.
+    let uid = installation
+        .kubectl(&["get", "pod", first, "-o", "jsonpath={.metadata.uid}"])
+        .expect("an id");
+    let of_pod = |process: &Process| {
+        let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
+        cgroup.contains(&uid)
+    };
+    let killed = installation.processes("sleep").into_iter().find(of_pod);
+    killed
+        .expect("the pod's process")
+        .signal(Signal::KILL)
+        .expect("killed");
+    restarted(first, "a pod whose process was killed runs again");
+    whole("both pods are well");
+    // Its probe fails: the same.
+    installation
+        .kubectl(&["exec", second, "--", "rm", "/tmp/alive"])
+        .expect("no longer alive");
+    restarted(second, "a pod whose probe failed runs again");
+    whole("both pods are well");
+    // It is deleted: another takes its place.
+    installation
+        .kubectl(&["delete", "pod", second, "--wait=false"])
+        .expect("deleted");
+    installation.eventually(
+        "another in its place",
+        &["get", "pods", "-l", "app=lasting", "-o", "name"],
+        |text| !text.contains(second.as_str()) && text.lines().count() == 2,
+    );
+    whole("both pods are well");
+    installation
+        .kubectl(&["delete", "deployment", "lasting"])
+        .expect("deleted");
+}
+
+/// Planned: a cluster is stopped, everything is stopped and started, and the cluster is started again. It was made of the same data before and after.
+pub(crate) fn planned_shutdown(installation: &Installation) {
+    let cids = |installation: &Installation| -> Vec<Value> {
+        let machines = installation.machines();
+        machines.iter().map(|machine| machine["cid"].clone()).collect()
+    };
+    let before = cids(installation);
+    let runs = |program: &str| installation.processes(program).len();
+    let nothing_runs = |when: &str| {
+        for program in [
+            "kube-apiserver",
+            "etcd",
+            "kubelet",
+            "containerd",
+            "pause",
+            "sleep",
+        ] {
+            assert_eq!(runs(program), 0, "{program} {when}");
+        }
+    };
+    installation.stolos(&["stop-cluster", "live", "--non-interactive", "--wait"]);
+    nothing_runs("in a stopped cluster");
+    assert_eq!(installation.json(&["cluster", "live", "--json"])["stopped"], true);
+    installation.refused(
+        &["resize", "live", "-n", "2", "--non-interactive"],
+        "cluster `live` is stopped",
+    );
+    installation.stolos(&["down"]);
+    installation.stolos(&["up"]);
+    assert_eq!(cids(installation), before, "machines and disks stay");
+    eventually("the agents", || match runs("stolos-agent") {
+        2 => Ok(()),
+        n => Err(format!("{n} agents")),
+    });
+    nothing_runs("after everything was started");
+    installation.stolos(&["start-cluster", "live", "--wait"]);
+    is_as_it_was(installation);
+    assert_eq!(cids(installation), before);
+}
+
+/// The host reboots: every process ends at once, everything that the kernel had is gone, and records of processes that are no more lie about.
+pub(crate) fn host_reboots(installation: &Installation) {
+    let before = installation.machines();
+    let mut all = vec![
+        installation.recorded("run/stolosd.pid"),
+        installation.recorded("run/hostd.pid"),
+    ];
+    all.extend(installation.processes("nats-server"));
+    all.extend(before.iter().map(process_of));
+    for process in &all {
+        process.signal(Signal::KILL).expect("killed");
+    }
+    // Links, control groups, mounts and loop devices: what a kernel forgets.
+    let config = installation.root.join("cpi-host.json");
+    let cleared = std::process::Command::new(programs::ours("stolos-cpi-host"))
+        .args(["--config", config.as_str(), "stop-all"])
+        .output()
+        .expect("stolos-cpi-host runs");
+    assert!(cleared.status.success(), "{cleared:?}");
+    let start = Instant::now();
+    installation.stolos(&["up"]);
+    is_as_it_was(installation);
+    note(format!(
+        "as it was {} ms after the start of `up`",
+        start.elapsed().as_millis()
+    ));
+    let cids = |machines: &[Value]| -> Vec<Value> {
+        machines.iter().map(|machine| machine["cid"].clone()).collect()
+    };
+    assert_eq!(
+        cids(&installation.machines()),
+        cids(&before),
+        "the same machines, none made anew"
+    );
+}
+
+fn is_as_it_was(installation: &Installation) {
+    let kept = ["get", "configmap", "memory", "-o", "jsonpath={.data.kept}"];
+    installation.eventually("the data", &kept, |text| text == "yes");
+    installation.eventually("two nodes Ready", &["get", "nodes", "--no-headers"], |text| {
+        ready_nodes(text) == 2
+    });
+    workload::stateful_set_is_ready(installation);
 }

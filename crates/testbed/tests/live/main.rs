@@ -53,7 +53,10 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     refusals::of_ports(&installation);
     faults::processes_are_killed(&installation);
     faults::operations_survive(&installation);
+    faults::pods_come_back(&installation);
     faults::every_machine_is_killed(&installation);
+    faults::planned_shutdown(&installation);
+    faults::host_reboots(&installation);
 
     workload::pods_are_metered(&installation);
     installation.stolos(&["delete-cluster", "live", "--non-interactive", "--wait"]);

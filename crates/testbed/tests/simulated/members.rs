@@ -481,3 +481,44 @@ async fn a_manager_older_than_the_database_refuses_it() {
         "{words}"
     );
 }
+
+/// One host's clock is an hour ahead, the other's an hour behind: the database's counts. Neither takes the other's work away, each takes the other's tokens,
+/// and what a dead one had is taken over as soon as ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_whose_clocks_are_wrong_agree() {
+    const TEST: &str = "managers_whose_clocks_are_wrong_agree";
+    const HOUR: i64 = 3_600_000;
+    let Some((_directory, database, mut world)) = world(TEST, 1).await else {
+        return;
+    };
+    world.set_clock("a", HOUR).expect("a name");
+    world.set_clock("b", -HOUR).expect("a name");
+    world.start().await.expect("managers");
+    patiently("the upload", async || world.upload().await)
+        .await
+        .expect("uploaded");
+
+    let (a, b) = (world.access_of("a").expect("a"), world.access_of("b").expect("b"));
+    for (asked, giver) in [(&a, &b), (&b, &a)] {
+        let client = asked.client_with_tokens_of(giver).await.expect("a token");
+        client.clusters().await.expect("the other's token is good");
+    }
+    let client = client(&world).await;
+    for number in 0..4 {
+        client.create_cluster(&request(number)).await.expect("accepted");
+    }
+    let (dead, had) = busiest(&world, &database, |machines| machines >= 2).await;
+    world.kill(&dead).await.expect("killed");
+    taken_over(&database, &dead, had, Instant::now()).await;
+    until(&world, "all clusters", 4, succeeded(pks::LastAction::Create)).await;
+    assert_eq!(world.machines.books().vms.len(), 8, "nothing twice");
+
+    // What is written down is the time that everybody else has.
+    let now = stolos_base::Clock::system().now_millis();
+    let ended = database
+        .number("SELECT MAX(ended_at) FROM clusters.operations")
+        .await;
+    assert!((now - ended).abs() < HOUR / 2, "{now} and {ended}");
+    let other = if dead == "a" { "b" } else { "a" };
+    world.end(other).await.expect("an orderly end");
+}
