@@ -364,3 +364,62 @@ fn is_as_it_was(installation: &Installation) {
     });
     workload::stateful_set_is_ready(installation);
 }
+
+/// The second level: each process of a node is killed and started again by the machine's own init, with pauses that grow when it goes on; operators are told.
+pub(crate) fn jobs_are_killed(installation: &Installation) {
+    let programs = [
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "containerd",
+        "kube-proxy",
+    ];
+    let killed = |program: &str| -> Duration {
+        let before = installation.processes(program);
+        let victim = before.first().unwrap_or_else(|| panic!("{program} runs"));
+        victim.signal(Signal::KILL).expect("killed");
+        let start = Instant::now();
+        eventually(&format!("{program} again"), || {
+            let now = installation.processes(program);
+            let anew = now.iter().any(|one| !before.contains(one));
+            if anew && now.len() == before.len() {
+                Ok(())
+            } else {
+                Err(format!("{now:?}"))
+            }
+        });
+        start.elapsed()
+    };
+    for program in programs {
+        let again = killed(program);
+        installation.eventually("the API", &["get", "--raw", "/readyz"], |text| text == "ok");
+        note(format!(
+            "{program}, killed, runs again after {} ms",
+            again.as_millis()
+        ));
+    }
+    // One that does not stay up is started less and less often, and somebody is told how often that was.
+    let scheduler = "kube-scheduler";
+    for _ in 0..3 {
+        killed(scheduler);
+    }
+    eventually("an operator is told", || {
+        let output = installation.run(&["events", "live", "--json"]);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        for program in programs {
+            if !told.contains(&format!("process {program}/{program} was ended by signal 9")) {
+                return Err(format!("nothing of {program} in {told}"));
+            }
+        }
+        if told.contains(&format!(
+            "process {scheduler}/{scheduler} was ended by signal 9, 3 times in a row"
+        )) {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    });
+    is_as_it_was(installation);
+}

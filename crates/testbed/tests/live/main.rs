@@ -52,6 +52,7 @@ fn a_cluster_lives_through_faults_and_leaves_nothing() {
     surroundings::a_cluster_in_a_company(&installation);
     refusals::of_ports(&installation);
     faults::processes_are_killed(&installation);
+    faults::jobs_are_killed(&installation);
     faults::operations_survive(&installation);
     faults::pods_come_back(&installation);
     faults::every_machine_is_killed(&installation);
