@@ -189,7 +189,35 @@ pub(crate) fn of_full_disks() {
         let bytes = (stat.f_bavail * stat.f_frsize).saturating_sub(4 << 20);
         run("fallocate", &["-l", &bytes.to_string(), fill.as_str()]);
         fails_and_goes("full");
+        // To the last byte: what is asked for is refused, what is there can be seen, and everything goes on when there is room again.
+        let rest = mounted.join("rest");
+        let mut file = fs_err::File::create(&rest).expect("a file");
+        while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+        let limit = |name: &str| {
+            let words = [
+                "create-quota",
+                name,
+                "--cpu",
+                "1",
+                "--memory",
+                "1",
+                "--clusters",
+                "1",
+            ];
+            installation.run(&words)
+        };
+        // The database has some room of its own.
+        let refused = (0..200)
+            .map(|n| limit(&format!("owner{n}")))
+            .find(|made| !made.status.success());
+        let why = refused.map(|made| String::from_utf8_lossy(&made.stderr).into_owned());
+        let why = why.expect("nothing fits on a full disk");
+        assert!(why.contains("no space is left"), "{why}");
+        installation.stolos(&["clusters"]);
+        fs_err::remove_file(&rest).expect("removed");
         fs_err::remove_file(&fill).expect("removed");
+        let made = limit("later");
+        assert!(made.status.success(), "{made:?}");
     });
     run("umount", &[mounted.as_str()]);
     if let Err(panic) = check {

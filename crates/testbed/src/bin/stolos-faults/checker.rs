@@ -103,23 +103,30 @@ impl Checker {
 async fn write(api: &Api, path: &str, stop: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let (mut acknowledged, mut tried, mut read) = (0_u64, 0_u64, 0_u64);
+    let mut version = Value::Null;
     loop {
         let ending = stop.load(Ordering::SeqCst);
         if !ending {
             tried += 1;
-            let body = json!({"data": {"number": tried.to_string()}});
+            // On what was seen last, and nothing else: a write that an API server has in hand while its machine is frozen may be done when it goes on, long after
+            // later ones were acknowledged. Nobody was promised that it would not be, so it must not look like one of those being undone.
+            let body =
+                json!({"metadata": {"resourceVersion": version}, "data": {"number": tried.to_string()}});
             match api.patch(path, &body, PATIENCE).await {
-                Ok(_) => {
+                Ok(written) => {
                     acknowledged = tried;
                     seen.acknowledged += 1;
+                    version = written["metadata"]["resourceVersion"].clone();
                 }
                 Err(_) => seen.unanswered += 1,
             }
         }
         // Not from a cache: without a resource version the API server asks a majority of etcd.
-        match api.get(path, PATIENCE).await.map(|found| number(&found)) {
-            Ok(Some(found)) => {
+        let found = api.get(path, PATIENCE).await;
+        match found.map(|found| (number(&found), found["metadata"]["resourceVersion"].clone())) {
+            Ok((Some(found), now)) => {
                 seen.reads += 1;
+                version = now;
                 if found < acknowledged || found > tried || found < read {
                     seen.broken.push(format!(
                         "{path}: read {found}; acknowledged {acknowledged}, tried {tried}, read before {read}"
@@ -130,7 +137,7 @@ async fn write(api: &Api, path: &str, stop: &AtomicBool) -> Seen {
                     return seen;
                 }
             }
-            Ok(None) => seen.broken.push(format!("{path}: it has no number")),
+            Ok((None, _)) => seen.broken.push(format!("{path}: it has no number")),
             Err(error) if error.to_string().starts_with("404") => {
                 seen.broken
                     .push(format!("{path}: gone; acknowledged {acknowledged}"));
