@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
@@ -38,12 +39,17 @@ pub(crate) struct World {
     directory: Utf8TempDir,
     etcd: Utf8PathBuf,
     etcdctl: Utf8PathBuf,
-    /// Each test has a network of its own, so that they run side by side.
+    /// Each test has a network of its own: what is left of one does not reach the next.
     net: u8,
     /// Members that the release would know now.
     pub(crate) instances: Vec<usize>,
     running: BTreeMap<usize, Running>,
+    /// Given back last.
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// Twenty members at once on two processors miss each other's time limits: one cluster after the other.
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Running {
     child: Child,
@@ -58,6 +64,8 @@ impl World {
             );
             return None;
         };
+        // A test that failed has ended its members all the same.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let world = Self {
             directory: camino_tempfile::tempdir().expect("a directory"),
             etcd,
@@ -65,6 +73,7 @@ impl World {
             net,
             instances: (0..members).collect(),
             running: BTreeMap::new(),
+            _turn: turn,
         };
         let now = stolos_base::Clock::system().now();
         let ca = Authority::root("etcd", Duration::from_secs(3600), now).expect("a CA");
