@@ -12,7 +12,7 @@ use serde_json::Value;
 use stolos_base::pki::{Authority, Leaf, Usage};
 
 /// Elections on a busy machine, several in a row.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(240);
 pub(crate) const JOB: &str = env!("CARGO_BIN_EXE_stolos-job");
 
 /// A program that `stolos-build` has left in its cache.
