@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -158,6 +159,7 @@ impl World {
                 .env("STOLOS_LAST_EXIT", "exited with code 2");
         }
         let child = command
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -166,10 +168,14 @@ impl World {
         self.running.insert(n, Running { child });
     }
 
-    /// SIGKILL.
+    /// SIGKILL, for the member and for what it left in the background.
     pub(crate) fn kill(&mut self, n: usize) {
         if let Some(mut running) = self.running.remove(&n) {
-            let _ = running.child.kill();
+            let group = i32::try_from(running.child.id())
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
+            let _ =
+                group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
             let _ = running.child.wait();
         }
     }
