@@ -1,28 +1,25 @@
-//! Backups of clusters in a directory: whole or not there, bound to their cluster, verified, retained.
+//! Backups of clusters in a directory and in an S3-compatible store: whole or not there, bound to their cluster, verified, retained.
 
 use aws_lc_rs::digest;
-use camino_tempfile::Utf8TempDir;
 use stolos_backup::{
     About, BackupKey, ClusterManifest, ClusterSource, Error, give_cluster, list_clusters, newest_cluster,
     retain_cluster, take_cluster, verify_cluster,
 };
 use stolos_base::ids::ClusterId;
 use stolos_base::{Clock, IdSource};
+use stolos_blobs::objects::testing::Store;
 use stolos_blobs::objects::{ObjectName, Objects};
 
 struct World {
-    _directory: Utf8TempDir,
     objects: Objects,
     key: BackupKey,
     clock: Clock,
 }
 
 impl World {
-    fn new() -> Self {
-        let directory = camino_tempfile::tempdir().expect("a directory");
+    fn new(objects: Objects) -> Self {
         Self {
-            objects: Objects::directory(directory.path().join("place")),
-            _directory: directory,
+            objects,
             key: BackupKey::new([7; 32]),
             clock: Clock::system(),
         }
@@ -62,6 +59,17 @@ impl World {
     }
 }
 
+/// Runs a test in a directory, and in a store of S3's kind where there is one.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+async fn everywhere(test: impl AsyncFn(World)) {
+    let directory = camino_tempfile::tempdir().expect("a directory");
+    test(World::new(Objects::directory(directory.path().join("place")))).await;
+    match Store::start() {
+        Ok(store) => test(World::new(store.objects("clusters-of-a-test"))).await,
+        Err(reason) => eprintln!("skipped on S3: {reason}"),
+    }
+}
+
 /// Bytes that pass for etcd's.
 fn snapshot(fill: u8) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..900_000_u32)
@@ -79,7 +87,10 @@ fn cluster() -> ClusterId {
 
 #[tokio::test]
 async fn what_was_taken_comes_back_and_only_that() {
-    let world = World::new();
+    everywhere(comes_back).await;
+}
+
+async fn comes_back(world: World) {
     let (one, two) = (cluster(), cluster());
     let bytes = snapshot(1);
     let manifest = world.take(one, &bytes).await.expect("taken");
@@ -158,7 +169,10 @@ async fn what_was_taken_comes_back_and_only_that() {
 
 #[tokio::test]
 async fn what_is_no_whole_snapshot_is_no_backup() {
-    let world = World::new();
+    everywhere(no_whole_snapshot).await;
+}
+
+async fn no_whole_snapshot(world: World) {
     let one = cluster();
     let bytes = snapshot(1);
     for bad in [
@@ -197,7 +211,10 @@ impl World {
 
 #[tokio::test]
 async fn retention_keeps_the_last_whole_ones_of_each_cluster() {
-    let world = World::new();
+    everywhere(retention).await;
+}
+
+async fn retention(world: World) {
     let (one, two) = (cluster(), cluster());
     let mut taken = Vec::new();
     for fill in 0..4 {

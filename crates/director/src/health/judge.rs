@@ -3,7 +3,7 @@
 //! The time here is the time during which this process listened: it stands still while the process was paused, while its link to the bus was down, and
 //! it knows no clock. A silence that is measured by it is the machine's, not ours.
 //!
-//! The way of a machine: **alive** → **suspect** (its heartbeat is overdue, or its host saw it end; shown, and asked, nothing else) → **dead**
+//! The way of a machine: **alive** → **suspect** (it does not answer, its heartbeat is overdue, or its host saw it end; shown, and asked, nothing else) → **dead**
 //! (nobody answers in it, and either its infrastructure says that it is gone, or it was silent so long that it is to be fenced) → made anew. Whatever is
 //! heard of it leads back to alive.
 //!
@@ -32,6 +32,9 @@ const LONGEST_GAP: Millis = 30_000;
 /// Silence that makes suspect, whatever the interval. A question costs little.
 const LEAST_SILENCE: Millis = 12_000;
 const MOST_SILENCE: Millis = 62_000;
+/// One that counts as alive is asked whether it is after so much silence, many a time between two heartbeats: a frozen machine is to be seen in three
+/// seconds. That it does not answer makes it a suspect and no more.
+const QUIET: Millis = 1_500;
 /// Pause between two questions to a suspect.
 const PROBE_PAUSE: Millis = 3_000;
 /// The same while it is not known whether it is there at all: its end was seen.
@@ -188,6 +191,8 @@ struct Life {
     measured: bool,
     /// Whether it is being asked although nothing speaks against it.
     asked: bool,
+    /// Whether it was nudged, and neither answered nor failed to.
+    nudged: bool,
     suspect: Option<Suspect>,
 }
 
@@ -230,6 +235,7 @@ impl Judge {
             gap: FIRST_GAP,
             measured: false,
             asked: false,
+            nudged: false,
             suspect: None,
         };
         self.lives.insert(agent, life);
@@ -255,6 +261,7 @@ impl Judge {
         }
         life.heard = now;
         life.ever = true;
+        life.nudged = false;
         life.suspect.take().is_some()
     }
 
@@ -288,7 +295,11 @@ impl Judge {
         }
         if std::mem::take(&mut self.was_deaf) || millis(elapsed) > PAUSE {
             // Who was silent may have been back while nobody listened: what is asked of it begins anew.
-            for suspect in self.lives.values_mut().filter_map(|life| life.suspect.as_mut()) {
+            for life in self.lives.values_mut() {
+                life.nudged = false;
+                let Some(suspect) = life.suspect.as_mut() else {
+                    continue;
+                };
                 suspect.unanswered = 0;
                 suspect.first_unanswered = None;
                 suspect.exists = None;
@@ -332,6 +343,40 @@ impl Judge {
             Some(*agent)
         });
         due.collect()
+    }
+
+    /// Who counts as alive and was silent for a moment, the longest first, at most so many: each is to be nudged, and to be given to [`Self::hear`] or
+    /// [`Self::unmoved`].
+    pub(crate) fn take_quiet(&mut self, most: usize) -> Vec<AgentId> {
+        if self.was_deaf {
+            return Vec::new();
+        }
+        let now = self.now;
+        let is_quiet =
+            |life: &Life| life.ever && life.suspect.is_none() && !life.nudged && now - life.heard >= QUIET;
+        let quiet = self.lives.iter().filter(|(_, life)| is_quiet(life));
+        let mut quiet: Vec<(Millis, AgentId)> = quiet.map(|(agent, life)| (life.heard, *agent)).collect();
+        if quiet.len() > most {
+            quiet.select_nth_unstable(most);
+            quiet.truncate(most);
+        }
+        for (_, agent) in &quiet {
+            if let Some(life) = self.lives.get_mut(agent) {
+                life.nudged = true;
+            }
+        }
+        quiet.into_iter().map(|(_, agent)| agent).collect()
+    }
+
+    /// A nudge without an answer. Counts only if the machine was not heard since, and nobody was deaf.
+    pub(crate) fn unmoved(&mut self, agent: AgentId) {
+        let now = self.now;
+        if let Some(life) = self.lives.get_mut(&agent)
+            && std::mem::take(&mut life.nudged)
+            && life.suspect.is_none()
+        {
+            life.suspect = Some(Suspect::new(now, "it does not answer".to_owned(), false));
+        }
     }
 
     /// What a question found; whether the machine is a suspect no more.
@@ -619,6 +664,40 @@ mod tests {
         assert_eq!(judge.doubts()[0].death, Some(Death::Silent));
         assert!(judge.hear(agents[0]), "whatever is heard leads back");
         assert!(judge.is_calm());
+    }
+
+    #[test]
+    fn one_that_does_not_answer_between_heartbeats_is_a_suspect() {
+        let (mut judge, agents) = judge(10);
+        live(&mut judge, &agents, 30, NOBODY);
+        for agent in &agents {
+            judge.hear(*agent);
+        }
+        judge.pass(Duration::from_secs(1), true);
+        assert!(judge.take_quiet(100).is_empty(), "they were heard a moment ago");
+        judge.pass(Duration::from_millis(500), true);
+        assert_eq!(judge.take_quiet(4).len(), 4, "not more than wanted");
+        assert_eq!(judge.take_quiet(100).len(), 6, "nobody twice");
+        judge.hear(agents[0]);
+        for agent in &agents[..2] {
+            judge.unmoved(*agent);
+        }
+        let doubts = judge.doubts();
+        assert!(
+            doubts.len() == 1 && doubts[0].agent == agents[1] && doubts[0].death.is_none(),
+            "{doubts:?}"
+        );
+        // Nobody listened: what was not answered then says nothing.
+        judge.pass(Duration::from_secs(1), false);
+        assert!(judge.take_quiet(100).is_empty());
+        judge.pass(Duration::from_secs(1), true);
+        judge.unmoved(agents[2]);
+        assert_eq!(judge.doubts().len(), 1);
+        assert_eq!(
+            judge.take_quiet(1),
+            [agents[2]],
+            "asked again, the longest silent first"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! events. Never does: repairing (that is a task like any other, [`crate::flows::Repair`]), or anything to a machine that lives.
 //!
 //! Every member of an installation listens for itself. What follows from it is done under one lease, inside whose transactions the repair's task is
-//! written, so that two members, or one that was paused, never begin the same repair twice. While all is well nothing is written and nobody is asked.
+//! written, so that two members, or one that was paused, never begin the same repair twice. While all is well nothing is written; who was silent for a
+//! moment is asked whether it is there, and that is all.
 
 pub(crate) mod judge;
 mod metrics;

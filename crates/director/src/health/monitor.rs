@@ -26,10 +26,13 @@ use crate::error::Result;
 use crate::flows::{self, Repair, SCAN_AND_FIX, Wish, deployment_lock};
 use crate::plan::State;
 
-/// How often is looked while somebody is in doubt.
+/// How often is looked.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often otherwise: silence of seconds is what matters.
-const CALM_LOOK: Duration = Duration::from_secs(1);
+/// Who counts as alive and was silent for a moment is asked whether it is: so many in each look. Fleets of up to some hundred machines are asked every two
+/// seconds by that, larger ones less often, and thousands not before their heartbeats come anyway.
+pub(super) const NUDGES: usize = 150;
+/// How long such a one may take: it is only shown then, and asked again with more patience.
+const NUDGE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an agent may take at least, while its infrastructure is asked.
 const FIRST_PATIENCE: Duration = Duration::from_millis(250);
 /// How long an agent may take to answer a question.
@@ -210,9 +213,8 @@ impl Health {
         let state = link.link();
         let mut last = Instant::now();
         loop {
-            let pause = if self.judge().is_calm() { CALM_LOOK } else { LOOK };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(LOOK) => {}
                 () = self.0.wake.notified() => {}
             }
             let listening = state.borrow().up;
@@ -276,7 +278,12 @@ impl Work {
         }
         self.meet_strangers().await?;
         self.tell_alerts().await?;
-        for agent in self.health.judge().take_due() {
+        let quiet = self.health.judge().take_quiet(NUDGES);
+        for agent in quiet {
+            self.nudge(agent);
+        }
+        let due = self.health.judge().take_due();
+        for agent in due {
             self.ask(agent);
         }
         let calm = self.health.judge().is_calm();
@@ -360,6 +367,26 @@ impl Work {
             self.health.0.metrics.alerted(&event.object_name);
         }
         Ok(tx.commit().await?)
+    }
+
+    /// Asks one that counts as alive.
+    fn nudge(&self, agent: AgentId) {
+        let (health, app) = (self.health.clone(), self.app.clone());
+        task::spawn(task::Kind::Job, format!("nudge {agent}"), async move {
+            let client = app
+                .bus
+                .agent(agent, agent.to_string())
+                .with_timeout(NUDGE_PATIENCE);
+            match client.ping().await {
+                Ok(()) => health.heard(agent),
+                Err(error) => {
+                    tracing::debug!(%agent, error = %chain(&error), "a machine does not answer");
+                    health.judge().unmoved(agent);
+                    health.0.wake.notify_one();
+                }
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
     }
 
     /// Asks a suspect and its infrastructure, beside everything else.

@@ -103,6 +103,8 @@ struct Count {
     died: BTreeMap<AgentId, u64>,
 }
 
+/// Nudges in a pass, as many as the monitor's.
+const NUDGES: usize = super::monitor::NUDGES;
 /// Machines of a cluster: three masters and some workers.
 const CLUSTER: usize = 10;
 const MASTERS: usize = 3;
@@ -335,6 +337,17 @@ impl World {
     }
 
     fn look(&mut self, judge: &mut Judge) {
+        for agent in judge.take_quiet(NUDGES) {
+            let place = self.places.get(&agent);
+            // One answer in a thousand is lost.
+            let lost = self.random.below(1_000) == 0;
+            let answers = place.is_some_and(|n| !self.is_away(&self.machines[*n])) && self.deaf.is_none();
+            if answers && !lost {
+                judge.hear(agent);
+            } else {
+                judge.unmoved(agent);
+            }
+        }
         for agent in judge.take_due() {
             let Some(n) = self.places.get(&agent).copied() else {
                 judge.forget(agent);

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// Everything that strikes. The first five are those that `HyperShift` tests its etcd with.
-const FAULTS: [Fault; 20] = [
+const FAULTS: [Fault; 21] = [
     Fault::EtcdDataLost,
     Fault::Process("etcd"),
     Fault::EtcdAllKilled,
@@ -44,6 +44,7 @@ const FAULTS: [Fault; 20] = [
     Fault::Killed,
     Fault::Deleted,
     Fault::Deleted,
+    Fault::DiskLost,
     Fault::Frozen,
     Fault::Frozen,
     Fault::CutOff,

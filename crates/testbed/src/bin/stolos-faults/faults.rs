@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     Killed,
     /// It is deleted behind the director's back. Its disk stays.
     Deleted,
+    /// It is deleted, and its persistent disk with it.
+    DiskLost,
     /// Everything in it stands still.
     Frozen,
     /// It neither sends nor gets anything.
@@ -51,7 +53,8 @@ impl Fault {
     pub(crate) fn is_masters(self) -> bool {
         matches!(
             self,
-            Self::FullDisk
+            Self::DiskLost
+                | Self::FullDisk
                 | Self::EtcdDataLost
                 | Self::EtcdCorrupted
                 | Self::EtcdRemoved
@@ -70,6 +73,7 @@ impl Fault {
             Self::Process(program) => kill(site, machine, program),
             Self::Killed => signal(machine.pid, Signal::KILL),
             Self::Deleted => site.delete_machine(&machine.cid),
+            Self::DiskLost => site.delete_machine_and_disks(&machine.cid),
             Self::Frozen => freeze(site, machine),
             Self::CutOff => {
                 let rules = format!(

@@ -53,6 +53,7 @@ impl Arguments {
             (Fault::Frozen, "worker"),
             (Fault::CutOff, "worker"),
             (Fault::Deleted, "master"),
+            (Fault::DiskLost, "master"),
         ] {
             let mut rounds = Vec::new();
             for round in 0..self.rounds {

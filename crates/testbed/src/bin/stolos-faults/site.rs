@@ -122,19 +122,34 @@ impl Site {
 
     /// Deletes a machine as somebody would who goes behind the director's back.
     pub(crate) fn delete_machine(&self, cid: &str) -> anyhow::Result<()> {
+        self.ask_cpi("delete_vm", cid).map(drop)
+    }
+
+    /// The same with its persistent disks.
+    pub(crate) fn delete_machine_and_disks(&self, cid: &str) -> anyhow::Result<()> {
+        let disks = self.ask_cpi("get_disks", cid)?;
+        self.delete_machine(cid)?;
+        let disks = disks.as_array().filter(|disks| !disks.is_empty());
+        for disk in disks.with_context(|| format!("{cid} has no disk"))? {
+            self.ask_cpi("delete_disk", disk.as_str().context("a disk without a name")?)?;
+        }
+        Ok(())
+    }
+
+    fn ask_cpi(&self, method: &str, of: &str) -> anyhow::Result<Value> {
         let mut child = self.cpi().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let request = serde_json::json!({
-            "method": "delete_vm", "arguments": [cid],
+            "method": method, "arguments": [of],
             "context": {"director_uuid": "faults", "request_id": "faults"}, "api_version": 2,
         });
         let stdin = child.stdin.take().context("the CPI takes no input")?;
         serde_json::to_writer(stdin, &request)?;
         let output = child.wait_with_output()?;
-        let reply: Value = serde_json::from_slice(&output.stdout).context("the CPI's reply")?;
+        let mut reply: Value = serde_json::from_slice(&output.stdout).context("the CPI's reply")?;
         if !reply["error"].is_null() {
-            bail!("the CPI did not delete {cid}: {}", reply["error"]);
+            bail!("the CPI failed to {method} {of}: {}", reply["error"]);
         }
-        Ok(())
+        Ok(reply["result"].take())
     }
 
     fn cpi(&self) -> Command {
