@@ -106,16 +106,34 @@ pub(crate) fn start(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> 
     Ok(())
 }
 
-/// Stops all processes, all at once.
+/// Stops all processes, all at once but for those that come after others ([`Stop::after`]).
 pub(crate) fn stop(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> Result<()> {
     Wanted::Stopped.write(paths)?;
     // A job that cannot be read any more still has processes to stop.
     let specs = declared(paths, jobs).unwrap_or_default();
-    let patience = |name: &str| {
-        let spec = specs.iter().find(|spec| spec.name == name);
-        spec.map_or(Stop::default().timeout_s, |spec| spec.stop.timeout_s)
-    };
-    stop_all(platform, &list(platform)?, patience)
+    let how = |name: &str| specs.iter().find(|spec| spec.name == name).map(|spec| &spec.stop);
+    let patience = |name: &str| how(name).map_or(Stop::default().timeout_s, |stop| stop.timeout_s);
+    let mut left = list(platform)?;
+    left.retain(|process| process.state != State::Stopped);
+    let mut result = Ok(());
+    while !left.is_empty() {
+        let waits = |process: &ProcessStatus| {
+            let is_left = |name: &String| {
+                left.iter()
+                    .any(|other| other.name == *name && other.name != process.name)
+            };
+            how(&process.name).is_some_and(|stop| stop.after.iter().any(is_left))
+        };
+        let (mut later, mut now): (Vec<_>, Vec<_>) = left.iter().cloned().partition(waits);
+        if now.is_empty() {
+            // They wait for each other.
+            now = std::mem::take(&mut later);
+        }
+        // The others are stopped all the same; the first failure is told.
+        result = result.and(stop_all(platform, &now, patience));
+        left = later;
+    }
+    result
 }
 
 fn stop_all(

@@ -581,6 +581,42 @@ async fn tasks_wait_for_each_other_and_questions_for_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processes_that_come_after_others_are_stopped_after_them() {
+    let machine = Machine::boot().await;
+    let root = machine.dir.path().to_owned();
+    let process = |name: &str, after: &[&str]| {
+        let says =
+            format!("trap 'sleep 0.2; echo {name} >> {root}/order; exit 0' TERM; echo $$ > {root}/{name}");
+        let body = format!("{says}; while :; do sleep 0.02; done");
+        let process = json!({"name": name, "argv": ["/bin/sh", "-c", body], "stop": {"after": after}});
+        json!({"processes": [process]}).to_string()
+    };
+    let file = "config/processes.yml";
+    let jobs = [
+        job("a").file(file, process("store", &["b/server", "x/not-here"])),
+        job("b").file(file, process("server", &["c/client"])),
+        job("c").file(file, process("client", &[])),
+        // Two that wait for each other are stopped all the same.
+        job("d").file(file, process("egg", &["e/hen"])),
+        job("e").file(file, process("hen", &["d/egg"])),
+    ];
+    machine.deploy(1, &jobs).await;
+    let names = ["store", "server", "client", "egg", "hen"];
+    eventually("all to run", || {
+        names.iter().all(|name| !machine.read(name).is_empty())
+    })
+    .await;
+    assert_eq!(machine.call(Call::Stop).await, Ok(json!("stopped")));
+    let order = machine.read("order");
+    let place = |name: &str| order.lines().position(|line| line == name);
+    assert!(order.lines().count() == 5, "{order}");
+    assert!(
+        place("client") < place("server") && place("server") < place("store"),
+        "{order}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn drain_scripts_are_asked_until_they_have_drained() {
     let machine = Machine::boot().await;
     let root = machine.dir.path().to_owned();

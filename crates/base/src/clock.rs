@@ -23,7 +23,7 @@ enum Source {
 #[derive(Debug, Default)]
 struct Corrected {
     /// By how much it is wrong on purpose.
-    wrong: AtomicI64,
+    wrong: i64,
     /// What is added to come to the time that counts.
     correction: AtomicI64,
 }
@@ -44,34 +44,25 @@ impl Clock {
     /// The same of a machine whose clock is wrong by so many milliseconds, ahead when positive; for tests of what that does.
     #[must_use]
     pub fn wrong_by(millis: i64) -> Self {
-        let clock = Self::correctable();
-        clock.jump(millis);
-        clock
-    }
-
-    /// Has a clock jump, as a machine's does that somebody sets: by so many milliseconds, back when negative. For tests; one that is not correctable is left alone.
-    pub fn jump(&self, millis: i64) {
-        if let Source::Corrected(it) = &self.0 {
-            it.wrong.fetch_add(millis, Ordering::SeqCst);
-        }
+        Self(Source::Corrected(Arc::new(Corrected {
+            wrong: millis,
+            ..Corrected::default()
+        })))
     }
 
     /// What the machine itself says, in milliseconds since the Unix epoch; `None` of a clock that cannot be corrected.
     #[must_use]
     pub fn uncorrected_millis(&self) -> Option<i64> {
         match &self.0 {
-            Source::Corrected(it) => {
-                Some(Timestamp::now().as_millisecond() + it.wrong.load(Ordering::SeqCst))
-            }
+            Source::Corrected(it) => Some(Timestamp::now().as_millisecond() + it.wrong),
             Source::System | Source::Manual(_) => None,
         }
     }
 
-    /// From now on the time is the machine's plus so many milliseconds; gives what was added before. A clock that cannot be corrected is left alone.
-    pub fn correct(&self, millis: i64) -> i64 {
-        match &self.0 {
-            Source::Corrected(it) => it.correction.swap(millis, Ordering::SeqCst),
-            Source::System | Source::Manual(_) => 0,
+    /// From now on the time is the machine's plus so many milliseconds. A clock that cannot be corrected is left alone.
+    pub fn correct(&self, millis: i64) {
+        if let Source::Corrected(it) = &self.0 {
+            it.correction.store(millis, Ordering::SeqCst);
         }
     }
 
@@ -87,7 +78,7 @@ impl Clock {
         match &self.0 {
             Source::System => Timestamp::now(),
             Source::Corrected(it) => {
-                let own = Timestamp::now().as_millisecond() + it.wrong.load(Ordering::SeqCst);
+                let own = Timestamp::now().as_millisecond() + it.wrong;
                 Timestamp::from_millisecond(own + it.correction.load(Ordering::SeqCst))
                     .unwrap_or(Timestamp::UNIX_EPOCH)
             }

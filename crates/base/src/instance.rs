@@ -4,11 +4,13 @@
 //! and `down` touches only its own. Interface names are limited to 15 bytes (`IFNAMSIZ`), which is why an instance
 //! name is short.
 
-use std::fmt;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+
+use crate::process::Process;
 
 /// The name of one installation on a host: a lower-case letter, then up to seven lower-case letters or digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -203,6 +205,29 @@ impl Instance {
             record: self.run().join(format!("{name}.pid")),
             log: self.logs().join(format!("{name}.log")),
         }
+    }
+
+    /// The managers that run on this host, configured or not, each with its record, in the order of those.
+    ///
+    /// # Errors
+    /// When the directory of records cannot be read.
+    pub fn running_managers(&self) -> io::Result<Vec<(Utf8PathBuf, Process)>> {
+        let mut found = Vec::new();
+        if !self.run().exists() {
+            return Ok(found);
+        }
+        for entry in self.run().read_dir_utf8()? {
+            let path = entry?.into_path();
+            let name = path.file_name().unwrap_or_default();
+            if name.starts_with("stolosd")
+                && name.ends_with(".pid")
+                && let Some(process) = Process::recorded(&path)?
+            {
+                found.push((path, process));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
     }
 
     /// The directory of one of the bus's servers, counted from 0. That of the first one is what a server that is alone has.

@@ -16,7 +16,7 @@ use rcgen::{
 use crate::secret::Secret;
 
 /// Certificates start this long before they are made: a clock that is behind accepts them, and so does everybody after a clock that was ahead was set right.
-const BACKDATE: Duration = Duration::from_secs(24 * 60 * 60);
+pub const BACKDATE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A certificate and its private key, both PEM.
 #[derive(Clone, Debug)]

@@ -29,6 +29,7 @@ use stolos_base::{Classify, chain};
 
 use crate::Service;
 use crate::authorize::Caller;
+use crate::db::OperationRow;
 use crate::error::Error;
 
 /// The largest request body: the certificates of fifty registries, or the files of a profile.
@@ -167,9 +168,15 @@ fn unreadable(rejection: JsonRejection) -> Failure {
 }
 
 /// PKS's bodies have no place for the operation; a header takes nothing away from its clients.
-fn operation_header(id: &str) -> [(header::HeaderName, header::HeaderValue); 1] {
-    let id = header::HeaderValue::try_from(id).unwrap_or(header::HeaderValue::from_static("?"));
+fn operation_header(operation: &OperationRow) -> [(header::HeaderName, header::HeaderValue); 1] {
+    let id = header::HeaderValue::try_from(operation.id.to_string());
+    let id = id.unwrap_or(header::HeaderValue::from_static("?"));
     [(header::HeaderName::from_static("x-stolos-operation"), id)]
+}
+
+/// The answer to a request for which an operation began.
+fn begun(operation: &OperationRow) -> Response {
+    (StatusCode::ACCEPTED, operation_header(operation)).into_response()
 }
 
 impl FromRequestParts<App> for Caller {

@@ -352,6 +352,11 @@ fn check_zones(zones: &[String]) -> Result<(), InvalidPlans> {
     }
 }
 
+/// Whether a cluster may have so many masters. Two survive no more than one, and four no more than three.
+pub(crate) fn can_be_masters(n: u32) -> bool {
+    matches!(n, 1 | 3 | 5)
+}
+
 fn check(plan: &Plan, zones: &[String]) -> Result<(), String> {
     for zone in plan.master_zones.iter().chain(&plan.worker_zones) {
         if !zones.contains(zone) {
@@ -373,7 +378,7 @@ fn check(plan: &Plan, zones: &[String]) -> Result<(), String> {
             plan.max_worker_instances
         ));
     }
-    if !matches!(plan.master_instances, 1 | 3 | 5) {
+    if !can_be_masters(plan.master_instances) {
         return Err(format!(
             "master_instances is {}, which is not 1, 3 or 5",
             plan.master_instances

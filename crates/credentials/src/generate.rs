@@ -13,6 +13,7 @@ use rcgen::{
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
 use stolos_base::Secret;
+use stolos_base::pki::BACKDATE;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
@@ -23,8 +24,6 @@ use crate::parameters::{
 };
 use crate::value::{Certificate, Value};
 
-/// Certificates start this long before they are made: a clock that is behind accepts them, and so does everybody after a clock that was ahead was set right.
-const BACKDATE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The length of a user's name that nobody chose.
 const USERNAME_LENGTH: usize = 20;
 

@@ -44,7 +44,16 @@ pub(crate) struct Supervisor {
     /// Names whose stop has come to an end, for those who wait for it.
     finished: Vec<(String, Result<(), String>)>,
     /// Once set, nothing is started any more.
-    ending: bool,
+    ending: Option<End>,
+}
+
+/// Everything is being stopped.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// Until then those that come after others wait for them.
+    turns_until: Instant,
+    /// When patience ends.
+    deadline: Instant,
 }
 
 struct Process {
@@ -99,7 +108,7 @@ impl Supervisor {
             events: VecDeque::new(),
             last_event: 0,
             finished: Vec::new(),
-            ending: false,
+            ending: None,
         }
     }
 
@@ -173,7 +182,7 @@ impl Supervisor {
 
     /// See [`crate::wire::Request::Start`].
     pub(crate) fn start(&mut self, name: &str) -> Result<(), String> {
-        if self.ending {
+        if self.ending.is_some() {
             return Err("the machine is being powered off".to_owned());
         }
         if name == AGENT || !self.processes.contains_key(name) {
@@ -308,12 +317,30 @@ impl Supervisor {
         std::mem::take(&mut self.finished)
     }
 
-    /// Begins to stop everything, the agent too, with at most `limit` of patience.
+    /// Begins to stop everything, the agent too, with at most `limit` of patience. Those that come after others wait for at most half of it.
     pub(crate) fn end(&mut self, now: Instant, limit: Duration) {
-        self.ending = true;
-        let names: Vec<String> = self.processes.keys().cloned().collect();
+        self.ending = Some(End {
+            turns_until: now + limit / 2,
+            deadline: now + limit,
+        });
+        self.end_those_whose_turn_it_is(now);
+    }
+
+    fn end_those_whose_turn_it_is(&mut self, now: Instant) {
+        let Some(end) = self.ending else { return };
+        let is_down = |name: &String| {
+            let process = self.processes.get(name);
+            process.is_none_or(|process| matches!(process.phase, Phase::Down))
+        };
+        let turn = |process: &Process| now >= end.turns_until || process.spec.stop.after.iter().all(is_down);
+        let names: Vec<String> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| turn(process))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in names {
-            self.bring_down(&name, now, Some(limit));
+            self.bring_down(&name, now, Some(end.deadline.saturating_duration_since(now)));
         }
     }
 
@@ -410,11 +437,15 @@ impl Supervisor {
                 _ => {}
             }
         }
+        self.end_those_whose_turn_it_is(now);
     }
 
     /// When [`Supervisor::tick`] has to be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.processes.values().filter_map(deadline).min()
+        let is_up = |process: &Process| matches!(process.phase, Phase::Up { .. });
+        let turns = self.ending.filter(|_| self.processes.values().any(is_up));
+        let turns = turns.map(|end| end.turns_until);
+        self.processes.values().filter_map(deadline).chain(turns).min()
     }
 
     /// Sees whether a process that is being stopped is gone, with all that was to go with it.
@@ -435,7 +466,7 @@ impl Supervisor {
         process.phase = Phase::Down;
         process.failures = 0;
         let exit = process.last_exit.clone();
-        let again = process.wanted == Wanted::Up && !self.ending;
+        let again = process.wanted == Wanted::Up && self.ending.is_none();
         if !again {
             process.group.remove();
         }

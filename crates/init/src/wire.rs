@@ -192,6 +192,10 @@ pub struct Stop {
     pub timeout_s: u64,
     /// Who gets the signals.
     pub kill: KillMode,
+    /// Where everything is stopped, this comes after these (`JOB/PROCESS`) have ended: what they do at their end needs it. Those that the machine does
+    /// not have do not count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
 }
 
 impl Default for Stop {
@@ -200,6 +204,7 @@ impl Default for Stop {
             signal: SignalName::Term,
             timeout_s: 20,
             kill: KillMode::Group,
+            after: Vec::new(),
         }
     }
 }

@@ -474,6 +474,31 @@ fn a_terminated_init_ends_everything_in_order_and_says_whether_to_come_back() {
     assert!(log.ends_with("rebooting\n"), "{log}");
 }
 
+/// The one says goodbye to the other, which waits for that, but not for ever.
+#[test]
+fn who_comes_after_others_ends_after_them() {
+    for (goodbye, order) in [("echo server", "server\nstore\n"), ("exec sleep 600", "store\n")] {
+        let mut init = Init::start(r#""power_off_timeout_s":2"#);
+        let path = init.path().to_owned();
+        let script = |name: &str, goodbye: &str| {
+            format!(
+                "trap 'exec >> {path}/order; sleep 0.3; {goodbye}; exit 0' TERM; echo $$ > {path}/{name}; \
+                 while :; do sleep 0.02; done"
+            )
+        };
+        init.run("b/server", &script("server", goodbye));
+        let mut store = shell("a/store", &script("store", "echo store"));
+        store.stop.after = vec!["b/server".to_owned(), "c/not-here".to_owned()];
+        init.run_with(store);
+        let pids = [init.number("server"), init.number("store")];
+        init.signal("TERM");
+        assert_eq!(init.wait_end().code(), Some(i32::from(stolos_init::POWERED_OFF)));
+        assert!(pids.into_iter().all(is_gone));
+        let said = std::fs::read_to_string(path.join("order")).expect("an order");
+        assert_eq!(said, order);
+    }
+}
+
 #[test]
 fn nothing_is_started_while_the_machine_ends() {
     let mut init = Init::start("");

@@ -81,22 +81,7 @@ pub(crate) fn read_config(path: &Utf8Path) -> Result<Value, Failure> {
 pub(crate) fn recorded(instance: &Instance) -> Result<Vec<(Utf8PathBuf, Process)>, Failure> {
     let failed =
         |error: std::io::Error| Failure::ours(format!("failed to look for running managers: {error}"));
-    if !instance.run().exists() {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for entry in instance.run().read_dir_utf8().map_err(failed)? {
-        let path = entry.map_err(failed)?.into_path();
-        let name = path.file_name().unwrap_or_default();
-        if !(name.starts_with("stolosd") && name.ends_with(".pid")) {
-            continue;
-        }
-        if let Some(process) = Process::recorded(&path).map_err(failed)? {
-            found.push((path, process));
-        }
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
+    instance.running_managers().map_err(failed)
 }
 
 /// Ends managers in order, all at the same time. `why` is for people.

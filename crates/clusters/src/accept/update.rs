@@ -11,6 +11,7 @@ use crate::config_file::Secrets;
 use crate::db::{self, ClusterRow};
 use crate::error::{Error, Result};
 use crate::flows::Input;
+use crate::plans::can_be_masters;
 use crate::profiles::compute::ComputeProfile;
 use crate::quotas;
 use crate::render::Rollout;
@@ -260,7 +261,7 @@ impl Desk {
 
 /// The one part of its plan that a cluster has of its own, because a plan's number applies to new clusters only.
 fn set_masters(cluster: &mut ClusterRow, asked: i64) -> Result<()> {
-    let masters = u32::try_from(asked).ok().filter(|n| matches!(n, 1 | 3 | 5));
+    let masters = u32::try_from(asked).ok().filter(|n| can_be_masters(*n));
     let Some(masters) = masters else {
         return Err(Error::Request(format!(
             "number of masters {asked} is not 1, 3 or 5: others survive no more than the next smaller one"

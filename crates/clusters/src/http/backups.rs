@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use stolos_api::pks;
 
-use super::{App, Failure, LONGEST_WAIT, WaitQuery, operation_header, unreadable};
+use super::{App, Failure, LONGEST_WAIT, WaitQuery, begun, unreadable};
 use crate::authorize::{Caller, Right};
 use crate::backups;
 use crate::deps::{Backup, ListedBackup};
@@ -102,7 +102,7 @@ pub(super) async fn cluster_restore(
         return Err(Error::Request("`backup` is empty; it takes an id, or `latest`".to_owned()).into());
     }
     let operation = app.desk().restore(&caller, &name, request.backup.trim()).await?;
-    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
+    Ok(begun(&operation))
 }
 
 fn show(backup: &Backup) -> pks::ClusterBackup {

@@ -3,12 +3,11 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use serde::Deserialize;
 use stolos_api::pks;
 
-use super::{App, Failure, operation_header};
+use super::{App, Failure, begun};
 use crate::authorize::{Caller, Right};
 use crate::db;
 use crate::render::deployment_name;
@@ -61,5 +60,5 @@ pub(super) async fn certificates_rotate(
     Path(name): Path<String>,
 ) -> Result<Response, Failure> {
     let operation = app.desk().rotate(&caller, &name).await?;
-    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
+    Ok(begun(&operation))
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use stolos_api::pks;
 
-use super::{App, Failure, LONGEST_WAIT, operation_header, page, unreadable};
+use super::{App, Failure, LONGEST_WAIT, begun, operation_header, page, unreadable};
 use crate::accept::{Accepted, Deletion, Mode};
 use crate::authorize::{Caller, Right};
 use crate::db;
@@ -33,7 +33,7 @@ impl DryRun {
 
 /// The operation, and what of the request has no effect here: PKS's bodies have no place for either.
 fn headers(accepted: &Accepted) -> HeaderMap {
-    let mut headers = HeaderMap::from_iter(operation_header(&accepted.operation.id.to_string()));
+    let mut headers = HeaderMap::from_iter(operation_header(&accepted.operation));
     if !accepted.not_applied.is_empty()
         && let Ok(value) = HeaderValue::try_from(accepted.not_applied.join(", "))
     {
@@ -173,11 +173,7 @@ pub(super) async fn cluster_delete(
             }
         }
     };
-    Ok((
-        StatusCode::NO_CONTENT,
-        operation_header(&operation.id.to_string()),
-    )
-        .into_response())
+    Ok((StatusCode::NO_CONTENT, operation_header(&operation)).into_response())
 }
 
 /// For a person, under the person's own name where the operator wants that and the cluster can.
@@ -246,7 +242,7 @@ pub(super) async fn cluster_stop(
     Path(name): Path<String>,
 ) -> Result<Response, Failure> {
     let operation = app.desk().switch(&caller, &name, Power::Stop).await?;
-    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
+    Ok(begun(&operation))
 }
 
 pub(super) async fn cluster_start(
@@ -255,5 +251,5 @@ pub(super) async fn cluster_start(
     Path(name): Path<String>,
 ) -> Result<Response, Failure> {
     let operation = app.desk().switch(&caller, &name, Power::Start).await?;
-    Ok((StatusCode::ACCEPTED, operation_header(&operation.id.to_string())).into_response())
+    Ok(begun(&operation))
 }

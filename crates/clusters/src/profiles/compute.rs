@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Invalid, check_key, check_value, pairs};
-use crate::plans::{MachineSize, check_size};
+use crate::plans::{MachineSize, can_be_masters, check_size};
 use crate::shape::{Group, Taint, WORKERS};
 
 /// The most workers of a pool where neither the profile nor the plan says less.
@@ -247,7 +247,7 @@ impl Machines {
 fn control_plane(given: GivenMachines, zones: &[String]) -> Result<Machines, Invalid> {
     let at = |Invalid(what)| Invalid(format!("control_plane: {what}"));
     if let Some(instances) = given.instances
-        && !matches!(instances, 1 | 3 | 5)
+        && !can_be_masters(instances)
     {
         return Err(at(Invalid(format!(
             "`instances` is {instances}, which is not 1, 3 or 5"

@@ -133,6 +133,7 @@ impl World {
         command
             .arg("etcd-member")
             .args(self.words(n))
+            .arg("--when-others-run=--feature-gates=InitialCorruptCheck=true")
             .arg("--")
             .arg(self.etcd.as_str());
         command.args([
@@ -151,7 +152,7 @@ impl World {
             format!("--peer-cert-file={}", self.path(&format!("{n}.pem"))),
             format!("--key-file={}", self.path(&format!("{n}.key"))),
             format!("--peer-key-file={}", self.path(&format!("{n}.key"))),
-            "--feature-gates=InitialCorruptCheck=true".to_owned(),
+            "--feature-gates=CompactHashCheck=true".to_owned(),
         ]);
         if failures > 0 {
             command

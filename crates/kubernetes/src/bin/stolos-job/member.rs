@@ -79,6 +79,10 @@ pub(crate) struct Ensemble {
 pub(crate) struct Start {
     #[command(flatten)]
     ensemble: Ensemble,
+    /// An argument that etcd gets too when a majority of the others runs. Its check against the others' data before it serves is such a one: where all
+    /// start at once, each waits in vain for the others' answers, seconds for each
+    #[arg(long, allow_hyphen_values = true)]
+    when_others_run: Option<String>,
     /// etcd, with the arguments that do not depend on the member's part
     #[arg(last = true, required = true)]
     program: Vec<String>,
@@ -129,6 +133,7 @@ impl Start {
             .args(arguments)
             .arg(format!("--initial-cluster={}", cluster.list))
             .arg(format!("--initial-cluster-state={}", cluster.state))
+            .args(self.when_others_run.filter(|_| cluster.others_run))
             .exec();
         Err(anyhow!(error).context(format!("failed to start `{program}`")))
     }
@@ -149,7 +154,12 @@ impl Start {
             }
             let agreed = others.agreed();
             match etcd::part(own, agreed.as_deref()) {
-                Part::Run => return Ok(ensemble.all("new")),
+                Part::Run => {
+                    return Ok(Cluster {
+                        others_run: agreed.is_some(),
+                        ..ensemble.all("new")
+                    });
+                }
                 Part::Take { .. } => return Ok(ensemble.listed(agreed.as_deref().unwrap_or_default())),
                 Part::Join {
                     remove,
@@ -416,6 +426,7 @@ impl Ensemble {
         Cluster {
             list: list.join(","),
             state,
+            others_run: false,
         }
     }
 
@@ -440,6 +451,7 @@ impl Ensemble {
         Cluster {
             list: list.join(","),
             state: "existing",
+            others_run: false,
         }
     }
 
@@ -499,6 +511,8 @@ fn failures() -> u32 {
 struct Cluster {
     list: String,
     state: &'static str,
+    /// Whether a majority of the others runs.
+    others_run: bool,
 }
 
 #[derive(Default)]

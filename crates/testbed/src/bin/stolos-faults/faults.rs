@@ -44,7 +44,7 @@ pub(crate) enum Fault {
     EtcdRemoved,
     /// All etcds at once are killed.
     EtcdAllKilled,
-    /// The manager is killed and comes back.
+    /// The manager is killed and comes back; one of them, where there are several.
     Manager,
 }
 
@@ -126,10 +126,10 @@ impl Fault {
                 Ok(())
             }
             Self::Manager => {
-                let manager = Process::recorded(&site.instance.run().join("stolosd.pid"))?;
-                Ok(manager
-                    .context("the manager does not run")?
-                    .signal(Signal::KILL)?)
+                let managers = site.instance.running_managers()?;
+                let one = usize::try_from(machine.pid)? % managers.len().max(1);
+                let (_, manager) = managers.get(one).context("no manager runs")?;
+                Ok(manager.signal(Signal::KILL)?)
             }
         }
     }
