@@ -34,7 +34,8 @@ impl Desk {
         }
         cluster.settings.stopped = power == Power::Stop;
         let operation = self.operation(&cluster, LastAction::Update, caller);
-        let mut input = Input::new(&operation, Rollout::Careful);
+        // All masters at once: one alone is no quorum and would be waited for in vain, and there is nothing that a canary could save.
+        let mut input = Input::new(&operation, Rollout::Fresh);
         input.power = Some(power);
         let mut tx = self.begin_tx("accept a stop or a start").await?;
         self.begin_change(&mut tx, &operation, &input).await?;

@@ -1,9 +1,16 @@
 //! The order of the update (bosh.md section 5.5, number 10): groups in the order of the manifest, those with `serial:
 //! false` side by side with their neighbors of the same kind; in a group zone by zone, canaries in the first zone only.
+//!
+//! Other than BOSH's, a group that is stopped or started as a whole is not taken one by one: where nothing runs before, or nothing after, there is nothing to be
+//! careful with, and a member of a quorum that waits for the others would wait in vain.
 
 use stolos_base::ids::InstanceId;
 
+use super::inventory::State;
 use super::types::{Action, GroupOrder, GroupPlacement, InstancePlan, Options, Placement, Stage, Wave};
+
+/// So many instances are stopped or started together at least: more than any quorum has.
+const TOGETHER: u32 = 8;
 
 /// `initial` says whether a group had no instance before.
 pub(super) fn stages(
@@ -53,13 +60,20 @@ fn waves(
     changing.sort_by_key(|plan| (!plan.placed.bootstrap, plan.placed.index));
 
     let update = &group.update;
-    let max_in_flight = options
-        .max_in_flight
-        .unwrap_or(update.max_in_flight)
-        .of(all.len(), 1);
-    let mut canaries =
-        usize::try_from(options.canaries.unwrap_or(update.canaries).of(all.len(), 0)).unwrap_or(usize::MAX);
-    let at_once = group.azs.is_empty() || (initial && update.initial_deploy_az_parallel);
+    let together = all.iter().all(|plan| plan.was_stopped)
+        || all.iter().all(|plan| plan.desired.state != State::Started);
+    let max_in_flight = match options.max_in_flight {
+        Some(asked) => asked.of(all.len(), 1),
+        None if together => update.max_in_flight.of(all.len(), 1).max(TOGETHER),
+        None => update.max_in_flight.of(all.len(), 1),
+    };
+    let canaries = options.canaries.unwrap_or(update.canaries).of(all.len(), 0);
+    let mut canaries = if together && options.canaries.is_none() {
+        0
+    } else {
+        usize::try_from(canaries).unwrap_or(usize::MAX)
+    };
+    let at_once = group.azs.is_empty() || together || (initial && update.initial_deploy_az_parallel);
     let zones: Vec<Option<&String>> = if at_once {
         vec![None]
     } else {

@@ -760,6 +760,38 @@ fn groups_side_by_side_and_canaries() {
     insta::assert_snapshot!("stages", plan.report());
 }
 
+/// Members of a quorum, one after the other by their update settings.
+#[test]
+fn a_group_is_stopped_and_started_together() {
+    let mut world = World::new();
+    let careful = format!("{PLAIN}\nupdate: {{serial: true, canaries: 1, max_in_flight: 1}}");
+    let deployment = manifest(1, 1, &etcd(3, "[z1, z2, z3]", &careful));
+    world.deploy(&deployment);
+    let mut waves = |states: [State; 3]| {
+        for (index, state) in (0_u32..).zip(states) {
+            world.find("etcd", index).state = state;
+        }
+        let plan = world.deploy(&deployment);
+        let waves = plan
+            .stages
+            .iter()
+            .flat_map(|stage| &stage.groups)
+            .flat_map(|group| &group.waves);
+        waves
+            .map(|wave| (wave.instances.len(), wave.canary, wave.max_in_flight))
+            .collect::<Vec<_>>()
+    };
+    let (on, off) = (State::Started, State::Stopped);
+    assert_eq!(
+        waves([off, on, on]),
+        [(1, true, 1)],
+        "one of them is as careful as ever"
+    );
+    assert_eq!(waves([off, off, off]), [(2, false, 8)]);
+    assert_eq!(waves([on, on, on]), [(3, false, 8)]);
+    assert_eq!(waves([on, on, on]), []);
+}
+
 #[test]
 fn renamed_groups_keep_their_instances() {
     let mut world = World::new();
