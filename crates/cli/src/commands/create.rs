@@ -9,6 +9,7 @@ use stolos_api::pks::{
 use super::clusters::block;
 use super::login::pks_client;
 use super::operations;
+use super::patience::Patience;
 use crate::args::{Create, Given};
 use crate::failure::Failure;
 use crate::{output, program_name};
@@ -52,8 +53,12 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
         && let Some(operation) = &begun.operation
     {
         let result = operations::follow(&client, operation).await;
-        // The cluster is shown as it ended, also when it ended badly.
-        if let Ok(now) = client.cluster(&args.name).await {
+        // The cluster is shown as it ended, also when it ended badly. The token may have ended meanwhile.
+        let mut patience = Patience::new(&client);
+        if let Ok(now) = patience
+            .ask(async |client| client.cluster(&args.name).await)
+            .await
+        {
             cluster = now;
         }
         show_created(args, &cluster)?;

@@ -1,10 +1,12 @@
 //! The director, as far as a person uses it directly.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use stolos_api::director::{
-    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, EventState, TaskFilter, TokenSource,
+    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, EventState, TaskFilter, Token,
+    TokenError, TokenSource, Tokens,
 };
 use stolos_api::pks;
 use stolos_base::{Class, Secret};
@@ -16,13 +18,27 @@ use crate::failure::Failure;
 use crate::progress::{State, Steps};
 use crate::{output, program_name};
 
+/// The session's token, renewed when it is about to end: a deploy may take longer than one lives.
+struct OfSession;
+
+impl Tokens for OfSession {
+    fn token(&self) -> Pin<Box<dyn Future<Output = Result<Token, TokenError>> + Send + '_>> {
+        Box::pin(async {
+            let current = login::current().await;
+            let (session, _) = current.map_err(|failure| failure.to_string())?;
+            Ok(Secret::from(session.access_token.as_str()))
+        })
+    }
+}
+
 /// A client of the director for the current session.
 pub(crate) async fn client() -> Result<Client, Failure> {
     let (session, http) = login::current().await?;
-    let token = Secret::from(session.access_token.as_str());
-    let info = pks::Client::new(&session.api, http, token.clone()).info().await;
+    let info = pks::Client::new(&session.api, http, Secret::from(""))
+        .info()
+        .await;
     let info = info.map_err(|error| Failure::from_error(&error))?;
-    let tokens: TokenSource = Arc::new(token);
+    let tokens: TokenSource = Arc::new(OfSession);
     if session.ca_cert.is_empty() {
         let http = stolos_api::http::client(
             &if session.skip_ssl_verification {

@@ -97,10 +97,10 @@ pub(crate) async fn conclude(
         Some(operation) if going.wait => follow(client, &operation).await,
         _ => Ok(()),
     };
-    let cluster = client
-        .cluster(cluster)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
+    // The token may have ended while the operation went on.
+    let cluster = Patience::new(client)
+        .ask(async |client| client.cluster(cluster).await)
+        .await?;
     if going.json {
         output::json(&cluster)?;
     } else {
