@@ -395,6 +395,10 @@ async fn render_and_decide(app: &App, flow: FlowId, request: &Request, ground: G
         recreate_instances: broken,
         canaries: request.canaries,
         max_in_flight: request.max_in_flight,
+        together: request
+            .wanted
+            .as_ref()
+            .is_some_and(|wanted| wanted.instance.is_none()),
         director_settings: app.settings_digest.clone(),
     };
     let digests = Rendered {

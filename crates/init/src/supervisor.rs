@@ -328,20 +328,33 @@ impl Supervisor {
 
     fn end_those_whose_turn_it_is(&mut self, now: Instant) {
         let Some(end) = self.ending else { return };
+        let left = end.deadline.saturating_duration_since(now);
+        // Nothing is started any more.
+        let waiting = |process: &Process| matches!(process.phase, Phase::BackingOff { .. });
+        for name in self.names(waiting) {
+            self.bring_down(&name, now, Some(left));
+        }
         let is_down = |name: &String| {
             let process = self.processes.get(name);
             process.is_none_or(|process| matches!(process.phase, Phase::Down))
         };
-        let turn = |process: &Process| now >= end.turns_until || process.spec.stop.after.iter().all(is_down);
-        let names: Vec<String> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| turn(process))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
-            self.bring_down(&name, now, Some(end.deadline.saturating_duration_since(now)));
+        let turn = |process: &Process| {
+            let mut before = process
+                .spec
+                .stop
+                .after
+                .iter()
+                .filter(|name| **name != process.spec.name);
+            now >= end.turns_until || before.all(is_down)
+        };
+        for name in self.names(turn) {
+            self.bring_down(&name, now, Some(left));
         }
+    }
+
+    fn names(&self, which: impl Fn(&Process) -> bool) -> Vec<String> {
+        let these = self.processes.iter().filter(|(_, process)| which(process));
+        these.map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether nothing runs any more.
@@ -416,6 +429,7 @@ impl Supervisor {
 
     /// Does what is due.
     pub(crate) fn tick(&mut self, now: Instant) {
+        self.end_those_whose_turn_it_is(now);
         let due: Vec<String> = self
             .processes
             .iter()

@@ -54,11 +54,18 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
     {
         let result = operations::follow(&client, operation).await;
         // The cluster is shown as it ended, also when it ended badly. The token may have ended meanwhile.
-        let mut patience = Patience::new(&client);
-        if let Ok(now) = patience
-            .ask(async |client| client.cluster(&args.name).await)
-            .await
-        {
+        let now = match &result {
+            Ok(()) => {
+                Patience::new(&client)
+                    .ask(async |client| client.cluster(&args.name).await)
+                    .await
+            }
+            Err(_) => client
+                .cluster(&args.name)
+                .await
+                .map_err(|error| Failure::of_api(&error)),
+        };
+        if let Ok(now) = now {
             cluster = now;
         }
         show_created(args, &cluster)?;

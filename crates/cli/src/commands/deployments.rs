@@ -16,16 +16,20 @@ use super::login;
 use crate::args::{Delete, Deploy, DirectorTasks, Json, Named};
 use crate::failure::Failure;
 use crate::progress::{State, Steps};
+use crate::session::Session;
 use crate::{output, program_name};
 
-/// The session's token, renewed when it is about to end: a deploy may take longer than one lives.
-struct OfSession;
+/// The session's token, renewed when it is about to end: a deploy may take longer than one lives. Where that cannot be done, or somebody has logged in elsewhere
+/// meanwhile, it is the one that we began with, for as long as the director takes it.
+struct OfSession(Session);
 
 impl Tokens for OfSession {
     fn token(&self) -> Pin<Box<dyn Future<Output = Result<Token, TokenError>> + Send + '_>> {
         Box::pin(async {
-            let current = login::current().await;
-            let (session, _) = current.map_err(|failure| failure.to_string())?;
+            let session = match login::current().await {
+                Ok((session, _)) if session.api == self.0.api => session,
+                _ => self.0.clone(),
+            };
             Ok(Secret::from(session.access_token.as_str()))
         })
     }
@@ -38,7 +42,7 @@ pub(crate) async fn client() -> Result<Client, Failure> {
         .info()
         .await;
     let info = info.map_err(|error| Failure::from_error(&error))?;
-    let tokens: TokenSource = Arc::new(OfSession);
+    let tokens: TokenSource = Arc::new(OfSession(session.clone()));
     if session.ca_cert.is_empty() {
         let http = stolos_api::http::client(
             &if session.skip_ssl_verification {

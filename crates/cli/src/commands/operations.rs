@@ -97,10 +97,19 @@ pub(crate) async fn conclude(
         Some(operation) if going.wait => follow(client, &operation).await,
         _ => Ok(()),
     };
-    // The token may have ended while the operation went on.
-    let cluster = Patience::new(client)
-        .ask(async |client| client.cluster(cluster).await)
-        .await?;
+    let cluster = match &result {
+        // The token may have ended while the operation went on.
+        Ok(()) => {
+            Patience::new(client)
+                .ask(async |client| client.cluster(cluster).await)
+                .await?
+        }
+        // The server may be away: why the operation was not followed to its end says more.
+        Err(_) => match client.cluster(cluster).await {
+            Ok(cluster) => cluster,
+            Err(_) => return result,
+        },
+    };
     if going.json {
         output::json(&cluster)?;
     } else {

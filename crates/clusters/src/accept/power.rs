@@ -34,7 +34,7 @@ impl Desk {
         }
         cluster.settings.stopped = power == Power::Stop;
         let operation = self.operation(&cluster, LastAction::Update, caller);
-        // All masters at once: one alone is no quorum and would be waited for in vain, and there is nothing that a canary could save.
+        // Nothing that a canary could save. Whole groups change their state together, see the director's order.
         let mut input = Input::new(&operation, Rollout::Fresh);
         input.power = Some(power);
         let mut tx = self.begin_tx("accept a stop or a start").await?;

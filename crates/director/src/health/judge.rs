@@ -165,6 +165,10 @@ pub(crate) struct Judge {
     names: BTreeMap<Arc<str>, usize>,
     /// Whether nobody listened in the last pass.
     was_deaf: bool,
+    /// How often it began to listen anew. Who was nudged before that need not have been able to answer.
+    epoch: u64,
+    /// Until then nobody is nudged: others need time to come back, too.
+    nudge_from: Millis,
 }
 
 /// Who is asked about before an infrastructure is believed that a machine is gone.
@@ -218,6 +222,8 @@ impl Judge {
             deaths: Vec::new(),
             names: BTreeMap::new(),
             was_deaf: false,
+            epoch: 0,
+            nudge_from: 0,
         }
     }
 
@@ -294,6 +300,8 @@ impl Judge {
             return;
         }
         if std::mem::take(&mut self.was_deaf) || millis(elapsed) > PAUSE {
+            self.epoch += 1;
+            self.nudge_from = self.now + LEAST_SILENCE;
             // Who was silent may have been back while nobody listened: what is asked of it begins anew.
             for life in self.lives.values_mut() {
                 life.nudged = false;
@@ -346,12 +354,12 @@ impl Judge {
     }
 
     /// Who counts as alive and was silent for a moment, the longest first, at most so many: each is to be nudged, and to be given to [`Self::hear`] or
-    /// [`Self::unmoved`].
+    /// [`Self::unmoved`]. Nobody is where we have just begun to listen.
     pub(crate) fn take_quiet(&mut self, most: usize) -> Vec<AgentId> {
-        if self.was_deaf {
+        let now = self.now;
+        if self.was_deaf || now < self.nudge_from {
             return Vec::new();
         }
-        let now = self.now;
         let is_quiet =
             |life: &Life| life.ever && life.suspect.is_none() && !life.nudged && now - life.heard >= QUIET;
         let quiet = self.lives.iter().filter(|(_, life)| is_quiet(life));
@@ -368,9 +376,17 @@ impl Judge {
         quiet.into_iter().map(|(_, agent)| agent).collect()
     }
 
-    /// A nudge without an answer. Counts only if the machine was not heard since, and nobody was deaf.
-    pub(crate) fn unmoved(&mut self, agent: AgentId) {
+    /// Changes when silence from before says nothing any more.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// A nudge of an epoch without an answer. Counts only if the machine was not heard since, and we listened all the while.
+    pub(crate) fn unmoved(&mut self, agent: AgentId, epoch: u64) {
         let now = self.now;
+        if self.was_deaf || epoch != self.epoch {
+            return;
+        }
         if let Some(life) = self.lives.get_mut(&agent)
             && std::mem::take(&mut life.nudged)
             && life.suspect.is_none()
@@ -464,15 +480,26 @@ impl Judge {
             .is_some_and(|life| life.suspect.is_none() && life.ever)
     }
 
+    /// Whether the infrastructure is to be asked about a machine too: not at the first doubt, which may be a line that is busy for a second.
+    pub(crate) fn is_worth_a_call(&self, agent: AgentId) -> bool {
+        let suspect = self.lives.get(&agent).and_then(|life| life.suspect.as_ref());
+        suspect.is_none_or(|suspect| suspect.seen_to_end || suspect.unanswered > 0)
+    }
+
     /// Who is asked about before an infrastructure is believed that a machine is gone. Of the same deployment where there is one.
     pub(crate) fn witness(&self, of: AgentId) -> Witness {
         let deployment = self.lives.get(&of).map(|life| &life.deployment);
+        // Where all are silent for seconds only, that is our own link more likely than everybody's end.
+        let is_undoubted = |life: &Life| match &life.suspect {
+            None => true,
+            Some(suspect) => !suspect.seen_to_end && self.now - life.heard <= LEAST_SILENCE,
+        };
         let undoubted = || {
             self.lives
                 .iter()
-                .filter(|(agent, life)| **agent != of && life.suspect.is_none())
+                .filter(|(agent, life)| **agent != of && is_undoubted(life))
         };
-        let alive = || undoubted().filter(|(_, life)| life.ever);
+        let alive = || undoubted().filter(|(_, life)| life.ever && life.suspect.is_none());
         let near = alive().find(|(_, life)| Some(&life.deployment) == deployment);
         match near.or_else(|| alive().next()) {
             Some((agent, _)) => Witness::Lives(*agent),
@@ -680,7 +707,7 @@ mod tests {
         assert_eq!(judge.take_quiet(100).len(), 6, "nobody twice");
         judge.hear(agents[0]);
         for agent in &agents[..2] {
-            judge.unmoved(*agent);
+            judge.unmoved(*agent, judge.epoch());
         }
         let doubts = judge.doubts();
         assert!(
@@ -688,15 +715,23 @@ mod tests {
             "{doubts:?}"
         );
         // Nobody listened: what was not answered then says nothing.
+        let before = judge.epoch();
         judge.pass(Duration::from_secs(1), false);
         assert!(judge.take_quiet(100).is_empty());
+        judge.unmoved(agents[2], before);
         judge.pass(Duration::from_secs(1), true);
-        judge.unmoved(agents[2]);
+        judge.unmoved(agents[2], before);
         assert_eq!(judge.doubts().len(), 1);
+        for _ in 0..6 {
+            judge.pass(Duration::from_secs(2), true);
+            judge.hear(agents[0]);
+            assert!(judge.take_quiet(100).is_empty(), "others need time to come back");
+        }
+        judge.pass(Duration::from_secs(2), true);
         assert_eq!(
-            judge.take_quiet(1),
-            [agents[2]],
-            "asked again, the longest silent first"
+            judge.take_quiet(100),
+            [agents[0]],
+            "the others are suspects by now"
         );
     }
 

@@ -208,6 +208,7 @@ impl Health {
             reasons: HashMap::new(),
             unsettled: true,
             looked: None,
+            nudged: None,
             known: false,
         };
         let state = link.link();
@@ -248,6 +249,8 @@ struct Work {
     /// Whether a repair may go on, or may have failed.
     unsettled: bool,
     looked: Option<Instant>,
+    /// When those who were silent for a moment were asked last.
+    nudged: Option<Instant>,
     /// Whether those who should live were read once.
     known: bool,
 }
@@ -278,9 +281,16 @@ impl Work {
         }
         self.meet_strangers().await?;
         self.tell_alerts().await?;
-        let quiet = self.health.judge().take_quiet(NUDGES);
-        for agent in quiet {
-            self.nudge(agent);
+        // Whatever else wakes us: so many in so much time.
+        if self.nudged.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.nudged = Some(Instant::now());
+            let (quiet, epoch) = {
+                let mut judge = self.health.judge();
+                (judge.take_quiet(NUDGES), judge.epoch())
+            };
+            for agent in quiet {
+                self.nudge(agent, epoch);
+            }
         }
         let due = self.health.judge().take_due();
         for agent in due {
@@ -370,7 +380,7 @@ impl Work {
     }
 
     /// Asks one that counts as alive.
-    fn nudge(&self, agent: AgentId) {
+    fn nudge(&self, agent: AgentId, epoch: u64) {
         let (health, app) = (self.health.clone(), self.app.clone());
         task::spawn(task::Kind::Job, format!("nudge {agent}"), async move {
             let client = app
@@ -381,7 +391,7 @@ impl Work {
                 Ok(()) => health.heard(agent),
                 Err(error) => {
                     tracing::debug!(%agent, error = %chain(&error), "a machine does not answer");
-                    health.judge().unmoved(agent);
+                    health.judge().unmoved(agent, epoch);
                     health.0.wake.notify_one();
                 }
             }
@@ -395,9 +405,18 @@ impl Work {
         task::spawn(task::Kind::Job, format!("ask {agent}"), async move {
             let _place = asking.acquire_owned().await;
             let client = app.bus.agent(agent, agent.to_string()).with_timeout(PATIENCE);
-            let witness = health.judge().witness(agent);
+            let (witness, worth) = {
+                let judge = health.judge();
+                (judge.witness(agent), judge.is_worth_a_call(agent))
+            };
             let mut answer = std::pin::pin!(client.ping());
-            let exists = believed(&app, agent, witness);
+            let exists = async {
+                if worth {
+                    believed(&app, agent, witness).await
+                } else {
+                    Ok(None)
+                }
+            };
             let (answered, exists) = tokio::join!(tokio::time::timeout(FIRST_PATIENCE, &mut answer), exists);
             let exists = exists.unwrap_or_else(|error| {
                 tracing::info!(%agent, error = %chain(&error), "the infrastructure does not say whether a machine is there");

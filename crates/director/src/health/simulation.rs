@@ -345,7 +345,7 @@ impl World {
             if answers && !lost {
                 judge.hear(agent);
             } else {
-                judge.unmoved(agent);
+                judge.unmoved(agent, judge.epoch());
             }
         }
         for agent in judge.take_due() {
@@ -358,6 +358,7 @@ impl World {
                 self.machines[n].truth == Truth::Gone,
             );
             let exists = match self.cpi {
+                _ if !judge.is_worth_a_call(agent) => None,
                 Some((_, Cpi::Down)) => None,
                 // It denies whoever lives, too.
                 Some((_, Cpi::Lies)) if judge.witness(agent) != Witness::Nobody => None,

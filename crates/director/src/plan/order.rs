@@ -1,12 +1,11 @@
 //! The order of the update (bosh.md section 5.5, number 10): groups in the order of the manifest, those with `serial:
 //! false` side by side with their neighbors of the same kind; in a group zone by zone, canaries in the first zone only.
 //!
-//! Other than BOSH's, a group that is stopped or started as a whole is not taken one by one: where nothing runs before, or nothing after, there is nothing to be
-//! careful with, and a member of a quorum that waits for the others would wait in vain.
+//! Other than BOSH's, groups that are stopped or started as a whole are not taken one by one, nor zone by zone: there is nothing to be careful with, and a
+//! member of a quorum that waits for the others would wait in vain.
 
 use stolos_base::ids::InstanceId;
 
-use super::inventory::State;
 use super::types::{Action, GroupOrder, GroupPlacement, InstancePlan, Options, Placement, Stage, Wave};
 
 /// So many instances are stopped or started together at least: more than any quorum has.
@@ -60,8 +59,7 @@ fn waves(
     changing.sort_by_key(|plan| (!plan.placed.bootstrap, plan.placed.index));
 
     let update = &group.update;
-    let together = all.iter().all(|plan| plan.was_stopped)
-        || all.iter().all(|plan| plan.desired.state != State::Started);
+    let together = options.together;
     let max_in_flight = match options.max_in_flight {
         Some(asked) => asked.of(all.len(), 1),
         None if together => update.max_in_flight.of(all.len(), 1).max(TOGETHER),

@@ -767,7 +767,8 @@ fn a_group_is_stopped_and_started_together() {
     let careful = format!("{PLAIN}\nupdate: {{serial: true, canaries: 1, max_in_flight: 1}}");
     let deployment = manifest(1, 1, &etcd(3, "[z1, z2, z3]", &careful));
     world.deploy(&deployment);
-    let mut waves = |states: [State; 3]| {
+    let mut waves = |together: bool, states: [State; 3]| {
+        world.options.together = together;
         for (index, state) in (0_u32..).zip(states) {
             world.find("etcd", index).state = state;
         }
@@ -783,13 +784,18 @@ fn a_group_is_stopped_and_started_together() {
     };
     let (on, off) = (State::Started, State::Stopped);
     assert_eq!(
-        waves([off, on, on]),
+        waves(false, [off, on, on]),
         [(1, true, 1)],
         "one of them is as careful as ever"
     );
-    assert_eq!(waves([off, off, off]), [(2, false, 8)]);
-    assert_eq!(waves([on, on, on]), [(3, false, 8)]);
-    assert_eq!(waves([on, on, on]), []);
+    assert_eq!(waves(true, [off, off, off]), [(2, false, 8)]);
+    assert_eq!(
+        waves(false, [on, off, on]).len(),
+        2,
+        "another deploy goes zone by zone"
+    );
+    assert_eq!(waves(true, [on, on, on]), [(1, false, 8)]);
+    assert_eq!(waves(true, [on, on, on]), []);
 }
 
 #[test]

@@ -169,6 +169,8 @@ pub struct Options {
     pub canaries: Option<stolos_manifest::Count>,
     /// Overrides `max_in_flight`.
     pub max_in_flight: Option<stolos_manifest::Count>,
+    /// Whether groups are stopped or started as a whole.
+    pub together: bool,
     /// Digest of the director's own settings, see [`Settings::director`](super::Settings).
     pub director_settings: String,
 }

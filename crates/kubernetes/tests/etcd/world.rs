@@ -152,7 +152,6 @@ impl World {
             format!("--peer-cert-file={}", self.path(&format!("{n}.pem"))),
             format!("--key-file={}", self.path(&format!("{n}.key"))),
             format!("--peer-key-file={}", self.path(&format!("{n}.key"))),
-            "--feature-gates=CompactHashCheck=true".to_owned(),
         ]);
         if failures > 0 {
             command
