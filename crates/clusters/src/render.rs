@@ -492,7 +492,7 @@ impl Cluster<'_> {
             "pod_security": plan.pod_security,
             "service_cluster_ip_range": spec.networks.services.to_string(),
             "extra_args": flags,
-            "oidc_ca_file": oidc.map(|oidc| oidc.ca.as_str()).unwrap_or_default(),
+            "oidc_ca_file": oidc.map(Oidc::flags_ca).unwrap_or_default(),
             "service_account": {
                 "public_key": "((service_account_key.public_key))",
                 "private_key": "((service_account_key.private_key))",
@@ -505,6 +505,9 @@ impl Cluster<'_> {
                 "etcd": etcd_client,
             },
         });
+        if let Some(authentication) = oidc.and_then(Oidc::authentication) {
+            properties["authentication_config"] = json!(authentication);
+        }
         if let Some(profile) = &spec.settings.kubernetes_profile {
             for flag in &profile.files {
                 // `oidc-ca-file` is the property `oidc_ca_file`.
