@@ -1,5 +1,6 @@
 //! The PKS API from outside: every endpoint as nobody and as the wrong role; what is accepted, what is refused, and what it leads to.
 
+mod hostile;
 mod old_client;
 mod pages;
 mod people;
