@@ -13,6 +13,7 @@ pub mod ids;
 pub mod instance;
 pub mod lock;
 pub mod logging;
+pub mod memory;
 pub mod pki;
 pub mod poll;
 pub mod process;

@@ -268,6 +268,33 @@ pub fn check_root(identity: &Identity, least: Duration, now: Timestamp) -> Resul
     Ok(())
 }
 
+/// A text is no bundle of certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BundleProblem {
+    /// There is no PEM block in it.
+    #[error("holds no certificate (PEM)")]
+    Empty,
+    /// A block is damaged or of another kind, such as a private key.
+    #[error("holds something else than certificates (PEM)")]
+    Other,
+}
+
+/// Checks that a text holds certificates as PEM and no other PEM; text between them is allowed, as every reader of PEM does.
+///
+/// # Errors
+/// [`BundleProblem`].
+pub fn check_bundle(text: &str) -> Result<(), BundleProblem> {
+    let mut found = false;
+    for block in x509_parser::pem::Pem::iter_from_buffer(text.as_bytes()) {
+        let block = block.map_err(|_| BundleProblem::Other)?;
+        if block.label != "CERTIFICATE" || block.parse_x509().is_err() {
+            return Err(BundleProblem::Other);
+        }
+        found = true;
+    }
+    if found { Ok(()) } else { Err(BundleProblem::Empty) }
+}
+
 /// When a certificate (PEM) ends; `None` when it cannot be read.
 #[must_use]
 pub fn valid_until(certificate: &str) -> Option<Timestamp> {
@@ -284,6 +311,21 @@ fn at(time: Timestamp) -> time::OffsetDateTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_holds_certificates_and_nothing_else() {
+        let make = |name| Authority::root(name, Duration::from_secs(3600), Timestamp::now()).expect("a CA");
+        let (a, b) = (make("a"), make("b"));
+        let both = format!("{}# ((comment))\n{}", a.certificate(), b.certificate());
+        assert_eq!(check_bundle(&both), Ok(()));
+        for bad in ["", "x", "-----BEGIN CERTIFICATE-----"] {
+            assert!(check_bundle(bad).is_err(), "{bad}");
+        }
+        let key = format!("{both}{}", a.identity().key.expose());
+        assert_eq!(check_bundle(&key), Err(BundleProblem::Other));
+        let damaged = a.certificate().replacen('M', "N", 1);
+        assert_eq!(check_bundle(&damaged), Err(BundleProblem::Other));
+    }
 
     #[test]
     fn a_leaf_carries_its_names_and_its_issuer() {

@@ -141,6 +141,32 @@ pub fn set_session(command: &mut Command) {
     }
 }
 
+/// How many files a process of ours opens at most. Programs that we start inherit the limit, and some go through all numbers
+/// below it when they start; a million of them takes seconds, a billion (some container runtimes') minutes.
+const MOST_OPEN_FILES: u64 = 65_536;
+
+/// Raises the soft limit of open files to the hard one, or to 65,536 where that is less; what it is then.
+pub fn raise_open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX);
+    let wanted = limit.maximum.unwrap_or(u64::MAX).min(MOST_OPEN_FILES);
+    if current >= wanted {
+        return current;
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => wanted,
+        Err(error) => {
+            tracing::warn!(%error, wanted, current, "failed to raise the limit of open files");
+            current
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

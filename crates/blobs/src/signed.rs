@@ -1,9 +1,13 @@
 //! Signed URLs: whoever has one may read or write one blob for a while, and needs nothing else.
 //!
-//! The shape is BOSH's DAV blob store with `enable_signed_urls`: `/signed/<aa>/<id>?st=<signature>&ts=<seconds>&e=<seconds>`
-//! where `aa` are the first two hex digits of the id's SHA-1, `ts` is the time of signing (seconds since the Unix epoch),
-//! `e` the time it holds, and the signature the unpadded URL-safe base64 of HMAC-SHA256 over verb, `<aa>/<id>`, `ts` and `e`
-//! put one after the other.
+//! The shape is that of BOSH's DAV blob store with `enable_signed_urls`:
+//! `/signed/<aa>/<id>?st=<signature>&ts=<seconds>&e=<seconds>&v=2` where `aa` are the first two hex digits of the id's SHA-1,
+//! `ts` is the time of signing (seconds since the Unix epoch) and `e` the time it holds, at most [`LONGEST_VALIDITY`].
+//! The signature is the unpadded URL-safe base64 of HMAC-SHA256 over a purpose, the verb, `<aa>`, the id, `ts` and `e`,
+//! each preceded by its length: BOSH puts them one after the other, so there digits that are moved from `ts` to `e` make
+//! another URL of the same signature, which never ends. Agents use a URL as it is, so they do not mind.
+//!
+//! URLs of BOSH's form that were signed before an upgrade are read to their end, where they can be read in one way only.
 //!
 //! `GET` (and `HEAD`, under the same signature) gives a blob; a sealed one is unsealed when the router has the key.
 //! `PUT` to a blob id takes only bytes of that digest; `PUT` to another name ([`UploadName`]) takes any and records which
@@ -16,13 +20,14 @@ use aws_lc_rs::{digest, hmac};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::StreamExt as _;
 use serde::Deserialize;
+use stolos_base::http::signed_in;
 use stolos_base::{Classify as _, Clock, Secret};
 use tokio_util::io::ReaderStream;
 
@@ -33,6 +38,15 @@ use crate::store::{Blobs, CHUNK, Form};
 
 /// How long BOSH's director lets a URL hold.
 pub const USUAL_VALIDITY: Duration = Duration::from_secs(86_400);
+/// The longest that a URL holds, whatever is asked for or signed.
+pub const LONGEST_VALIDITY: Duration = USUAL_VALIDITY;
+/// What is signed begins with it: nothing else that is made with the same key passes for a URL.
+const PURPOSE: &[u8] = b"stolos signed URL 2";
+/// The form of the signatures that are made.
+const FORM: u8 = 2;
+/// Times of ten digits: from 2001 to 2286. In BOSH's form, where nothing is between the numbers, all others are somebody's
+/// attempt to move a digit.
+const TEN_DIGITS: std::ops::RangeInclusive<i64> = 1_000_000_000..=9_999_999_999;
 /// Sealed blobs are served from memory; rendered templates are far smaller.
 const SEALED_LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -86,13 +100,13 @@ impl Signer {
     }
 
     /// Path and query of a signed URL; put the blob store's `https://host:port` before it. `id` is a [`BlobId`] or
-    /// an [`UploadName`].
+    /// an [`UploadName`]. It holds for `validity`, but no longer than [`LONGEST_VALIDITY`].
     #[must_use]
     pub fn sign(&self, verb: Verb, id: &str, now: i64, validity: Duration) -> String {
-        let (prefix, seconds) = (prefix(id), validity.as_secs());
-        let signature = hmac::sign(&self.0, text(verb, &prefix, id, now, seconds).as_bytes());
+        let (prefix, seconds) = (prefix(id), validity.min(LONGEST_VALIDITY).as_secs());
+        let signature = hmac::sign(&self.0, &text(verb, &prefix, id, now, seconds));
         let signature = URL_SAFE_NO_PAD.encode(signature);
-        format!("/signed/{prefix}/{id}?st={signature}&ts={now}&e={seconds}")
+        format!("/signed/{prefix}/{id}?st={signature}&ts={now}&e={seconds}&v={FORM}")
     }
 
     /// Checks what a request shows; `now` in seconds since the Unix epoch.
@@ -110,21 +124,23 @@ impl Signer {
         let signature = URL_SAFE_NO_PAD
             .decode(&shown.st)
             .map_err(|_| Refused::Signature)?;
-        hmac::verify(
-            &self.0,
-            text(verb, prefix, id, shown.ts, shown.e).as_bytes(),
-            &signature,
-        )
-        .map_err(|_| Refused::Signature)?;
-        // Verb, name and numbers are signed without anything between them (that is BOSH's form), so a digit could be moved
-        // from `e` to `ts`; that makes a time far in the future, which nobody signs.
+        let signed = match shown.v {
+            Some(FORM) => text(verb, prefix, id, shown.ts, shown.e),
+            Some(_) => return Err(Refused::Signature),
+            None => bosh_text(verb, prefix, id, shown).ok_or(Refused::Signature)?,
+        };
+        // Compares in constant time.
+        hmac::verify(&self.0, &signed, &signature).map_err(|_| Refused::Signature)?;
         if shown.ts > now.saturating_add(CLOCK_SKEW) {
             return Err(Refused::Signature);
         }
-        let end = shown
-            .ts
-            .saturating_add(i64::try_from(shown.e).unwrap_or(i64::MAX));
-        if now > end { Err(Refused::Expired) } else { Ok(()) }
+        let longest = LONGEST_VALIDITY.as_secs();
+        let validity = i64::try_from(shown.e.min(longest)).map_err(|_| Refused::Expired)?;
+        let end = shown.ts.checked_add(validity).ok_or(Refused::Expired)?;
+        if shown.e > longest || now > end {
+            return Err(Refused::Expired);
+        }
+        Ok(())
     }
 }
 
@@ -132,8 +148,30 @@ fn prefix(id: &str) -> String {
     hex::encode(&digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, id.as_bytes()).as_ref()[..1])
 }
 
-fn text(verb: Verb, prefix: &str, id: &str, ts: i64, e: u64) -> String {
-    format!("{}{prefix}/{id}{ts}{e}", verb.as_str())
+/// What is signed: each field after its length, so that no two URLs have the same text.
+fn text(verb: Verb, prefix: &str, id: &str, ts: i64, e: u64) -> Vec<u8> {
+    let mut text = Vec::with_capacity(128);
+    for field in [
+        PURPOSE,
+        verb.as_str().as_bytes(),
+        prefix.as_bytes(),
+        id.as_bytes(),
+        &ts.to_be_bytes(),
+        &e.to_be_bytes(),
+    ] {
+        text.extend_from_slice(&(field.len() as u64).to_be_bytes());
+        text.extend_from_slice(field);
+    }
+    text
+}
+
+/// What was signed before: one after the other. `None` where the same text could have been signed for something else:
+/// `ts` has to have ten digits, which leaves one border between it and `e`, and what is read has names of one length.
+fn bosh_text(verb: Verb, prefix: &str, id: &str, shown: &Shown) -> Option<Vec<u8>> {
+    let (ts, e) = (shown.ts, shown.e);
+    let is_clear =
+        verb == Verb::Get && TEN_DIGITS.contains(&ts) && (1..=LONGEST_VALIDITY.as_secs()).contains(&e);
+    is_clear.then(|| format!("{}{prefix}/{id}{ts}{e}", verb.as_str()).into_bytes())
 }
 
 /// The query of a signed URL.
@@ -145,6 +183,9 @@ pub struct Shown {
     pub ts: i64,
     /// How long it holds, in seconds.
     pub e: u64,
+    /// The form of the signature: 2; none for BOSH's.
+    #[serde(default)]
+    pub v: Option<u8>,
 }
 
 /// What the router works with.
@@ -173,10 +214,12 @@ async fn blob_view(
     State(config): State<Arc<Config>>,
     Path((prefix, id)): Path<(String, String)>,
     Query(shown): Query<Shown>,
+    extensions: Extensions,
 ) -> Response {
     if let Err(refused) = config.check(Verb::Get, &prefix, &id, &shown) {
         return forbidden(&refused);
     }
+    signed_in(&extensions);
     let Ok(id) = id.parse::<BlobId>() else {
         return (StatusCode::NOT_FOUND, "there is no such blob\n").into_response();
     };
@@ -188,11 +231,13 @@ async fn blob_upload(
     Path((prefix, id)): Path<(String, String)>,
     Query(shown): Query<Shown>,
     headers: HeaderMap,
+    extensions: Extensions,
     body: Body,
 ) -> Response {
     if let Err(refused) = config.check(Verb::Put, &prefix, &id, &shown) {
         return forbidden(&refused);
     }
+    signed_in(&extensions);
     let size = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())

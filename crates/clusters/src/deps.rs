@@ -120,6 +120,12 @@ pub trait Vault: Send + Sync + 'static {
     fn name(&self, deployment: &str, variable: &str) -> Result<String>;
     /// Keeps a secret text under its whole name, from where manifests refer to it; it replaces an older one.
     fn put(&self, name: &str, text: Secret<String>) -> BoxFuture<'_, Result<()>>;
+    /// Copies a secret text that never changes from its whole name to a variable of a deployment; one that is there stays.
+    ///
+    /// # Errors
+    /// When there is no such text.
+    fn copy<'a>(&'a self, name: &'a str, deployment: &'a str, variable: &'a str)
+    -> BoxFuture<'a, Result<()>>;
     /// Keeps a cluster's own root authority in the place of the one that would be generated.
     fn put_authority(&self, deployment: &str, authority: Identity) -> BoxFuture<'_, Result<()>>;
     /// The newest certificates of a deployment, by name.

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use stolos_api::pks::{CustomCaCert, PrivateRegistries, RegistryHost, RegistryServer};
+use stolos_base::pki;
 
 /// A registry, by the host that image names begin with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,14 +160,11 @@ fn check_place(given: &RegistryHost) -> Result<Place, String> {
     } else {
         given.capabilities.clone()
     };
-    let ca_is_good = given.ca_cert.is_empty()
-        || (given.ca_cert.len() <= LARGEST_CA
-            && given.ca_cert.contains("-----BEGIN CERTIFICATE-----")
-            && given.ca_cert.is_ascii());
-    if !ca_is_good {
-        return Err(format!(
-            "`ca_cert` of `{url}` is no certificate (PEM), or larger than {LARGEST_CA} bytes"
-        ));
+    if given.ca_cert.len() > LARGEST_CA {
+        return Err(format!("`ca_cert` of `{url}` is larger than {LARGEST_CA} bytes"));
+    }
+    if !given.ca_cert.is_empty() {
+        pki::check_bundle(&given.ca_cert).map_err(|problem| format!("`ca_cert` of `{url}` {problem}"))?;
     }
     Ok(Place {
         url,

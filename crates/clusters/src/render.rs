@@ -1,7 +1,8 @@
 //! A cluster's BOSH manifest, made from what the cluster is to be. Pure: no I/O, no clock, no choice that is not in the arguments.
 //!
 //! Owns which jobs run on which of a cluster's groups of machines, which certificates there are and what they name. Never holds a secret:
-//! secrets are `((variables))` that the director resolves.
+//! secrets are `((variables))` that the director resolves. What people wrote enters as a [`Doc`], which makes it literal: it cannot
+//! name a variable.
 //!
 //! Invariants: the same arguments give the same text, byte for byte; a job gets exactly the properties that its spec in
 //! `releases/kubernetes` declares; a machine is given only its own identity (`docs/design/0004-node-certificates.md`).
@@ -12,8 +13,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use stolos_base::ids::ClusterId;
+use stolos_manifest::build::Doc;
+use stolos_manifest::doc_map;
 
 use crate::config_file;
 use crate::error::{Error, Result};
@@ -260,8 +262,8 @@ pub fn dns_replicas(workers: u32) -> u32 {
     workers.div_ceil(16).max(workers.min(2))
 }
 
-fn yaml(value: &Value) -> String {
-    serde_saphyr::to_string(value).expect("a JSON value is always YAML")
+fn yaml(doc: &Doc) -> String {
+    serde_saphyr::to_string(doc.as_json()).expect("a JSON value is always YAML")
 }
 
 /// Everything that a manifest is made of.
@@ -278,7 +280,7 @@ impl Cluster<'_> {
         format!("{}-{}", self.deployment, group.name)
     }
 
-    fn cloud_config(&self) -> Value {
+    fn cloud_config(&self) -> Doc {
         let range = self.lease.range;
         let gateway = Ipv4Addr::from(u32::from(range.network()) + 1);
         let zones: BTreeSet<&str> = self
@@ -286,111 +288,118 @@ impl Cluster<'_> {
             .groups()
             .flat_map(|group| group.zones.iter().map(String::as_str))
             .collect();
-        let vm_types: Vec<Value> = self
+        let vm_types: Doc = self
             .shape
             .groups()
             .map(|group| {
-                json!({
-                    "name": self.vm_type(group),
-                    "cloud_properties": {
-                        "cpu": group.size.cpu,
-                        "ram": group.size.ram,
-                        "ephemeral_disk_size": group.size.ephemeral_disk,
+                doc_map! {
+                    "name" => self.vm_type(group),
+                    "cloud_properties" => doc_map! {
+                        "cpu" => group.size.cpu,
+                        "ram" => group.size.ram,
+                        "ephemeral_disk_size" => group.size.ephemeral_disk,
                     },
-                })
+                }
             })
             .collect();
-        json!({
-            "networks": [{
-                "name": self.deployment,
-                "type": "manual",
-                "subnets": [{
-                    "range": range.to_string(),
-                    "gateway": gateway.to_string(),
-                    "azs": zones,
-                    "cloud_properties": {"segment": self.lease.segment},
-                }],
-            }],
-            "vm_types": vm_types,
-        })
+        let subnet = doc_map! {
+            "range" => range.to_string(),
+            "gateway" => gateway.to_string(),
+            "azs" => zones.into_iter().collect::<Doc>(),
+            "cloud_properties" => doc_map! {"segment" => &self.lease.segment},
+        };
+        doc_map! {
+            "networks" => [doc_map! {"name" => self.deployment, "type" => "manual", "subnets" => [subnet]}],
+            "vm_types" => vm_types,
+        }
     }
 
-    fn manifest(&self) -> Value {
+    fn manifest(&self) -> Doc {
         let spec = self.spec;
         let careful = spec.rollout == Rollout::Careful;
         let in_flight = spec.in_flight.unwrap_or(spec.plan.worker_max_in_flight);
-        let mut groups = vec![self.group(&self.shape.masters, self.master_jobs())];
+        let mut masters = self.group(&self.shape.masters, self.master_jobs());
         if careful {
             // Never two members of a quorum at once.
-            groups[0]["update"] = json!({"max_in_flight": 1});
+            masters.set("update", doc_map! {"max_in_flight" => 1_u32});
         }
-        if self.spec.phase != (Phase::Restoring { alone: true }) {
+        let mut groups = vec![masters];
+        if spec.phase != (Phase::Restoring { alone: true }) {
             for pool in &self.shape.pools {
                 groups.push(self.group(pool, self.worker_jobs(pool)));
             }
         }
-        let mut manifest = json!({
-            "name": self.deployment,
-            "releases": [{"name": self.artifacts.release, "version": self.artifacts.release_version}],
-            "stemcells": [{
-                "alias": "default",
-                "os": self.artifacts.stemcell_os,
-                "version": self.artifacts.stemcell_version,
+        let mut manifest = doc_map! {
+            "name" => self.deployment,
+            "releases" => [doc_map! {
+                "name" => &self.artifacts.release,
+                "version" => &self.artifacts.release_version,
             }],
-            "update": {
-                "canaries": u32::from(careful),
-                "max_in_flight": if careful { in_flight } else { 4 },
+            "stemcells" => [doc_map! {
+                "alias" => "default",
+                "os" => &self.artifacts.stemcell_os,
+                "version" => &self.artifacts.stemcell_version,
+            }],
+            "update" => doc_map! {
+                "canaries" => u32::from(careful),
+                "max_in_flight" => if careful { in_flight } else { 4 },
                 // At first workers do not wait for masters: their processes do, on the API server itself.
-                "serial": careful,
+                "serial" => careful,
                 // Masters of all zones have to come up together: one alone is no quorum.
-                "initial_deploy_az_update_strategy": if careful { "serial" } else { "parallel" },
-                "canary_watch_time": "1-600000",
-                "update_watch_time": "1-600000",
+                "initial_deploy_az_update_strategy" => if careful { "serial" } else { "parallel" },
+                "canary_watch_time" => "1-600000",
+                "update_watch_time" => "1-600000",
             },
-            "instance_groups": groups,
-            "variables": variables(spec, self.lease),
-        });
+            "instance_groups" => groups,
+            "variables" => variables(spec, self.lease),
+        };
         if !spec.settings.tags.is_empty() {
             let tags = spec.settings.tags.iter();
-            let tags = tags.map(|tag| (tag.name.clone(), json!(tag.value)));
-            manifest["tags"] = Value::Object(tags.collect());
+            manifest.set("tags", Doc::map(tags.map(|tag| (&tag.name, &tag.value))));
         }
         manifest
     }
 
-    fn group(&self, group: &Group, jobs: Vec<Value>) -> Value {
-        let mut value = json!({
-            "name": group.name,
-            "instances": group.instances,
-            "azs": group.zones,
-            "vm_type": self.vm_type(group),
-            "stemcell": "default",
-            "networks": [{"name": self.deployment}],
-            "jobs": jobs,
-        });
+    fn group(&self, group: &Group, jobs: Vec<Doc>) -> Doc {
+        let mut value = doc_map! {
+            "name" => &group.name,
+            "instances" => group.instances,
+            "azs" => group.zones.iter().collect::<Doc>(),
+            "vm_type" => self.vm_type(group),
+            "stemcell" => "default",
+            "networks" => [doc_map! {"name" => self.deployment}],
+            "jobs" => jobs,
+        };
         if group.size.persistent_disk > 0 {
-            value["persistent_disk"] = json!(group.size.persistent_disk);
+            value.set("persistent_disk", group.size.persistent_disk);
         }
         value
     }
 }
 
 /// `{certificate, private_key}` of a certificate variable.
-fn key_pair(variable: &str) -> Value {
-    json!({
-        "certificate": format!("(({variable}.certificate))"),
-        "private_key": format!("(({variable}.private_key))"),
-    })
+fn key_pair(variable: &str) -> Doc {
+    doc_map! {
+        "certificate" => Doc::part(variable, "certificate"),
+        "private_key" => Doc::part(variable, "private_key"),
+    }
+}
+
+/// The same with the PEM of a CA variable.
+fn key_pair_of(variable: &str, authority: &str) -> Doc {
+    let mut pair = key_pair(variable);
+    pair.set("ca", ca(authority));
+    pair
 }
 
 /// The PEM of a CA variable.
-fn ca(variable: &str) -> String {
-    format!("(({variable}.certificate))")
+fn ca(variable: &str) -> Doc {
+    Doc::part(variable, "certificate")
 }
 
 impl Cluster<'_> {
-    fn job(&self, name: &str, properties: Value) -> Value {
-        json!({"name": name, "release": self.artifacts.release, "properties": properties})
+    fn job(&self, name: &str, properties: Doc) -> Doc {
+        doc_map! {"name" => name, "release" => &self.artifacts.release, "properties" => properties}
     }
 
     /// Flags that a Kubernetes profile gives a program.
@@ -401,30 +410,28 @@ impl Cluster<'_> {
             .unwrap_or_default()
     }
 
-    fn master_jobs(&self) -> Vec<Value> {
+    fn master_jobs(&self) -> Vec<Doc> {
         let (settings, networks) = (self.spec.settings, self.spec.networks);
         let phase = self.spec.phase;
         let own_api = format!("https://127.0.0.1:{API_PORT}");
-        let client = |variable: &str| json!({"ca": ca(CA_VARIABLE), "client": key_pair(variable)});
-        let mut member = key_pair("etcd_{instance}");
-        member["ca"] = json!(ca("etcd_ca"));
-        let mut etcd = json!({"tls": member});
+        let client = |variable: &str| doc_map! {"ca" => ca(CA_VARIABLE), "client" => key_pair(variable)};
+        let mut etcd = doc_map! {"tls" => key_pair_of("etcd_{instance}", "etcd_ca")};
         if let Some(quota) = settings
             .kubernetes_profile
             .as_ref()
             .and_then(|profile| profile.etcd_quota)
         {
-            etcd["quota_backend_bytes"] = json!(quota);
+            etcd.set("quota_backend_bytes", quota);
         }
-        let mut dns = json!({"address": networks.dns_address().to_string(), "domain": CLUSTER_DOMAIN});
+        let mut dns = doc_map! {"address" => networks.dns_address().to_string(), "domain" => CLUSTER_DOMAIN};
         if let Some(profile) = &settings.network_profile
             && !profile.nodes_dns.is_empty()
         {
-            dns["upstreams"] = json!(profile.nodes_dns);
+            dns.set("upstreams", Doc::literal(&profile.nodes_dns));
         }
         if phase != Phase::Usual {
-            etcd["restore"] = json!(format!("(({RESTORE_VARIABLE}))"));
-            etcd["hold"] = json!(phase == Phase::Held);
+            etcd.set("restore", Doc::variable(RESTORE_VARIABLE));
+            etcd.set("hold", phase == Phase::Held);
             return vec![self.job("etcd", etcd)];
         }
         let mut jobs = vec![
@@ -432,47 +439,43 @@ impl Cluster<'_> {
             self.job("kube-apiserver", self.api_server()),
             self.job(
                 "kube-controller-manager",
-                json!({
-                    "api_server": own_api,
-                    "service_cluster_ip_range": networks.services.to_string(),
-                    "service_account": {"private_key": "((service_account_key.private_key))"},
-                    "extra_args": self.flags("kube-controller-manager"),
-                    "tls": {
-                        "ca": ca(CA_VARIABLE),
-                        "client": key_pair("kube_controller_manager"),
-                        "signing": key_pair(CA_VARIABLE),
+                doc_map! {
+                    "api_server" => &own_api,
+                    "service_cluster_ip_range" => networks.services.to_string(),
+                    "service_account" => doc_map! {"private_key" => Doc::part("service_account_key", "private_key")},
+                    "extra_args" => Doc::map(self.flags("kube-controller-manager")),
+                    "tls" => doc_map! {
+                        "ca" => ca(CA_VARIABLE),
+                        "client" => key_pair("kube_controller_manager"),
+                        "signing" => key_pair(CA_VARIABLE),
                     },
-                }),
+                },
             ),
             self.job(
                 "kube-scheduler",
-                json!({
-                    "api_server": own_api,
-                    "tls": client("kube_scheduler"),
-                    "extra_args": self.flags("kube-scheduler"),
-                }),
+                doc_map! {
+                    "api_server" => &own_api,
+                    "tls" => client("kube_scheduler"),
+                    "extra_args" => Doc::map(self.flags("kube-scheduler")),
+                },
             ),
             self.job(
                 "cluster-services",
-                json!({
-                    "api_server": own_api,
-                    "tls": client(ADMIN_VARIABLE),
-                    "dns": dns,
-                    "metrics_server": key_pair("metrics_server"),
-                    "addons": self.spec.plan.addons,
-                }),
+                doc_map! {
+                    "api_server" => &own_api,
+                    "tls" => client(ADMIN_VARIABLE),
+                    "dns" => dns,
+                    "metrics_server" => key_pair("metrics_server"),
+                    "addons" => &self.spec.plan.addons,
+                },
             ),
         ];
         jobs.extend(self.node_jobs(&self.shape.masters, &own_api));
         jobs
     }
 
-    fn api_server(&self) -> Value {
+    fn api_server(&self) -> Doc {
         let (spec, plan) = (self.spec, self.spec.plan);
-        let mut etcd_client = key_pair(ETCD_CLIENT_VARIABLE);
-        etcd_client["ca"] = json!(ca("etcd_ca"));
-        let mut front_proxy = key_pair("front_proxy_client");
-        front_proxy["ca"] = json!(ca("front_proxy_ca"));
         let mut flags = self.flags("kube-apiserver");
         // The profile's plug-ins come to the plan's; as a flag they would replace them.
         let mut plugins = plan.admission_plugins.clone();
@@ -485,100 +488,100 @@ impl Cluster<'_> {
         );
         let oidc = spec.settings.trusted_oidc();
         flags.extend(oidc.map(Oidc::flags).unwrap_or_default());
-        let mut properties = json!({
-            "port": API_PORT,
-            "allow_privileged": plan.allow_privileged_containers,
-            "admission_plugins": plugins,
-            "pod_security": plan.pod_security,
-            "service_cluster_ip_range": spec.networks.services.to_string(),
-            "extra_args": flags,
-            "oidc_ca_file": oidc.map(Oidc::flags_ca).unwrap_or_default(),
-            "service_account": {
-                "public_key": "((service_account_key.public_key))",
-                "private_key": "((service_account_key.private_key))",
+        let mut properties = doc_map! {
+            "port" => u32::from(API_PORT),
+            "allow_privileged" => plan.allow_privileged_containers,
+            "admission_plugins" => plugins,
+            "pod_security" => Doc::literal(&plan.pod_security),
+            "service_cluster_ip_range" => spec.networks.services.to_string(),
+            "extra_args" => Doc::map(flags),
+            "oidc_ca_file" => oidc.map(Oidc::flags_ca).unwrap_or_default(),
+            "service_account" => doc_map! {
+                "public_key" => Doc::part("service_account_key", "public_key"),
+                "private_key" => Doc::part("service_account_key", "private_key"),
             },
-            "tls": {
-                "ca": ca(CA_VARIABLE),
-                "server": key_pair("kube_apiserver_{instance}"),
-                "kubelet_client": key_pair("kube_apiserver_kubelet_client"),
-                "front_proxy": front_proxy,
-                "etcd": etcd_client,
+            "tls" => doc_map! {
+                "ca" => ca(CA_VARIABLE),
+                "server" => key_pair("kube_apiserver_{instance}"),
+                "kubelet_client" => key_pair("kube_apiserver_kubelet_client"),
+                "front_proxy" => key_pair_of("front_proxy_client", "front_proxy_ca"),
+                "etcd" => key_pair_of(ETCD_CLIENT_VARIABLE, "etcd_ca"),
             },
-        });
+        };
         if let Some(authentication) = oidc.and_then(Oidc::authentication) {
-            properties["authentication_config"] = json!(authentication);
+            properties.set("authentication_config", authentication);
         }
         if let Some(profile) = &spec.settings.kubernetes_profile {
             for flag in &profile.files {
                 // `oidc-ca-file` is the property `oidc_ca_file`.
-                properties[flag.replace('-', "_")] = json!(format!("(({}))", profile.file_name(flag)));
+                properties.set(&flag.replace('-', "_"), Doc::variable(&profile.variable_of(flag)));
             }
         }
         properties
     }
 
-    fn worker_jobs(&self, pool: &Group) -> Vec<Value> {
+    fn worker_jobs(&self, pool: &Group) -> Vec<Doc> {
         self.node_jobs(
             pool,
             &format!("https://{}:{API_PORT}", self.lease.virtual_address),
         )
     }
 
-    fn node_jobs(&self, group: &Group, api_server: &str) -> Vec<Value> {
+    fn node_jobs(&self, group: &Group, api_server: &str) -> Vec<Doc> {
         let (settings, networks) = (self.spec.settings, self.spec.networks);
         let kubelet = &self.spec.plan.kubelet;
-        let mut runtime = json!({
-            "seed": self.artifacts.image_seed,
-            "registries": settings.registries,
-        });
+        let mut runtime = doc_map! {
+            "seed" => &self.artifacts.image_seed,
+            "registries" => Doc::literal(&settings.registries),
+        };
         let proxies = &settings.proxies;
         for (there, name) in [
             (proxies.http, config_file::HTTP_PROXY),
             (proxies.https, config_file::HTTPS_PROXY),
         ] {
             if there {
-                runtime[name] = json!(format!("(({name}))"));
+                runtime.set(name, Doc::variable(name));
             }
         }
         if !proxies.none_for.is_empty() {
-            runtime["no_proxy"] = json!(proxies.none_for);
+            runtime.set("no_proxy", &proxies.none_for);
         }
         vec![
             self.job("containerd", runtime),
-            self.job("pod-network", json!({"pod_network": networks.pod_prefix()})),
+            self.job("pod-network", doc_map! {"pod_network" => networks.pod_prefix()}),
             self.job(
                 "kubelet",
-                json!({
-                    "api_server": api_server,
-                    "control_plane": group.name == MASTERS,
-                    "cluster_dns": networks.dns_address().to_string(),
-                    "cluster_domain": CLUSTER_DOMAIN,
-                    "labels": group.labels,
-                    "taints": group.taints,
-                    "system_reserved": kubelet.system_reserved,
-                    "eviction_hard": kubelet.eviction_hard,
-                    "extra_args": self.flags("kubelet"),
-                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kubelet_{instance}")},
-                }),
+                doc_map! {
+                    "api_server" => api_server,
+                    "control_plane" => group.name == MASTERS,
+                    "cluster_dns" => networks.dns_address().to_string(),
+                    "cluster_domain" => CLUSTER_DOMAIN,
+                    "labels" => Doc::map(&group.labels),
+                    "taints" => Doc::literal(&group.taints),
+                    "system_reserved" => Doc::map(&kubelet.system_reserved),
+                    "eviction_hard" => Doc::map(&kubelet.eviction_hard),
+                    "extra_args" => Doc::map(self.flags("kubelet")),
+                    "tls" => doc_map! {"ca" => ca(CA_VARIABLE), "client" => key_pair("kubelet_{instance}")},
+                },
             ),
             self.job(
                 "kube-proxy",
-                json!({
-                    "api_server": api_server,
-                    "cluster_cidr": networks.pods.to_string(),
-                    "extra_args": self.flags("kube-proxy"),
-                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("kube_proxy")},
-                }),
+                doc_map! {
+                    "api_server" => api_server,
+                    "cluster_cidr" => networks.pods.to_string(),
+                    "extra_args" => Doc::map(self.flags("kube-proxy")),
+                    "tls" => doc_map! {"ca" => ca(CA_VARIABLE), "client" => key_pair("kube_proxy")},
+                },
             ),
             self.job(
                 "local-volumes",
-                json!({
-                    "api_server": api_server,
-                    "control_plane": group.name == MASTERS,
+                doc_map! {
+                    "api_server" => api_server,
+                    "control_plane" => group.name == MASTERS,
                     // A master's persistent disk is etcd's: what pods write must not fill it.
-                    "persistent": group.name != MASTERS && group.size.persistent_disk > 0,
-                    "tls": {"ca": ca(CA_VARIABLE), "client": key_pair("local_volumes_{instance}")},
-                }),
+                    "persistent" => group.name != MASTERS && group.size.persistent_disk > 0,
+                    "tls" => doc_map! {"ca" => ca(CA_VARIABLE), "client" => key_pair("local_volumes_{instance}")},
+                },
             ),
         ]
     }
@@ -589,12 +592,12 @@ const CLIENT: &[&str] = &["client_auth"];
 const SERVER: &[&str] = &["server_auth"];
 const BOTH: &[&str] = &["client_auth", "server_auth"];
 
-fn authority(name: &str, common_name: &str) -> Value {
-    json!({
-        "name": name,
-        "type": "certificate",
-        "options": {"is_ca": true, "common_name": common_name, "duration": CA_DAYS},
-    })
+fn authority(name: &str, common_name: &str) -> Doc {
+    doc_map! {
+        "name" => name,
+        "type" => "certificate",
+        "options" => doc_map! {"is_ca" => true, "common_name" => common_name, "duration" => CA_DAYS},
+    }
 }
 
 fn leaf(
@@ -604,21 +607,21 @@ fn leaf(
     organization: Option<&str>,
     names: &[String],
     usage: &[&str],
-) -> Value {
-    let mut options = json!({"ca": ca, "common_name": common_name});
+) -> Doc {
+    let mut options = doc_map! {"ca" => ca, "common_name" => common_name};
     if let Some(organization) = organization {
-        options["organization"] = json!(organization);
+        options.set("organization", organization);
     }
     if !names.is_empty() {
-        options["alternative_names"] = json!(names);
+        options.set("alternative_names", names.iter().collect::<Doc>());
     }
-    options["extended_key_usage"] = json!(usage);
-    options["duration"] = json!(LEAF_DAYS);
+    options.set("extended_key_usage", usage.iter().copied().collect::<Doc>());
+    options.set("duration", LEAF_DAYS);
     // Names change with addresses and the host name: another set of options makes another certificate.
-    json!({"name": name, "type": "certificate", "update_mode": "converge", "options": options})
+    doc_map! {"name" => name, "type" => "certificate", "update_mode" => "converge", "options" => options}
 }
 
-fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
+fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Doc> {
     let local = [
         "127.0.0.1".to_owned(),
         "localhost".to_owned(),
@@ -724,7 +727,11 @@ fn variables(spec: &ClusterSpec<'_>, lease: &NetworkLease) -> Vec<Value> {
             &[],
             CLIENT,
         ),
-        json!({"name": "service_account_key", "type": "rsa", "options": {"key_length": 2048}}),
+        doc_map! {
+            "name" => "service_account_key",
+            "type" => "rsa",
+            "options" => doc_map! {"key_length" => 2048_u32},
+        },
     ]
 }
 

@@ -238,6 +238,16 @@ pub static TABLES: Part = Part {
                 )",
             ],
         },
+        Migration {
+            number: 5,
+            name: "reach_of_deployments",
+            statements: &[
+                // intent: beside its own credentials, those that a deployment may name: a JSON list of absolute prefixes. NULL: all.
+                "ALTER TABLE deployments ADD COLUMN may_name TEXT",
+                // Clusters of before named the files of their Kubernetes profile where these lie; their next deploy does not.
+                "UPDATE deployments SET may_name = '[\"/stolos/kubernetes-profiles/\"]' WHERE name LIKE 'service-instance%'",
+            ],
+        },
         // new migrations go above this line, with the next number
     ],
 };

@@ -125,6 +125,16 @@ pub enum Error {
     /// A machine cannot be made anew without a person.
     #[error("{0}")]
     Irreparable(String),
+    /// A deployment that may name its own credentials only names others.
+    #[error(
+        "deployment '{deployment}' may name credentials of its own only, and names {}", .names.join(", ")
+    )]
+    NotItsOwn {
+        /// The deployment.
+        deployment: String,
+        /// The names as written.
+        names: Vec<String>,
+    },
     /// A variable could not be generated or read.
     #[error("failed to {action} variable `{name}`")]
     Variable {
@@ -221,6 +231,7 @@ impl Error {
             Self::Plan(errors) => errors.code(),
             Self::Archive(_) => code::RELEASE_INVALID,
             Self::Templates(_) => code::TEMPLATE,
+            Self::NotItsOwn { .. } => code::BAD_MANIFEST,
             Self::Agent(error) => match **error {
                 stolos_mbus::client::Error::Exception { .. } => code::AGENT_EXCEPTION,
                 stolos_mbus::client::Error::Timeout { .. } => code::AGENT_TIMEOUT,
@@ -264,7 +275,7 @@ impl Classify for Error {
             Self::Variable { class, .. } | Self::Blob { class, .. } | Self::Cpi { class, .. } => *class,
             Self::Request(_) | Self::Plan(_) | Self::NotCompiled(_) | Self::Templates(_) => Class::User,
             Self::Unauthenticated(_) => Class::Unauthenticated,
-            Self::Denied { .. } => Class::Denied,
+            Self::Denied { .. } | Self::NotItsOwn { .. } => Class::Denied,
             Self::Verify(_) | Self::AddressTaken { .. } => Class::Unavailable,
             Self::NoTask(_)
             | Self::NoDeployment(_)

@@ -164,6 +164,7 @@ impl FromRequestParts<Arc<App>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let actor = actor(app, &parts.headers).await?;
+        stolos_base::http::signed_in(&parts.extensions);
         let context = parts
             .headers
             .get("x-bosh-context-id")

@@ -31,7 +31,7 @@ use crate::plan::{
 };
 use crate::render::{Jobs, render_all};
 use crate::tasks::{Line, StageState};
-use crate::variables;
+use crate::variables::{self, Reach};
 
 /// What a person asked for; the input of the flow.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub(crate) struct Request {
     /// Groups or `group/index` whose pre-stop and drain scripts are skipped; `*` for all.
     #[serde(default)]
     pub(crate) skip_drain: Vec<String>,
+    /// Whether the deployment may name its own credentials only, from now on.
+    #[serde(default)]
+    pub(crate) own_credentials: bool,
     /// What instances are to do from now on, where that is to change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) wanted: Option<Wanted>,
@@ -157,6 +160,7 @@ pub(crate) struct LeftVm {
 /// A plan and what was rendered for it.
 pub(crate) struct Prepared {
     pub(crate) kept: Kept,
+    reach: Reach,
     /// Version of each variable, by name as written.
     pub(crate) versions: BTreeMap<String, CredentialId>,
     pub(crate) rendered: BTreeMap<InstanceId, Arc<RenderedInstance>>,
@@ -191,6 +195,7 @@ pub(crate) async fn prepare(app: &App, flow: FlowId, request: &Request) -> Resul
     let body = body.ok_or_else(|| Error::Bug(format!("flow {flow} lost its plan")))?;
     Ok(Some(Prepared {
         kept: from_json("body", &body)?,
+        reach: prepared.reach,
         versions: BTreeMap::new(),
         rendered: BTreeMap::new(),
     }))
@@ -221,6 +226,7 @@ struct Ground {
     stemcells: Vec<StemcellRow>,
     catalog: Catalog,
     generation: u64,
+    reach: Reach,
 }
 
 async fn ground(app: &App, request: &Request) -> Result<Ground> {
@@ -228,7 +234,9 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
     let manifest = compute::run(move || Manifest::parse(&text))
         .await
         .map_err(|error| Error::Bug(format!("reading the manifest ended: {error}")))??;
-    check_variables(app, &manifest).await?;
+    let row = rows::find(&app.db, &manifest.name).await?;
+    let reach = Reach::next(row.as_ref().map(|row| &row.reach), request.own_credentials);
+    check_variables(app, &manifest, &reach).await?;
     let (cloud, cloud_config_ids) = app.cloud.newest(&app.db).await?;
     let stemcells = releases::stemcells(&app.db).await?;
     let deployment = resolve(&manifest, &cloud, &known(app, &stemcells).await?)?;
@@ -295,18 +303,23 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
         stemcells,
         catalog,
         generation: generation + 1,
+        reach,
     })
 }
 
-/// Refuses references to variables that are neither declared nor known, with their places.
-async fn check_variables(app: &App, manifest: &Manifest) -> Result<()> {
+/// Refuses references to variables that the deployment may not name, and to those that are neither declared nor known, with their places.
+async fn check_variables(app: &App, manifest: &Manifest, reach: &Reach) -> Result<()> {
+    let references = stolos_manifest::variables::references(&manifest.document);
+    // Before anybody is told which credentials there are.
+    let named = references.iter().map(|reference| reference.name.as_str());
+    reach.check(&*app.variables, &manifest.name, named)?;
     let declared: BTreeSet<&str> = manifest
         .variables
         .iter()
         .map(|variable| variable.name.as_str())
         .collect();
     let mut known = BTreeSet::new();
-    for reference in stolos_manifest::variables::references(&manifest.document) {
+    for reference in references {
         if !declared.contains(reference.name.as_str())
             && !known.contains(&reference.name)
             && variables::is_known(&*app.variables, &manifest.name, &reference.name).await?
@@ -382,8 +395,8 @@ async fn render_and_decide(app: &App, flow: FlowId, request: &Request, ground: G
     )?);
     let packages = package_blobs(&placement, &ground)?;
     let needed = variables::needed(&placement);
-    let versions = variables::generate(&*app.variables, &name, &needed).await?;
-    let values = variables::values(&*app.variables, &name, &versions).await?;
+    let versions = variables::generate(&*app.variables, &name, &ground.reach, &needed).await?;
+    let values = variables::values(&*app.variables, &name, &ground.reach, &versions).await?;
     for value in values.iter() {
         app.tasks.add_secret(flow, value);
     }
@@ -435,6 +448,7 @@ async fn render_and_decide(app: &App, flow: FlowId, request: &Request, ground: G
         .collect();
     Ok(Prepared {
         versions,
+        reach: ground.reach,
         kept: Kept {
             plan,
             placement,
@@ -559,6 +573,7 @@ async fn keep(app: &App, flow: FlowId, request: &Request, prepared: &Prepared) -
         &request.manifest,
         plan.generation,
         &kept.uses,
+        &prepared.reach,
     )
     .await?;
     inventory::want(&mut tx, plan).await?;

@@ -19,6 +19,63 @@ const INSTANCE: &str = "{instance}";
 /// Stands for the instance's address in options.
 const ADDRESS: &str = "{address}";
 
+/// Which credentials a deployment may name beside its own (design note 0019).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All: what an operator deploys.
+    All,
+    /// Its own, and those below absolute prefixes.
+    Own {
+        /// The prefixes, each with its final slash.
+        also: Vec<String>,
+    },
+}
+
+impl Reach {
+    /// The reach of a deployment's next deploy: one that was narrow once stays so, whoever deploys.
+    pub(crate) fn next(current: Option<&Self>, own_only: bool) -> Self {
+        match current {
+            _ if own_only => Self::Own { also: Vec::new() },
+            Some(current) => current.clone(),
+            None => Self::All,
+        }
+    }
+
+    /// Refuses names, as written, that the deployment may not use.
+    ///
+    /// # Errors
+    /// [`Error::NotItsOwn`] with all of them.
+    pub(crate) fn check<'n>(
+        &self,
+        vault: &dyn Variables,
+        deployment: &str,
+        names: impl IntoIterator<Item = &'n str>,
+    ) -> Result<()> {
+        let Self::Own { also } = self else {
+            return Ok(());
+        };
+        let own = vault.absolute_name(deployment, "x");
+        let own = own.strip_suffix('x').unwrap_or(&own).to_ascii_lowercase();
+        let may = |name: &str| {
+            // Relative names lie below the deployment; all are compared without regard to case, as the credentials themselves are.
+            let name = name.to_ascii_lowercase();
+            !name.starts_with('/')
+                || name.starts_with(&own)
+                || also
+                    .iter()
+                    .any(|prefix| name.starts_with(&prefix.to_ascii_lowercase()))
+        };
+        let others: BTreeSet<&str> = names.into_iter().filter(|name| !may(name)).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        Err(Error::NotItsOwn {
+            deployment: deployment.to_owned(),
+            names: others.into_iter().map(|name| format!("`{name}`")).collect(),
+        })
+    }
+}
+
 /// Values by name as written, of one plan. They are secrets: never stored or logged.
 #[derive(Clone, Default)]
 pub(crate) struct Values(BTreeMap<String, Value>);
@@ -183,11 +240,24 @@ fn layers(wanted: Vec<GenerateVariable>) -> Vec<Vec<GenerateVariable>> {
 }
 
 /// Generates what is needed and gives the version of each name, as written, that counts from now on.
+///
+/// # Errors
+/// [`Error::NotItsOwn`] before anything is made, and those of the credentials.
 pub(crate) async fn generate(
     vault: &dyn Variables,
     deployment: &str,
+    reach: &Reach,
     needed: &Needed,
 ) -> Result<BTreeMap<String, CredentialId>> {
+    let made = needed.layers.iter().flatten().flat_map(|variable| {
+        let authority = variable.options.get("ca").and_then(Value::as_str);
+        std::iter::once(variable.name.as_str()).chain(authority)
+    });
+    reach.check(
+        vault,
+        deployment,
+        made.chain(needed.undeclared.iter().map(String::as_str)),
+    )?;
     let failed = |action, name: &str, failure: Failure| Error::Variable {
         action,
         name: vault.absolute_name(deployment, name),
@@ -232,12 +302,17 @@ pub(crate) async fn is_known(vault: &dyn Variables, deployment: &str, name: &str
     Ok(found.is_some())
 }
 
-/// Reads the values of versions.
+/// Reads the values of versions, also for a plan that was made before its deployment's reach was narrowed.
+///
+/// # Errors
+/// [`Error::NotItsOwn`], and those of the credentials.
 pub(crate) async fn values(
     vault: &dyn Variables,
     deployment: &str,
+    reach: &Reach,
     versions: &BTreeMap<String, CredentialId>,
 ) -> Result<Values> {
+    reach.check(vault, deployment, versions.keys().map(String::as_str))?;
     let read = versions.iter().map(|(name, id)| {
         let value = vault.value(*id);
         async move {
@@ -267,6 +342,19 @@ mod tests {
             json!({"a": "((x_worker-1.key)) {instance}", "b": ["((x_worker-1))-((y))"]})
         );
         assert_eq!(own_text("((open {instance}", "w-0"), "((open {instance}");
+    }
+
+    #[test]
+    fn a_narrow_reach_stays_narrow() {
+        let own = Reach::Own { also: Vec::new() };
+        let old = Reach::Own {
+            also: vec!["/profiles/".to_owned()],
+        };
+        assert_eq!(Reach::next(None, false), Reach::All);
+        assert_eq!(Reach::next(None, true), own);
+        assert_eq!(Reach::next(Some(&Reach::All), true), own);
+        assert_eq!(Reach::next(Some(&old), false), old);
+        assert_eq!(Reach::next(Some(&old), true), own);
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Reader {
             );
             return None;
         }
+        let value = variables::unescape(&value).into_owned();
         Some(Located { value, place })
     }
 

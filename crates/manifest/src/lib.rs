@@ -12,6 +12,7 @@
 //!
 //! The way through: [`Manifest::parse`] + [`CloudConfig::parse`] → [`resolve()`] → `director::plan`.
 
+pub mod build;
 mod cloud;
 pub mod diff;
 mod fields;

@@ -3,7 +3,11 @@
 //! A reference is `((name))`, `((name.key.key))` for a part of a value, `((!name))` (the mark is ignored), and the name may
 //! be absolute (`((/dir/name))`). Names consist of letters, digits and `-_/`, and of the placeholder `{instance}` of
 //! families (design note 0004); anything else in double parentheses, such as shell arithmetic, is text.
+//!
+//! `((!))` stands for two opening parentheses. Text from people who may not name variables is written with it
+//! ([`escape`]), so that nothing in it can be a reference (design note 0019).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
@@ -58,19 +62,45 @@ pub enum Error {
 /// writes it there has to be told that there is no such variable.
 const PLACEHOLDERS: [&str; 2] = ["{instance}", "{address}"];
 
-/// One reference in a text.
+/// Stands for [`OPEN`] in a document.
+const ESCAPED_OPEN: &str = "((!))";
+/// What a reference begins with.
+const OPEN: &str = "((";
+
+/// One reference in a text, or one [`ESCAPED_OPEN`].
 struct Token<'t> {
     start: usize,
     end: usize,
-    name: &'t str,
-    parts: Vec<&'t str>,
+    kind: TokenKind<'t>,
+}
+
+enum TokenKind<'t> {
+    Open,
+    Reference { name: &'t str, parts: Vec<&'t str> },
+}
+
+/// The references in a text.
+fn references_in(text: &str) -> impl Iterator<Item = (&str, Vec<&str>)> {
+    tokens(text).into_iter().filter_map(|token| match token.kind {
+        TokenKind::Reference { name, parts } => Some((name, parts)),
+        TokenKind::Open => None,
+    })
 }
 
 fn tokens(text: &str) -> Vec<Token<'_>> {
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(open) = text[from..].find("((") {
+    while let Some(open) = text[from..].find(OPEN) {
         let start = from + open;
+        if text[start..].starts_with(ESCAPED_OPEN) {
+            from = start + ESCAPED_OPEN.len();
+            found.push(Token {
+                start,
+                end: from,
+                kind: TokenKind::Open,
+            });
+            continue;
+        }
         let inside = start + 2;
         // In "(((a))" the reference is the inner one.
         from = start + 1;
@@ -98,8 +128,10 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
         found.push(Token {
             start,
             end,
-            name,
-            parts: parts.collect(),
+            kind: TokenKind::Reference {
+                name,
+                parts: parts.collect(),
+            },
         });
         from = end;
     }
@@ -109,7 +141,42 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
 /// Whether a text has a reference.
 #[must_use]
 pub fn has_reference(text: &str) -> bool {
-    !tokens(text).is_empty()
+    references_in(text).next().is_some()
+}
+
+/// Whether a text is one reference and nothing else.
+pub(crate) fn is_one_reference(text: &str) -> bool {
+    let whole = |token: &Token<'_>| token.start == 0 && token.end == text.len();
+    matches!(tokens(text).as_slice(), [token @ Token { kind: TokenKind::Reference { .. }, .. }] if whole(token))
+}
+
+/// Writes a text so that [`interpolate`] and [`unescape`] give it back byte for byte, whatever it holds.
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if text.contains(OPEN) {
+        Cow::Owned(text.replace(OPEN, ESCAPED_OPEN))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// The text that was written with [`escape`]; references stay as they are.
+#[must_use]
+pub fn unescape(text: &str) -> Cow<'_, str> {
+    let mut result = String::new();
+    let mut from = 0;
+    for token in tokens(text) {
+        if let TokenKind::Open = token.kind {
+            result.push_str(&text[from..token.start]);
+            result.push_str(OPEN);
+            from = token.end;
+        }
+    }
+    if from == 0 {
+        return Cow::Borrowed(text);
+    }
+    result.push_str(&text[from..]);
+    Cow::Owned(result)
 }
 
 /// All references in a document, keys of mappings included, in the order of the document.
@@ -128,15 +195,15 @@ pub fn references(node: &Node) -> Vec<Reference> {
 }
 
 fn collect(node: &Node, place: &Place, found: &mut Vec<Reference>) {
-    let mut add = |text: &str, place: &Place| {
-        found.extend(tokens(text).into_iter().map(|token| Reference {
-            name: token.name.to_owned(),
-            parts: token.parts.iter().map(|&part| part.to_owned()).collect(),
+    fn add(text: &str, place: &Place, found: &mut Vec<Reference>) {
+        found.extend(references_in(text).map(|(name, parts)| Reference {
+            name: name.to_owned(),
+            parts: parts.into_iter().map(str::to_owned).collect(),
             place: place.clone(),
         }));
-    };
+    }
     match &node.value {
-        Value::Text(text) => add(text, place),
+        Value::Text(text) => add(text, place, found),
         Value::List(list) => {
             for (i, node) in list.iter().enumerate() {
                 collect(node, &place.index(i, node.at), found);
@@ -144,12 +211,8 @@ fn collect(node: &Node, place: &Place, found: &mut Vec<Reference>) {
         }
         Value::Map(map) => {
             for (key, entry) in map {
-                if key.contains("((") {
-                    found.extend(tokens(key).into_iter().map(|token| Reference {
-                        name: token.name.to_owned(),
-                        parts: token.parts.iter().map(|&part| part.to_owned()).collect(),
-                        place: place.key(key, entry.key_at),
-                    }));
+                if key.contains(OPEN) {
+                    add(key, &place.key(key, entry.key_at), found);
                 }
                 collect(&entry.node, &place.key(key, entry.node.at), found);
             }
@@ -163,11 +226,11 @@ fn collect(node: &Node, place: &Place, found: &mut Vec<Reference>) {
 pub fn names(value: &Json) -> BTreeSet<String> {
     fn walk(value: &Json, found: &mut BTreeSet<String>) {
         match value {
-            Json::String(text) => found.extend(tokens(text).into_iter().map(|token| token.name.to_owned())),
+            Json::String(text) => found.extend(references_in(text).map(|(name, _)| name.to_owned())),
             Json::Array(list) => list.iter().for_each(|value| walk(value, found)),
             Json::Object(map) => {
                 for (key, value) in map {
-                    found.extend(tokens(key).into_iter().map(|token| token.name.to_owned()));
+                    found.extend(references_in(key).map(|(name, _)| name.to_owned()));
                     walk(value, found);
                 }
             }
@@ -240,12 +303,15 @@ fn fill_text(
     let mut result = String::new();
     let mut from = 0;
     for token in &tokens {
-        let value = match part_of(token, path, value_of) {
-            Ok(value) => value,
-            Err(err) => {
-                errors.push(err);
-                continue;
-            }
+        let (name, value) = match &token.kind {
+            TokenKind::Open => ("", Json::from(OPEN)),
+            TokenKind::Reference { name, parts } => match part_of(name, parts, path, value_of) {
+                Ok(value) => (*name, value),
+                Err(err) => {
+                    errors.push(err);
+                    continue;
+                }
+            },
         };
         if token.start == 0 && token.end == text.len() {
             return value;
@@ -256,7 +322,7 @@ fn fill_text(
             Json::String(text) => result.push_str(text),
             Json::Number(_) | Json::Bool(_) => result.push_str(&value.to_string()),
             Json::Null | Json::Array(_) | Json::Object(_) => errors.push(Error::NotScalar {
-                name: token.name.to_owned(),
+                name: name.to_owned(),
                 kind: Node::from(value).kind(),
                 path: path.to_owned(),
             }),
@@ -267,15 +333,16 @@ fn fill_text(
 }
 
 fn part_of(
-    token: &Token<'_>,
+    name: &str,
+    parts: &[&str],
     path: &str,
     value_of: &mut dyn FnMut(&str) -> Option<Json>,
 ) -> Result<Json, Error> {
-    let mut value = value_of(token.name).ok_or_else(|| Error::Missing {
-        name: token.name.to_owned(),
+    let mut value = value_of(name).ok_or_else(|| Error::Missing {
+        name: name.to_owned(),
         path: path.to_owned(),
     })?;
-    for part in &token.parts {
+    for part in parts {
         let inner = match &mut value {
             Json::Object(map) => map.shift_remove(*part),
             Json::Array(list) => part
@@ -286,7 +353,7 @@ fn part_of(
             _ => None,
         };
         value = inner.ok_or_else(|| Error::NoPart {
-            name: token.name.to_owned(),
+            name: name.to_owned(),
             part: (*part).to_owned(),
             path: path.to_owned(),
         })?;
@@ -326,6 +393,27 @@ mod tests {
         }
         let nested = json!({"a": [{"((pw))": "((port))"}]});
         assert_eq!(interpolate(&nested, values), Ok(json!({"a": [{"s3cret": 8443}]})));
+    }
+
+    proptest::proptest! {
+        /// Tenants read any credential by writing `((/…))` into a setting of their own cluster: what is escaped is never a reference.
+        #[test]
+        fn escaped_text_is_never_a_reference(text in "[(){}!/.a-c ]{0,24}|\\PC{0,24}") {
+            let escaped = escape(&text);
+            proptest::prop_assert!(!has_reference(&escaped), "{escaped}");
+            let never = |name: &str| -> Option<Json> { panic!("asked for `{name}`") };
+            proptest::prop_assert_eq!(interpolate(&json!(&*escaped), never), Ok(json!(&text)));
+            let unescaped = unescape(&escaped);
+            proptest::prop_assert_eq!(&*unescaped, &text);
+        }
+    }
+
+    #[test]
+    fn escapes_stand_beside_references() {
+        let text = format!("{}((pw)){}", escape("((a))"), escape("((("));
+        assert_eq!(interpolate(&json!(text), values), Ok(json!("((a))s3cret(((")));
+        assert_eq!(unescape("((!))x ((pw))"), "((x ((pw))");
+        assert_eq!(interpolate(&json!({"((!))k": 1}), values), Ok(json!({"((k": 1})));
     }
 
     #[test]

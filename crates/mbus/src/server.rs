@@ -51,6 +51,9 @@ const STAND_BY: Duration = Duration::from_millis(250);
 const LOG_SIZE: u64 = 8 * 1024 * 1024;
 /// … and so many old ones are kept.
 const LOGS_KEPT: u32 = 3;
+/// Clients at once: machines, each with one connection, and us. What has not shown a certificate within `timeout` of `tls`, or not
+/// said who it is within that of `authorization`, is gone again.
+const MOST_CONNECTIONS: u32 = 8192;
 
 /// What the server needs.
 #[derive(Clone, Debug)]
@@ -382,6 +385,9 @@ fn render(config: &Config) -> String {
     // BOSH's figures: a peer that is silent for ten seconds is gone.
     line("ping_interval: \"5s\"".to_owned());
     line("ping_max: 2".to_owned());
+    line(format!("max_connections: {MOST_CONNECTIONS}"));
+    // A client that takes nothing for so long is gone, too.
+    line("write_deadline: \"10s\"".to_owned());
     line(format!("log_file: {}", quoted(&config.log)));
     line(format!("logfile_size_limit: {LOG_SIZE}"));
     line(format!("logfile_max_num: {LOGS_KEPT}"));

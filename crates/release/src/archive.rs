@@ -210,6 +210,27 @@ impl ReleaseArchive {
         Ok(found)
     }
 
+    /// Reads everything and checks the digests of the blobs that are there, for an archive of which nothing is needed.
+    ///
+    /// # Errors
+    /// As [`ReleaseArchive::for_each_blob`]; [`Error::Missing`] for a job that is not there.
+    pub fn verify(&self) -> Result<()> {
+        // What the sink leaves is read for the digest.
+        let found = self.for_each_blob(|_, _| Ok::<_, Error>(()))?;
+        let is_there = |entry: &BlobEntry| found.iter().any(|(found, _)| found == entry);
+        match self
+            .entries()
+            .into_iter()
+            .find(|entry| entry.kind == BlobKind::Job && !is_there(entry))
+        {
+            None => Ok(()),
+            Some(job) => Err(Error::Missing {
+                file: job.path(),
+                archive: self.path.to_string(),
+            }),
+        }
+    }
+
     /// Extracts all blobs into `directory` (one file each, named by content) and parses all jobs. When this returns well,
     /// digests, job specs, templates and their packages are checked, and nothing in the release needs Ruby.
     ///

@@ -108,6 +108,29 @@ impl StemcellArchive {
         &self.manifest
     }
 
+    /// Reads everything and checks the digest of the image, for an archive of which nothing is needed.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::DigestMismatch`], [`Error::Archive`].
+    pub fn verify(&self) -> Result<()> {
+        let digest = &self.manifest.sha1;
+        let mut is_there = false;
+        tarball::walk(self.path.as_str(), open(&self.path)?, Limits::RELEASE, |entry| {
+            if entry.path == "image" && entry.kind == Kind::File {
+                HashingReader::new(entry.data, digest).finish("image", digest)?;
+                is_there = true;
+            }
+            Ok::<_, Error>(Next::Continue)
+        })?;
+        if is_there {
+            return Ok(());
+        }
+        Err(Error::Missing {
+            file: "image".to_owned(),
+            archive: self.path.to_string(),
+        })
+    }
+
     /// Writes the image to `destination` and checks its digest. The file is removed again when the digest is wrong.
     ///
     /// # Errors

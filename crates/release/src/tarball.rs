@@ -103,7 +103,7 @@ pub enum Next {
     Stop,
 }
 
-/// Reads a gzip-compressed tar archive entry by entry. `archive` names it in errors.
+/// Reads a gzip-compressed tar archive entry by entry, to its very end unless `visit` stops. `archive` names it in errors.
 ///
 /// # Errors
 /// [`Error::Archive`] for damaged input, [`Error::Entry`] and [`Error::TooLarge`] for refused input, and what `visit`
@@ -206,6 +206,8 @@ pub fn walk<E: From<Error>>(
             Err(error) => return Err(error),
         }
     }
+    // Behind the last entry are the checksum and the length of everything: without them it is not whole.
+    io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(damaged)?;
     if exceeded.get() {
         return Err(E::from(too_large()));
     }
@@ -238,7 +240,13 @@ struct Limited<R> {
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
+        let n = self.inner.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it ends in the middle: not all of it is there",
+            ),
+            _ => error,
+        })?;
         match self.left.checked_sub(n as u64) {
             Some(left) => {
                 self.left = left;

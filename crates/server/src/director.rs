@@ -49,7 +49,7 @@ impl Director for RemoteDirector {
         manifest: &'a str,
         context: &'a str,
     ) -> BoxFuture<'a, Result<u64>> {
-        Box::pin(self.start_deploy(manifest, context, DeployOptions::default()))
+        Box::pin(self.start_deploy(manifest, context, of_cluster()))
     }
 
     fn deploy_abruptly<'a>(
@@ -61,7 +61,7 @@ impl Director for RemoteDirector {
     ) -> BoxFuture<'a, Result<u64>> {
         let options = DeployOptions {
             skip_drain: Some(group.to_owned()),
-            ..DeployOptions::default()
+            ..of_cluster()
         };
         Box::pin(self.start_deploy(manifest, context, options))
     }
@@ -78,7 +78,7 @@ impl Director for RemoteDirector {
             max_in_flight: Some("100%".to_owned()),
             fix: change.runs,
             skip_drain: (!change.runs).then(|| "*".to_owned()),
-            ..DeployOptions::default()
+            ..of_cluster()
         };
         Box::pin(async move {
             if let Some(task) = self.started(context).await? {
@@ -245,6 +245,14 @@ impl RemoteDirector {
             .filter(usable)
             .map(|task| number(task.id))
             .transpose()
+    }
+}
+
+/// How every deployment of a cluster is deployed: what its owner wrote is part of the manifest, so it may name nothing of others.
+fn of_cluster() -> DeployOptions {
+    DeployOptions {
+        own_credentials: true,
+        ..DeployOptions::default()
     }
 }
 

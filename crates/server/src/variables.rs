@@ -134,6 +134,22 @@ impl Vault for Store {
         })
     }
 
+    fn copy<'a>(
+        &'a self,
+        name: &'a str,
+        deployment: &'a str,
+        variable: &'a str,
+    ) -> BoxFuture<'a, stolos_clusters::Result<()>> {
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("copy a credential", error);
+            let from = Name::absolute(name).map_err(failed)?;
+            let scope = Scope::deployment(DIRECTOR_NAME, deployment).map_err(failed)?;
+            let to = scope.name(variable).map_err(failed)?;
+            let value = self.0.get(&from).await.map_err(failed)?.value;
+            self.0.set_once(&to, value).await.map(drop).map_err(failed)
+        })
+    }
+
     fn put_authority(
         &self,
         deployment: &str,

@@ -162,6 +162,8 @@ pub struct DeployOptions {
     pub max_in_flight: Option<String>,
     /// Skip pre-stop and drain scripts: `*`, or `group,group/index`.
     pub skip_drain: Option<String>,
+    /// The deployment may name credentials of its own only, now and in every later deploy, whoever asks for it.
+    pub own_credentials: bool,
 }
 
 impl DeployOptions {
@@ -170,6 +172,7 @@ impl DeployOptions {
             ("recreate", self.recreate),
             ("fix", self.fix),
             ("dry_run", self.dry_run),
+            ("own_credentials", self.own_credentials),
         ];
         let texts = [
             ("canaries", &self.canaries),

@@ -198,6 +198,12 @@ pub(super) async fn prepare_deploy(
         None => tools.artifacts.for_plan(&cluster.plan)?,
     };
     let rendered = render(&spec, lease, artifacts);
+    if let Some(profile) = &cluster.settings.kubernetes_profile {
+        for flag in &profile.files {
+            let (from, to) = (profile.file_name(flag), profile.variable_of(flag));
+            tools.vault.copy(&from, &rendered.deployment, &to).await?;
+        }
+    }
     tools
         .director
         .set_cloud_config(&rendered.deployment, &rendered.cloud_config)

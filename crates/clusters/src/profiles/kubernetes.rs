@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stolos_api::pks::{Customization, KubernetesProfileRequest};
-use stolos_base::Secret;
+use stolos_base::{Secret, pki};
 
 use super::network::check_services;
 use super::{Invalid, is_word};
@@ -96,7 +96,13 @@ impl KubernetesProfile {
             .any(|flag| flag.starts_with("oidc-") || flag == "authentication-config")
     }
 
-    /// The name of the credential that holds a file.
+    /// The variable of a cluster's deployment that holds a copy of a file: a deployment can name credentials of its own only.
+    #[must_use]
+    pub fn variable_of(&self, flag: &str) -> String {
+        format!("kubernetes_profile/{}/{flag}", self.id)
+    }
+
+    /// The whole name of the credential that holds a file.
     #[must_use]
     pub fn file_name(&self, flag: &str) -> String {
         format!("{}/{flag}", credentials_of(&self.id))
@@ -358,8 +364,8 @@ fn check_file(flag: &str, content: &str) -> Result<(), Invalid> {
             )));
         }
         check_keys(flag, &document)?;
-    } else if !content.contains("-----BEGIN CERTIFICATE-----") {
-        return Err(Invalid(format!("file `{flag}` holds no certificate (PEM)")));
+    } else {
+        pki::check_bundle(content).map_err(|problem| Invalid(format!("file `{flag}` {problem}")))?;
     }
     Ok(())
 }

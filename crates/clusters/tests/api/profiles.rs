@@ -183,8 +183,10 @@ async fn a_cluster_is_made_as_its_profiles_say() {
     );
     let reference = api["encryption_provider_config"].as_str().expect("a reference");
     let name = reference.trim_start_matches("((").trim_end_matches("))");
+    // A copy among the deployment's own credentials, which are all that it may name.
+    let name = format!("{}/{name}", manifest["name"].as_str().expect("a name"));
     assert_eq!(
-        lock(&world.below.secrets).get(name).map(String::as_str),
+        lock(&world.below.secrets).get(&name).map(String::as_str),
         Some(encryption)
     );
     assert_eq!(

@@ -202,6 +202,17 @@ impl Vault for Below {
         lock(&self.secrets).insert(name.to_owned(), text.expose().clone());
         Box::pin(ready(Ok(())))
     }
+    fn copy<'a>(
+        &'a self,
+        name: &'a str,
+        deployment: &'a str,
+        variable: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        let mut secrets = lock(&self.secrets);
+        let text = secrets.get(name).cloned().expect("the text that is copied");
+        secrets.entry(format!("{deployment}/{variable}")).or_insert(text);
+        Box::pin(ready(Ok(())))
+    }
     fn put_authority(&self, deployment: &str, authority: Identity) -> BoxFuture<'_, Result<()>> {
         let name = format!("{deployment}/kubernetes_ca");
         lock(&self.secrets).insert(name, authority.certificate);

@@ -9,6 +9,7 @@ use stolos_store::{AnyRow, AssertSqlSafe, Db, Fence, Tx, query};
 
 use super::{begin_fenced, from_json, get, parse, to_json};
 use crate::error::{Error, Result};
+use crate::variables::Reach;
 
 /// A deployment as kept.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct DeploymentRow {
     pub(crate) cloud_config_ids: Vec<i64>,
     pub(crate) releases: Vec<NameVersion>,
     pub(crate) stemcells: Vec<NameVersion>,
+    /// Which credentials it may name.
+    pub(crate) reach: Reach,
 }
 
 /// What a deployment uses.
@@ -31,7 +34,7 @@ pub(crate) struct Uses {
     pub(crate) stemcells: Vec<NameVersion>,
 }
 
-const COLUMNS: &str = "name, generation, manifest, cloud_config_ids, releases, stemcells";
+const COLUMNS: &str = "name, generation, manifest, cloud_config_ids, releases, stemcells, may_name";
 
 pub(crate) async fn find(db: &Db, name: &str) -> Result<Option<DeploymentRow>> {
     let sql = format!("SELECT {COLUMNS} FROM deployments WHERE name = $1");
@@ -95,6 +98,7 @@ pub(crate) async fn want(
     manifest: &str,
     generation: u64,
     uses: &Uses,
+    reach: &Reach,
 ) -> Result<()> {
     let now = tx.now_millis();
     let sql = format!("SELECT {COLUMNS} FROM deployments WHERE name = $1");
@@ -117,10 +121,12 @@ pub(crate) async fn want(
         }
     }
     query(
-        "INSERT INTO deployments (name, created_at, wanted_manifest, generation, cloud_config_ids, releases, stemcells)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+        "INSERT INTO deployments (name, created_at, wanted_manifest, generation, cloud_config_ids, releases, stemcells,
+             may_name)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (name) DO UPDATE SET wanted_manifest = excluded.wanted_manifest, generation = excluded.generation,
-             cloud_config_ids = excluded.cloud_config_ids, releases = excluded.releases, stemcells = excluded.stemcells",
+             cloud_config_ids = excluded.cloud_config_ids, releases = excluded.releases, stemcells = excluded.stemcells,
+             may_name = excluded.may_name",
     )
     .bind(name)
     .bind(now)
@@ -129,6 +135,10 @@ pub(crate) async fn want(
     .bind(to_json(&uses.cloud_config_ids)?)
     .bind(to_json(&uses.releases)?)
     .bind(to_json(&uses.stemcells)?)
+    .bind(match reach {
+        Reach::All => None,
+        Reach::Own { also } => Some(to_json(also)?),
+    })
     .execute(tx.conn())
     .await?;
     Ok(())
@@ -287,6 +297,12 @@ fn deployment(row: &AnyRow) -> Result<DeploymentRow> {
         cloud_config_ids: from_json("cloud_config_ids", &get::<String>(row, "cloud_config_ids")?)?,
         releases: from_json("releases", &get::<String>(row, "releases")?)?,
         stemcells: from_json("stemcells", &get::<String>(row, "stemcells")?)?,
+        reach: match get::<Option<String>>(row, "may_name")? {
+            None => Reach::All,
+            Some(also) => Reach::Own {
+                also: from_json("may_name", &also)?,
+            },
+        },
     })
 }
 

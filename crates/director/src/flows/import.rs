@@ -263,6 +263,9 @@ async fn take_release(attempt: &Attempt<Upload>) -> Result<()> {
         )));
     }
     if !attempt.what.fix && is_there(app, &manifest).await? {
+        // The same words at its beginning do not make it the same, or whole.
+        attempt.status("verifying");
+        blocking(move || Ok(archive.verify()?)).await?;
         app.tasks
             .set_result(attempt.flow, format!("Created release '{label}'"));
         app.tasks
@@ -535,6 +538,8 @@ async fn take_stemcell(attempt: &Attempt<Upload>) -> Result<()> {
             .await?
             .is_some()
     {
+        attempt.status("verifying");
+        blocking(move || Ok(archive.verify()?)).await?;
         app.tasks.debug(
             attempt.flow,
             &format!("stemcell {name}/{version} is there already"),

@@ -12,8 +12,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use stolos_api::director as wire;
-use stolos_base::files;
+use stolos_base::http::PeerAddress;
 use stolos_base::ids::FlowId;
+use stolos_base::{chain, files};
 use stolos_flow::Kind;
 use tokio::io::AsyncWriteExt as _;
 
@@ -190,6 +191,7 @@ async fn upload<K: Kind<Input = Upload>>(
     request: Request,
 ) -> Result<Response> {
     let id = FlowId::new(&app.ids);
+    let peer = request.extensions().get::<PeerAddress>().copied();
     let content_type = request
         .headers()
         .get(header::CONTENT_TYPE)
@@ -201,14 +203,16 @@ async fn upload<K: Kind<Input = Upload>>(
             .await
             .map_err(|rejection| Error::Request(rejection.body_text()))?;
         Upload {
-            path: local(caller, &remote.location)?,
+            path: local(caller, peer, &remote.location)?,
             ours: false,
             digest: remote.sha1,
             fix,
         }
     } else if content_type.starts_with("application/x-compressed") {
         let path = upload_path(app, id);
-        receive(&path, request.into_body()).await?;
+        let announced = request.headers().get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
+        receive(&path, request.into_body(), announced).await?;
         Upload {
             path,
             ours: true,
@@ -234,12 +238,18 @@ async fn upload<K: Kind<Input = Upload>>(
     Ok(to_task(flows::submit::<K>(app, wish).await?))
 }
 
-/// A file on this host, for administrators only: it is read with our rights.
-fn local(caller: &Caller, location: &str) -> Result<Utf8PathBuf> {
+/// A file on this host, for administrators who are on it: it is read with our rights. Whoever comes from elsewhere gets the same
+/// answer for every location, so that nobody learns which files there are.
+fn local(caller: &Caller, peer: Option<PeerAddress>, location: &str) -> Result<Utf8PathBuf> {
     if caller.may(Right::Admin).is_err() {
         return Err(Error::Denied {
             needed: vec!["bosh.admin".to_owned()],
         });
+    }
+    if !peer.is_some_and(is_of_this_host) {
+        return Err(Error::Request(
+            "a location is taken on the director's host only; upload the file itself".to_owned(),
+        ));
     }
     let path = location
         .strip_prefix("file://")
@@ -255,8 +265,14 @@ fn local(caller: &Caller, location: &str) -> Result<Utf8PathBuf> {
     }
 }
 
-/// Streams a body to a file; what was written so far goes when the sender does.
-async fn receive(path: &Utf8Path, body: Body) -> Result<()> {
+/// Whether the connection comes from an address of this host: only such can be bound. Nothing is sent. Connections to a balanced address
+/// keep theirs.
+fn is_of_this_host(PeerAddress(peer): PeerAddress) -> bool {
+    std::net::UdpSocket::bind((peer.ip(), 0)).is_ok()
+}
+
+/// Streams a body to a file, all of the length that was announced; what was written so far goes when the sender does.
+async fn receive(path: &Utf8Path, body: Body, announced: Option<u64>) -> Result<()> {
     let failed = |action| {
         move |source| Error::File {
             action,
@@ -271,9 +287,20 @@ async fn receive(path: &Utf8Path, body: Body) -> Result<()> {
     let file = tokio::fs::File::create_new(path).await.map_err(failed("make"))?;
     let mut file = tokio::io::BufWriter::with_capacity(1 << 20, file);
     let mut chunks = body.into_data_stream();
+    let mut received = 0_u64;
+    let of = announced.map_or_else(String::new, |length| format!(" of {length}"));
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| Error::Request(format!("the upload broke off: {error}")))?;
+        let chunk = chunk.map_err(|error| {
+            let why = chain(&error);
+            Error::Request(format!("the upload broke off after {received}{of} bytes: {why}"))
+        })?;
+        received += chunk.len() as u64;
         file.write_all(&chunk).await.map_err(failed("write"))?;
+    }
+    if announced.is_some_and(|length| length != received) {
+        return Err(Error::Request(format!(
+            "the upload ended after {received}{of} bytes"
+        )));
     }
     file.flush().await.map_err(failed("write"))?;
     file.get_ref().sync_all().await.map_err(failed("sync"))?;

@@ -81,6 +81,8 @@ pub(super) struct DeployQuery {
     canaries: Option<String>,
     max_in_flight: Option<String>,
     skip_drain: Option<String>,
+    /// Ours: the deployment may name its own credentials only, now and later.
+    own_credentials: Option<String>,
     /// For changes of state alone.
     state: Option<String>,
 }
@@ -133,6 +135,7 @@ impl DeployQuery {
             canaries: count("canaries", self.canaries.as_deref())?,
             max_in_flight: count("max_in_flight", self.max_in_flight.as_deref())?,
             skip_drain: words(self.skip_drain.as_deref()),
+            own_credentials: is_on(self.own_credentials.as_deref()),
             wanted: None,
         })
     }

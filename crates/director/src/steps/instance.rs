@@ -194,7 +194,10 @@ impl Work<Kept> {
     pub(crate) async fn values(&self) -> Result<variables::Values> {
         let plan = &self.what.plan;
         let pinned = db::deployments::pinned(&self.app.db, &plan.deployment, plan.generation).await?;
-        let values = variables::values(&*self.app.variables, &plan.deployment, &pinned).await?;
+        let reach = db::deployments::existing(&self.app.db, &plan.deployment)
+            .await?
+            .reach;
+        let values = variables::values(&*self.app.variables, &plan.deployment, &reach, &pinned).await?;
         for value in values.iter() {
             self.app.tasks.add_secret(self.flow, value);
         }

@@ -8,8 +8,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use stolos_api::director::{Client, ConfigUpdate, DeployOptions, Error, OutputKind, TaskState, Upload};
 use stolos_base::Secret;
+use stolos_base::http::PeerAddress;
 use stolos_flow::faults::Faults;
 use stolos_store::testing::Place;
+use tower::ServiceExt as _;
 
 use crate::machines::files;
 use crate::world::{AGENT_KEY, CLOUD, Life, PASSWORD, Site, World};
@@ -457,6 +459,16 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
     life.failed(task).await;
     let releases = life.client.releases().await.expect("releases");
     assert_eq!(releases[0].release_versions.len(), 1);
+    // Cut off: of a release that is there, whose manifest at the beginning is whole, it ended "done".
+    let whole = fs_err::read(&release).expect("a release");
+    for missing in [1, 8, whole.len() / 3] {
+        let cut = world.dir.path().join("cut.tgz");
+        fs_err::write(&cut, &whole[..whole.len() - missing]).expect("written");
+        let upload = life.client.upload_release(Upload::File(&cut)).await;
+        let (_, error) = life.failed(upload.expect("an upload")).await;
+        let text = &error.message;
+        assert!(text.contains("ends in the middle"), "{missing} bytes: {text}");
+    }
     // A file of this host is for administrators.
     let uploader = Secret::from(world.token(&["bosh.releases.upload"]));
     let client = Client::new(&life.url, &life.ca, Arc::new(uploader)).expect("a client");
@@ -468,6 +480,32 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
         matches!(refused, Error::Refused { status: 401, .. }),
         "{refused:?}"
     );
+    // … who are on it. Elsewhere nobody, not even they, learns which files there are.
+    let from_elsewhere = async |location: String| {
+        let token = world.token(&["bosh.admin"]);
+        let mut request = axum::http::Request::post("/releases")
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .body(axum::body::Body::from(json!({"location": location}).to_string()))
+            .expect("a request");
+        let peer = PeerAddress(([192, 0, 2, 7], 50_000).into());
+        request.extensions_mut().insert(peer);
+        let Ok(answer) = life.handle.router().oneshot(request).await;
+        let status = answer.status();
+        let body = axum::body::to_bytes(answer.into_body(), 10_000)
+            .await
+            .expect("a body");
+        (status.as_u16(), body)
+    };
+    let absent = from_elsewhere("file:///nonexistent".to_owned()).await;
+    assert_eq!(absent.0, 400);
+    for location in [
+        "file:///etc/shadow",
+        &format!("file://{release}"),
+        "https://example.com/x",
+    ] {
+        assert_eq!(from_elsewhere(location.to_owned()).await, absent, "{location}");
+    }
     let task = client
         .upload_release(Upload::File(&release))
         .await

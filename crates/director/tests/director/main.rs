@@ -5,5 +5,6 @@ mod api;
 mod deploy;
 mod health;
 mod machines;
+mod reach;
 mod resume;
 mod world;
