@@ -15,6 +15,7 @@ const ROOT: (&str, &str) = ("root", ADMIN);
 const BOB: (&str, &str) = ("bob", MANAGE);
 /// Ids of 2024 and of the year 2527.
 const EARLY: &str = "018cc251-f400-7000-8000-000000000000";
+const ALSO_EARLY: &str = "018cc251-f400-7000-8000-000000000001";
 const LATE: &str = "0fffffff-ffff-7fff-8000-000000000000";
 
 fn alice(id: &str) -> Person {
@@ -53,7 +54,8 @@ async fn a_new_person_of_an_old_name_inherits_nothing() {
         let request = json!({"name": "blue", "plan_name": "small", "parameters": {"kubernetes_master_host": "blue.test"}});
         let created = world.ask_as(&old, Method::POST, "/v1/clusters", &request).await;
         assert_eq!(world.ended(&created).await, "succeeded");
-        let profile = json!({"name": "mine", "customizations": []});
+        let profile = json!({"name": "mine", "customizations": [
+            {"component": "kube-apiserver", "arguments": {"service-node-port-range": "30000-31000"}}]});
         let made = world.ask_as(&old, Method::POST, "/v1/kubernetes-profiles", &profile).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
         let quota = json!({"owner": "alice", "limit": {"cpu": 12, "memory": 10.0, "cluster": 2}});
@@ -192,8 +194,7 @@ async fn rows_of_before_go_to_who_made_them_and_to_nobody_else() {
         below.add_person(early.clone());
         below.add_person(late.clone());
         below.delete_person("id-of-dave");
-        let world = World::with(
-            place, crate::world::plans(), crate::world::catalogue("1"), below).await;
+        let world = World::with(place, crate::world::plans(), crate::world::catalogue("1"), below).await;
         let named = async |who: &Person| -> Vec<Value> {
             let got = world
                 .ask_as(who, Method::GET, "/v1/clusters", &Value::Null)
@@ -229,7 +230,7 @@ async fn rows_of_before_go_to_who_made_them_and_to_nobody_else() {
         })
         .await;
         assert!(named(&late).await.is_empty());
-        assert!(named(&person("dave", EARLY)).await.is_empty());
+        assert!(named(&person("dave", ALSO_EARLY)).await.is_empty());
         world.stop().await;
     })
     .await;

@@ -43,6 +43,7 @@ async fn everybody_gets_a_kubeconfig_without_rights_for_themselves_alone() {
         &json!({"name": "oidc", "config": {
             "client-id": "pks_cluster_client", "cluster_client_secret": "", "id-token": "", "refresh-token": "",
             "idp-certificate-authority-data": "UEVN", "idp-issuer-url": "https://identity.test/oauth/token",
+            "audience": format!("cluster/{}", created.body["uuid"].as_str().expect("an id")),
         }})
     );
     assert!(lock(&world.below.admitted).is_empty());

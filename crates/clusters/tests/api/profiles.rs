@@ -177,10 +177,17 @@ async fn a_cluster_is_made_as_its_profiles_say() {
     assert_eq!(marks["worker-batch"].taints[0].key, "only");
     let extra = &api["extra_args"];
     assert_eq!(extra["service-node-port-range"], "30000-40000");
+    // The token service beside it, for this cluster alone: not by flags, of which there is one audience for all.
     assert_eq!(
         (&extra["oidc-issuer-url"], &api["oidc_ca_file"]),
-        (&json!("https://identity.test/oauth/token"), &json!("PEM"))
+        (&Value::Null, &json!(""))
     );
+    let trusted: Value = serde_json::from_str(api["authentication_config"].as_str().expect("a text"))
+        .expect("a configuration");
+    let issuer = &trusted["jwt"][0]["issuer"];
+    assert_eq!(issuer["url"], "https://identity.test/oauth/token");
+    let audience = format!("cluster/{}", created.body["uuid"].as_str().expect("an id"));
+    assert_eq!(issuer["audiences"], json!([audience]));
     let reference = api["encryption_provider_config"].as_str().expect("a reference");
     let name = reference.trim_start_matches("((").trim_end_matches("))");
     // A copy among the deployment's own credentials, which are all that it may name.

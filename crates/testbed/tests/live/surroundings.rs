@@ -97,6 +97,8 @@ pub(crate) fn a_cluster_in_a_company(installation: &Installation) {
     });
 
     a_person_comes_by_name(installation);
+    tokens_are_for_one_cluster(installation);
+    access_ends_with_its_owner(installation);
     nodes_say_how_they_are(installation);
     a_budget_holds_a_drain(installation, &format!("{}/team/app:1", registry.name()));
     installation.stolos(&["delete-cluster", "company", "--non-interactive", "--wait"]);
@@ -185,6 +187,92 @@ fn a_person_comes_by_name(installation: &Installation) {
         &["get-kubeconfig", "company", "-u", "admin", "-p", "wrong"],
         "Credentials were rejected, please try again.",
     );
+    installation.stolos(&["get-credentials", "company"]);
+}
+
+/// The token that a person shows one cluster is worth nothing at another: whoever controls the one could use it there.
+fn tokens_are_for_one_cluster(installation: &Installation) {
+    let password = installation.root.join("admin.password");
+    let config = installation.json(&[
+        "get-kubeconfig",
+        "company",
+        "--password-file",
+        password.as_str(),
+        "--json",
+    ]);
+    let token = config["users"][0]["user"]["auth-provider"]["config"]["id-token"]
+        .as_str()
+        .expect("a token");
+    let whoami = |cluster: &str| {
+        let context = format!("--context={cluster}");
+        let token = format!("--token={token}");
+        installation.kubectl(&[
+            &context,
+            &token,
+            "auth",
+            "whoami",
+            "-o",
+            "jsonpath={.status.userInfo.username}",
+        ])
+    };
+    installation.stolos(&["get-credentials", "live"]);
+    installation.stolos(&["get-credentials", "company"]);
+    assert_eq!(whoami("company").as_deref(), Ok("oidc:admin"));
+    let elsewhere = whoami("live");
+    assert!(
+        elsewhere.as_ref().is_err_and(|why| why.contains("Unauthorized")),
+        "{elsewhere:?}"
+    );
+}
+
+/// A kubeconfig of plain kubectl, until its owner is deleted: within a minute it is worth nothing.
+fn access_ends_with_its_owner(installation: &Installation) {
+    let password = file(installation, "naomi.password", "a-long-password");
+    let admin = installation.root.join("admin.password");
+    let log_in = |user: &str, password: &str| {
+        let session = installation.home.path().join(".pks/creds.yml");
+        let text = fs_err::read_to_string(session).expect("a session");
+        let session: Value = serde_saphyr::from_str(&text).expect("YAML");
+        let ca = installation.root.join("ca.pem");
+        let api = session["api"].as_str().expect("an address");
+        installation.stolos(&[
+            "login",
+            "-a",
+            api,
+            "-u",
+            user,
+            "--password-file",
+            password,
+            "--ca-cert",
+            ca.as_str(),
+        ]);
+    };
+    installation.stolos(&[
+        "create-user",
+        "naomi",
+        "--group",
+        "pks.clusters.manage",
+        "--password-file",
+        &password,
+    ]);
+    installation.stolos(&["transfer-cluster", "company", "--to", "naomi"]);
+    log_in("naomi", &password);
+    let config = installation.stolos(&["get-credentials", "company", "--json"]);
+    let config = format!("--kubeconfig={}", file(installation, "naomi.kubeconfig", &config));
+    let nodes = || installation.kubectl(&[&config, "get", "nodes"]);
+    nodes().expect("the owner's kubeconfig");
+    log_in("admin", admin.as_str());
+    installation.refused(
+        &["delete-user", "naomi", "--non-interactive"],
+        "naomi owns clusters: company",
+    );
+    installation.stolos(&["delete-user", "naomi", "--keep-clusters", "--non-interactive"]);
+    eventually("a deleted user's kubeconfig to be refused", || match nodes() {
+        Err(why) if why.contains("Unauthorized") => Ok(()),
+        Err(why) => Err(why),
+        Ok(_) => Err("it is still accepted".to_owned()),
+    });
+    installation.stolos(&["transfer-cluster", "company", "--to", "admin"]);
     installation.stolos(&["get-credentials", "company"]);
 }
 

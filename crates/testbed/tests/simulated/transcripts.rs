@@ -319,6 +319,8 @@ async fn profiles_and_quotas() {
         ("create-network-profile network.json", ""),
         (LOGIN, ""),
         ("remove-member developers bob", ""),
+        ("transfer-cluster nothing --to alice", ""),
+        ("delete-cluster nothing --if-exists", ""),
         ("delete-user bob", "y\n"),
         ("delete-user admin", "y\n"),
         ("delete-user nobody", ""),
