@@ -261,7 +261,7 @@ pub fn dns_replicas(workers: u32) -> u32 {
 }
 
 fn yaml(value: &Value) -> String {
-    serde_saphyr::to_string(value).expect("a JSON value is always YAML")
+    stolos_document::to_yaml(value).expect("a JSON value is always YAML")
 }
 
 /// Everything that a manifest is made of.

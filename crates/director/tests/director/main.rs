@@ -6,4 +6,5 @@ mod deploy;
 mod health;
 mod machines;
 mod resume;
+mod words;
 mod world;
