@@ -55,7 +55,7 @@ pub fn write_json<T: serde::Serialize>(path: &Utf8Path, value: &T, mode: u32) ->
 /// Any other error of the file system, or content that is not of the type.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> io::Result<Option<T>> {
     match fs_err::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
+        Ok(bytes) => stolos_document::from_json(&bytes)
             .map(Some)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("`{path}`: {error}"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -6,6 +6,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 use stolos_base::{files, lock::FileLock};
+use stolos_document::Duplicates;
 
 use crate::failure::Failure;
 
@@ -42,12 +43,15 @@ pub(crate) fn merge_into_file(path: &Utf8Path, new: &Value) -> Result<(), Failur
             .map_err(|error| error.to_string())?;
         let old: Value = match fs_err::read_to_string(path) {
             Ok(text) if text.trim().is_empty() => Value::Null,
-            Ok(text) => serde_saphyr::from_str(&text).map_err(|error| format!("it is not YAML: {error}"))?,
+            // As kubectl reads it: the last of two equal keys counts.
+            Ok(text) => stolos_document::parse_with(&text, Duplicates::TakeLast)
+                .map_err(|error| format!("it cannot be read: {error}"))?
+                .to_json(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
             Err(error) => return Err(error.to_string()),
         };
         let merged = merge(old, new)?;
-        let text = serde_saphyr::to_string(&merged).map_err(|error| error.to_string())?;
+        let text = stolos_document::to_yaml(&merged).map_err(|error| error.to_string())?;
         files::write_atomic(path, text.as_bytes(), 0o600).map_err(|error| error.to_string())
     };
     run().map_err(|problem| Failure::user(format!("failed to update the kubeconfig `{path}`: {problem}")))
@@ -112,11 +116,51 @@ mod tests {
         merge_into_file(&path, &config("b", "2")).expect("the second merge");
         merge_into_file(&path, &config("a", "3")).expect("the third merge");
         let merged: Value =
-            serde_saphyr::from_str(&fs_err::read_to_string(&path).expect("the file")).expect("YAML");
+            stolos_document::from_yaml(&fs_err::read_to_string(&path).expect("the file")).expect("YAML");
         assert_eq!(merged["contexts"].as_array().map(Vec::len), Some(2));
         assert_eq!(merged["users"][1]["user"]["token"], "3");
         assert_eq!(merged["current-context"], "a");
         assert_eq!(merged["extensions"][0]["name"], "mine");
+    }
+
+    /// kubectl reads these, so nobody knows that anything is odd about them; they were refused with advice for programmers.
+    #[test]
+    fn what_kubectl_reads_is_read() {
+        let dir = camino_tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config");
+        let text = "apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: []\ncurrent-context: y\n\
+                    preferences: {colors: yes}\n---\n";
+        fs_err::write(&path, text).expect("a file");
+        merge_into_file(&path, &config("a", "1")).expect("merged");
+        let merged: Value =
+            stolos_document::from_yaml(&fs_err::read_to_string(&path).expect("the file")).expect("YAML");
+        assert_eq!(merged["current-context"], "a");
+        assert_eq!(merged["preferences"]["colors"], true);
+        // kubectl passes over a second document in silence and loses it when it writes.
+        fs_err::write(&path, "kind: Config\n---\nkind: Config\n").expect("a file");
+        let error = merge_into_file(&path, &config("a", "1"))
+            .expect_err("two documents")
+            .to_string();
+        assert!(
+            error.contains("line 3, column 1: a second document begins here"),
+            "{error}"
+        );
+    }
+
+    /// Scripts take certificates out of it with `grep` and `awk`; they were folded over several lines.
+    #[test]
+    fn each_value_is_on_the_line_of_its_key() {
+        let dir = camino_tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config");
+        let certificate = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg==".repeat(50);
+        let mut new = config("a", "1");
+        new["clusters"][0]["cluster"]["certificate-authority-data"] = certificate.clone().into();
+        merge_into_file(&path, &new).expect("merged");
+        let text = fs_err::read_to_string(&path).expect("the file");
+        assert!(
+            text.contains(&format!("    certificate-authority-data: {certificate}\n")),
+            "{text}"
+        );
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
 /// When the file cannot be read or is not what is expected.
 pub(crate) fn read_document<T: serde::de::DeserializeOwned>(path: &camino::Utf8Path) -> Result<T, Failure> {
     let text = fs_err::read_to_string(path).map_err(|error| Failure::user(error.to_string()))?;
-    serde_saphyr::from_str(&text).map_err(|error| Failure::user(format!("`{path}` is not valid: {error}")))
+    stolos_document::from_text(&text)
+        .map_err(|error| Failure::user(format!("`{path}` is not valid: {error}")))
 }
 
 /// Shows something again and again until Ctrl-C: in place on a terminal, one after the other elsewhere.

@@ -68,7 +68,7 @@ pub(crate) fn load() -> Result<Session, Failure> {
     let path = path()?;
     match fs_err::read_to_string(&path) {
         Ok(text) => {
-            let session: Session = serde_saphyr::from_str(&text).map_err(|error| {
+            let session: Session = stolos_document::from_yaml(&text).map_err(|error| {
                 Failure::user(format!("failed to read the session file `{path}`: {error}"))
                     .hint("Log in again with `stolos login`.")
             })?;
@@ -93,9 +93,8 @@ pub(crate) fn save(session: &Session) -> Result<(), Failure> {
         if let Some(parent) = path.parent() {
             fs_err::create_dir_all(parent)?;
         }
-        // Each value on the line of its key, for scripts that cut the file up.
-        let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-        let text = serde_saphyr::to_string_with_options(session, options).map_err(std::io::Error::other)?;
+        // Each value but certificates is on the line of its key, for scripts that cut the file up.
+        let text = stolos_document::to_yaml(session).map_err(std::io::Error::other)?;
         files::write_atomic(&path, text.as_bytes(), 0o600)
     };
     write().map_err(|error| Failure::user(format!("failed to write the session file `{path}`: {error}")))

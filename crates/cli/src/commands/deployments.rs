@@ -251,7 +251,7 @@ fn read(path: &camino::Utf8Path) -> Result<String, Failure> {
 }
 
 fn deployment_name(manifest: &str) -> Result<String, Failure> {
-    let document: serde_json::Value = serde_saphyr::from_str(manifest)
+    let document: serde_json::Value = stolos_document::from_yaml(manifest)
         .map_err(|error| Failure::user(format!("the manifest is not YAML: {error}")))?;
     match document["name"].as_str() {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),

@@ -240,7 +240,7 @@ fn write_config(instance: &Instance, programs: &Value) -> Result<(), Failure> {
         return Ok(());
     }
     config["programs"] = programs.clone();
-    let text = serde_saphyr::to_string(&config).map_err(|error| failed(error.to_string()))?;
+    let text = stolos_document::to_yaml(&config).map_err(|error| failed(error.to_string()))?;
     files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| failed(error.to_string()))
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn resize(args: &Resize) -> Result<(), Failure> {
     let change = UpdateParameters {
         kubernetes_worker_instances: pools.is_none().then_some(args.num_nodes),
         node_pool_instances: pools,
-        cluster_tags: args.tags.as_deref().map(tags),
+        cluster_tags: args.tags.as_deref().map(tags).transpose()?,
         ..UpdateParameters::default()
     };
     let going = Going {
@@ -109,7 +109,10 @@ fn change(args: &Update) -> Result<UpdateParameters, Failure> {
             kubelet_drain_delete_local_data: args.kubelet_drain_delete_local_data.clone(),
             kubelet_drain_force_node: args.kubelet_drain_force_node.clone(),
         },
-        cluster_tags: tags_given.filter(|text| !text.trim().is_empty()).map(tags),
+        cluster_tags: tags_given
+            .filter(|text| !text.trim().is_empty())
+            .map(tags)
+            .transpose()?,
         delete_all_tags: tags_given
             .is_some_and(|text| text.trim().is_empty())
             .then_some(true),
@@ -197,7 +200,7 @@ mod tests {
                 kubelet_drain_force: Some("false".to_owned()),
                 ..KubernetesSettings::default()
             },
-            cluster_tags: Some(tags("team:blue, stage : test")),
+            cluster_tags: Some(tags("team:blue, stage : test").expect("tags")),
             ..UpdateParameters::default()
         };
         insta::assert_snapshot!(summary(&change), @r"

@@ -1,12 +1,11 @@
 //! Plans, clusters and their kubeconfigs.
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query, Unreadable};
 
 use super::{App, Failure, LONGEST_WAIT, begun, operation_header, page, unreadable};
 use crate::accept::{Accepted, Deletion, Mode};
@@ -112,7 +111,7 @@ pub(super) async fn cluster_create(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<DryRun>,
-    body: Result<Json<pks::ClusterRequest>, JsonRejection>,
+    body: Result<Json<pks::ClusterRequest>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(unreadable)?;
@@ -139,7 +138,7 @@ pub(super) async fn cluster_update(
     caller: Caller,
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
-    body: Result<Json<pks::UpdateParameters>, JsonRejection>,
+    body: Result<Json<pks::UpdateParameters>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(change) = body.map_err(unreadable)?;
