@@ -20,6 +20,15 @@ use crate::token::KeySet;
 pub const PKS_CLI: &str = "pks_cli";
 /// The client of kubeconfigs; its secret is empty too.
 pub const PKS_CLUSTER_CLIENT: &str = "pks_cluster_client";
+/// What the audience of one cluster's tokens begins with; its id follows.
+pub const CLUSTER_AUDIENCE: &str = "cluster/";
+
+/// The audience of the identity tokens that the cluster with an id takes: what a person shows one cluster is worth nothing at another.
+#[must_use]
+pub fn cluster_audience(id: &str) -> String {
+    format!("{CLUSTER_AUDIENCE}{id}")
+}
+
 /// A cached token is renewed when it has less than this left, so that it does not end on its way.
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 
@@ -103,9 +112,15 @@ pub struct Group {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct UserPage {
     resources: Vec<User>,
+    #[serde(default)]
+    total_results: usize,
 }
+
+/// Users that a page may have; UAA's most.
+const USERS_AT_ONCE: usize = 500;
 
 /// What a command line keeps to itself while a browser fetches a code for it (RFC 7636): whoever else sees the code can do nothing with it.
 #[derive(Debug)]
@@ -254,6 +269,24 @@ impl Client {
         .await
     }
 
+    /// New tokens of the same log-in, which is for one audience from then on: it, and whatever is renewed with it, is worth nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Client::refresh`], and a refusal with code `invalid_target` when the log-in is for another audience, or there is no such.
+    pub async fn narrow(
+        &self,
+        client: &str,
+        refresh_token: &Secret<String>,
+        audience: &str,
+    ) -> Result<Tokens, Error> {
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("refresh_token", refresh_token.expose().as_str()),
+            ("audience", audience),
+        ];
+        self.token(client, &Secret::from(""), &form).await
+    }
+
     async fn token(
         &self,
         client: &str,
@@ -275,7 +308,18 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn users(&self, token: &Secret<String>) -> Result<Vec<User>, Error> {
-        self.users_where(token, &[("count", "500")]).await
+        let mut users: Vec<User> = Vec::new();
+        loop {
+            // Counted from 1.
+            let (start, count) = ((users.len() + 1).to_string(), USERS_AT_ONCE.to_string());
+            let query = [("startIndex", start.as_str()), ("count", count.as_str())];
+            let page = self.user_page(token, &query).await?;
+            let (is_empty, total) = (page.resources.is_empty(), page.total_results);
+            users.extend(page.resources);
+            if is_empty || users.len() >= total {
+                return Ok(users);
+            }
+        }
     }
 
     /// The user of a name.
@@ -283,14 +327,30 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn user(&self, token: &Secret<String>, name: &str) -> Result<Option<User>, Error> {
+        // No user can have such a name, and in a filter it would mean something else.
+        if name.is_empty() || name.chars().any(|c| c.is_control() || "\\\"".contains(c)) {
+            return Ok(None);
+        }
         let filter = format!("userName eq \"{name}\"");
-        Ok(self.users_where(token, &[("filter", &filter)]).await?.pop())
+        let mut page = self.user_page(token, &[("filter", &filter)]).await?;
+        Ok(page.resources.pop())
     }
 
-    async fn users_where(&self, token: &Secret<String>, query: &[(&str, &str)]) -> Result<Vec<User>, Error> {
-        let request = self.scim(Method::GET, "/Users", token).query(query);
-        let page: UserPage = http::json(request).await?;
-        Ok(page.resources)
+    /// The user of an id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn user_by_id(&self, token: &Secret<String>, id: &str) -> Result<Option<User>, Error> {
+        let path = format!("/Users/{}", http::encoded(id));
+        match http::json(self.scim(Method::GET, &path, token)).await {
+            Ok(user) => Ok(Some(user)),
+            Err(Error::Refused(refusal)) if refusal.status == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn user_page(&self, token: &Secret<String>, query: &[(&str, &str)]) -> Result<UserPage, Error> {
+        http::json(self.scim(Method::GET, "/Users", token).query(query)).await
     }
 
     /// Makes a user, with a token of the scope `scim.write`.

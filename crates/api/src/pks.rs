@@ -242,9 +242,23 @@ pub struct UpdateParameters {
     /// Whether the cluster is to have no tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_all_tags: Option<bool>,
+    /// Ours: `refuse` to refuse a change with which machines go that have the data of bound volumes; `delete`, or nothing as PKS's clients say, to lose it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_volumes: Option<LocalVolumes>,
     /// What this version does not know; kept to be refused by name rather than ignored.
     #[serde(flatten)]
     pub other: IndexMap<String, serde_json::Value>,
+}
+
+/// What becomes of data on the disks of machines that go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum LocalVolumes {
+    /// The change is refused.
+    Refuse,
+    /// It is lost.
+    Delete,
 }
 
 /// `KubernetesSettings`: all texts, as in PKS's swagger.
@@ -331,6 +345,24 @@ pub struct Cluster {
     /// Ours: whether nothing is to run on its machines; absent when it runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+    /// Ours: name of whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Ours: id of that person, which nobody else ever gets; absent for a client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_id: Option<String>,
+    /// Ours: whether that person is gone, so that an administrator has to give the cluster to somebody; absent otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owner_gone: bool,
+}
+
+/// Body of `POST /stolos/v1/clusters/{name}/transfer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// Name of the user who gets the cluster.
+    pub owner: String,
 }
 
 /// One page of a list of ours. PKS's own lists are plain arrays.
@@ -473,6 +505,21 @@ pub struct Plan {
     /// Whether pods may be privileged.
     #[serde(rename = "allow-privileged-containers")]
     pub allow_privileged_containers: bool,
+    /// Ours: memory that the machines of a cluster are allotted that is made as the plan says, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+}
+
+/// What there is room for: the answer of `GET /stolos/v1/room`. What others have is nobody's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Room {
+    /// Memory that machines of new clusters may be allotted, in MiB; absent where there is no end to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_memory_mib: Option<u64>,
+    /// The most processors that a machine can have; absent where there is no end to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_cpus: Option<u32>,
 }
 
 /// How large a cluster was for how long: allotted sizes times seconds.
@@ -547,6 +594,11 @@ pub enum CheckKind {
     Storage,
 }
 
+/// [`ErrorBody::error_code`] of an upgrade of what is up to date.
+pub const UP_TO_DATE: &str = "up_to_date";
+/// [`ErrorBody::error_code`] of a change that would lose data of volumes, see [`UpdateParameters::local_volumes`].
+pub const LOSES_VOLUMES: &str = "loses_local_volumes";
+
 /// Error body: PKS's `body`, and ours beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -559,6 +611,9 @@ pub struct ErrorBody {
     /// The next step, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// A word that programs tell the error by: [`UP_TO_DATE`], [`LOSES_VOLUMES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<String>,
     /// Id of the request, to be found in the logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -615,6 +670,9 @@ pub struct Operation {
     pub state: OperationState,
     /// Who asked.
     pub user: String,
+    /// Who asked that it stops; absent while nobody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<String>,
     /// When, RFC 3339.
     pub created_at: String,
     /// When it ended, RFC 3339.

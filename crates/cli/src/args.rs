@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use backups::{BackUpCluster, ClusterBackups, RestoreCluster, VerifyClusterBackup};
 pub(crate) use clusters::{
     Certificates, Create, Credentials, Delete, GetKubeconfig, Given, Going, List, LoadImage, Metering,
-    Operations, Power, Resize, RotateCertificates, Show, Task, Tasks, Update, UpgradeMany, UpgradeOne,
+    Operations, Power, Resize, RotateCertificates, Show, Task, Tasks, TransferCluster, Update, UpgradeMany,
+    UpgradeOne,
 };
 
 /// Makes, heals and deletes Kubernetes clusters.
@@ -71,6 +72,11 @@ pub(crate) enum Command {
     /// Start a cluster that was stopped.
     #[command(after_help = "Example:\n  stolos start-cluster demo --wait")]
     StartCluster(Power),
+    /// Give a cluster to another owner; for administrators.
+    #[command(
+        after_help = "Example:\n  stolos transfer-cluster demo --to cody\n\nNothing of the cluster is touched. The former owner's access ends within a minute."
+    )]
+    TransferCluster(TransferCluster),
     /// Delete a cluster and everything in it.
     #[command(after_help = "Example:\n  stolos delete-cluster demo --non-interactive --wait")]
     DeleteCluster(Delete),
@@ -193,9 +199,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  stolos create-user naomi --group pks.clusters.manage\n  stolos create-user naomi --group developers --password-file secret.txt\n\nWho is in no role cannot log in, but can have kubeconfigs with get-kubeconfig; groups are `oidc:GROUP` in clusters."
     )]
     CreateUser(CreateUser),
-    /// Delete a user. Clusters that the user made stay.
-    #[command(after_help = "Example:\n  stolos delete-user naomi --non-interactive")]
-    DeleteUser(DeleteProfile),
+    /// Delete a user. Of one who owns clusters it is asked what becomes of them.
+    #[command(
+        after_help = "Examples:\n  stolos delete-user naomi\n  stolos delete-user naomi --clusters-to cody --non-interactive\n  stolos delete-user naomi --keep-clusters --non-interactive\n\nWithin a minute nothing of the user works any more. What the user made inside a cluster as its administrator stays there: other service accounts, certificates, role bindings."
+    )]
+    DeleteUser(DeleteUser),
     /// Make a group, for role bindings in clusters.
     #[command(after_help = "Example:\n  stolos create-group developers")]
     CreateGroup(Id),
@@ -497,6 +505,21 @@ pub(crate) struct CreateUser {
     /// File that holds the password, `-` for standard input; asked for when absent.
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteUser {
+    /// Name.
+    pub(crate) name: String,
+    /// Give the user's clusters to this one first.
+    #[arg(long, value_name = "USER", conflicts_with = "keep_clusters")]
+    pub(crate) clusters_to: Option<String>,
+    /// Leave the user's clusters without an owner; administrators see and change them.
+    #[arg(long)]
+    pub(crate) keep_clusters: bool,
+    /// Ask nothing.
+    #[arg(long)]
+    pub(crate) non_interactive: bool,
 }
 
 #[derive(Debug, Args)]

@@ -43,6 +43,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Resize(args) => update::resize(&args).await,
         Command::StopCluster(args) => update::stop(&args).await,
         Command::StartCluster(args) => update::start(&args).await,
+        Command::TransferCluster(args) => clusters::transfer(&args).await,
         Command::DeleteCluster(args) => clusters::delete(&args).await,
         Command::UpgradeCluster(args) => upgrade::one(&args).await,
         Command::UpgradeClusters(args) => upgrade::many(&args).await,

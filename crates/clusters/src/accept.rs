@@ -6,6 +6,8 @@
 mod backup;
 mod create;
 mod delete;
+mod losses;
+mod owner;
 mod power;
 mod preview;
 mod profiles;
@@ -18,8 +20,9 @@ use std::sync::Arc;
 
 use stolos_api::pks::{
     ClusterTag, ConfigFile, CustomCaCert, LastAction, LastActionState, OperationState, PrivateRegistries,
+    Room,
 };
-use stolos_base::ids::OperationId;
+use stolos_base::ids::{ClusterId, OperationId};
 use stolos_base::{Clock, IdSource};
 use stolos_flow::Flows;
 use stolos_store::{Db, Tx};
@@ -30,7 +33,7 @@ pub(crate) use preview::Mode;
 use crate::authorize::Caller;
 use crate::config_file::{self, Secrets};
 use crate::db::{self, ClusterRow, OperationRow};
-use crate::deps::Vault;
+use crate::deps::{Director, Kubernetes, People, Vault};
 use crate::error::{Error, Result};
 use crate::flows::{Input, KeptBackups, flow_of, in_progress};
 use crate::oidc::Oidc;
@@ -40,11 +43,12 @@ use crate::registries;
 use crate::render::{Catalogue, Rollout, deployment_name};
 use crate::settings::{Settings, Tag};
 use crate::shape::Amount;
+use crate::who::Who;
 
 /// What this host can carry; `None` where the machines are not made on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Memory in MiB.
+    /// Memory that machines may be allotted, in MiB: more than there is, where the operator lets it be overcommitted.
     pub memory_mib: u64,
     /// Processors.
     pub cpus: u32,
@@ -59,7 +63,12 @@ pub(crate) struct Desk {
     pub(crate) artifacts: Catalogue,
     /// The token service that API servers of new and of changed clusters trust.
     pub(crate) oidc: Option<Oidc>,
+    /// Whether each cluster has an audience of its own.
+    pub(crate) audience_per_cluster: bool,
     pub(crate) vault: Arc<dyn Vault>,
+    pub(crate) people: Arc<dyn People>,
+    pub(crate) director: Arc<dyn Director>,
+    pub(crate) kubernetes: Arc<dyn Kubernetes>,
     pub(crate) backups: Option<KeptBackups>,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
@@ -118,8 +127,17 @@ impl Desk {
         .await
     }
 
+    /// The token service that a cluster trusts from now on, which trusted `before`.
+    fn oidc_of(&self, id: ClusterId, before: Option<&Oidc>) -> Option<Oidc> {
+        let oidc = self.oidc.as_ref()?;
+        if self.audience_per_cluster {
+            return Some(oidc.of_cluster(id, before, self.clock.now()));
+        }
+        Some(oidc.clone())
+    }
+
     fn operation(&self, cluster: &ClusterRow, action: LastAction, caller: &Caller) -> OperationRow {
-        self.operation_of(OperationId::new(&self.ids), cluster, action, caller.name())
+        self.operation_of(OperationId::new(&self.ids), cluster, action, caller.who())
     }
 
     /// An operation under an id that was chosen before.
@@ -128,7 +146,7 @@ impl Desk {
         id: OperationId,
         cluster: &ClusterRow,
         action: LastAction,
-        actor: &str,
+        actor: &Who,
     ) -> OperationRow {
         OperationRow {
             id,
@@ -136,9 +154,10 @@ impl Desk {
             cluster: cluster.name.to_string(),
             owner: cluster.owner.clone(),
             action,
-            actor: actor.to_owned(),
+            actor: actor.clone(),
             created_at: self.clock.now(),
             cancel: false,
+            canceled_by: None,
             state: OperationState::Queued,
             ended_at: None,
             error: None,
@@ -151,15 +170,32 @@ impl Desk {
             return Ok(());
         };
         let Amount { memory_mib, .. } = cluster.shape().amount();
-        let used_mib = db::allotted_memory(tx, cluster.id).await?;
-        if used_mib + memory_mib > capacity.memory_mib {
+        let free_mib = capacity
+            .memory_mib
+            .saturating_sub(db::allotted_memory(tx, cluster.id).await?);
+        if memory_mib > free_mib {
             return Err(Error::DoesNotFit {
                 needed_mib: memory_mib,
-                used_mib,
-                total_mib: capacity.memory_mib,
+                free_mib,
             });
         }
         Ok(())
+    }
+
+    /// What there is room for.
+    pub(crate) async fn room(&self) -> Result<Room> {
+        let Some(capacity) = self.capacity else {
+            return Ok(Room::default());
+        };
+        let taken: u64 = db::clusters(&self.db, db::Whose::All)
+            .await?
+            .iter()
+            .map(|cluster| cluster.shape().amount().memory_mib)
+            .sum();
+        Ok(Room {
+            free_memory_mib: Some(capacity.memory_mib.saturating_sub(taken)),
+            most_cpus: Some(capacity.cpus),
+        })
     }
 
     /// Refuses shapes that no host and no segment could hold, however empty.

@@ -8,14 +8,15 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use stolos_api::identity::PKS_CLUSTER_CLIENT;
 use stolos_base::pki::Identity;
-use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
+use stolos_kubernetes::access::{Binding, Credential, Holder, Kubeconfig, kubeconfig};
+use stolos_kubernetes::losses::LocalVolume;
 use stolos_kubernetes::running::PodRun;
 use stolos_kubernetes::settings::DrainSettings;
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Credentials, Endpoint};
 
 use crate::db::ClusterRow;
-use crate::deps::{AdminCredential, Kubernetes, Told};
+use crate::deps::{AdminCredential, Grant, Kubernetes, Told};
 use crate::error::{Error, Result};
 use crate::oidc::Oidc;
 use crate::render::API_PORT;
@@ -28,6 +29,8 @@ const BIND_LIMIT: Duration = Duration::from_secs(30);
 const SETTINGS_LIMIT: Duration = Duration::from_secs(30);
 /// A cluster that does not answer at once is looked at again in a minute.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// What the names of role bindings of people end with, so that they are not those of a service account of theirs.
+const PERSONAL: &str = "-oidc";
 const SMOKE_POD: &str = "stolos-smoke-test";
 
 /// Real API servers.
@@ -135,20 +138,18 @@ impl Kubernetes for ApiServers {
         cluster: &'a ClusterRow,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        user: &'a str,
+        grant: &'a Grant,
     ) -> BoxFuture<'a, Result<serde_json::Value>> {
         Box::pin(async move {
             let failed = |error| {
-                Error::service(
-                    format!("give `{user}` access to cluster `{}`", cluster.name),
-                    error,
-                )
+                let what = format!("give `{}` access to cluster `{}`", grant.of, cluster.name);
+                Error::service(what, error)
             };
-            // One identity per cluster and person: asking again gives the same, so bindings do not pile up.
-            let name = binding_name(user);
+            // One identity per cluster and person: asking again gives another token of the same, so bindings do not pile up.
+            let name = binding_name(&grant.of.name, grant.of.key.as_str());
             let token = connect(address, admin)
                 .map_err(failed)?
-                .bind(&name, BIND_LIMIT)
+                .bind(&name, &grant.holder(), grant.at, grant.lives, BIND_LIMIT)
                 .await
                 .map_err(failed)?;
             Ok(kubeconfig(&Kubeconfig {
@@ -168,19 +169,74 @@ impl Kubernetes for ApiServers {
         address: Ipv4Addr,
         admin: &'a AdminCredential,
         subject: &'a str,
+        grant: &'a Grant,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let failed = |error| {
-                Error::service(
-                    format!("let `{subject}` administer cluster `{}`", cluster.name),
-                    error,
-                )
+                let what = format!("let `{subject}` administer cluster `{}`", cluster.name);
+                Error::service(what, error)
             };
+            let name = binding_name(subject, grant.of.key.as_str());
             connect(address, admin)
                 .map_err(failed)?
-                .admit(&binding_name(subject), subject, BIND_LIMIT)
+                .admit(&format!("{name}{PERSONAL}"), subject, &grant.holder(), BIND_LIMIT)
                 .await
                 .map_err(failed)
+        })
+    }
+
+    fn bindings<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+    ) -> BoxFuture<'a, Result<Vec<Binding>>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("look who has access", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            cluster.bindings(LOOK_LIMIT).await.map_err(failed)
+        })
+    }
+
+    fn local_volumes<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        nodes: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<LocalVolume>>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("look for data on the disks of nodes that go", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            cluster.local_volumes(nodes, LOOK_LIMIT).await.map_err(failed)
+        })
+    }
+
+    fn adopt<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        binding: &'a Binding,
+        holder: &'a Holder,
+        ends: Timestamp,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("write down whose access is", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            let done = cluster.adopt(binding, holder, ends, LOOK_LIMIT);
+            done.await.map_err(failed)
+        })
+    }
+
+    fn unbind<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        binding: &'a Binding,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let failed = |error| Error::service("take access back", error);
+            let cluster = connect(address, admin).map_err(failed)?;
+            let done = cluster.unbind(&binding.name, binding.kind, LOOK_LIMIT);
+            done.await.map_err(failed)
         })
     }
 }
@@ -203,6 +259,7 @@ pub(crate) fn person(
             issuer: &oidc.issuer,
             ca: &oidc.ca,
             client: PKS_CLUSTER_CLIENT,
+            audience: oidc.audience.as_ref().map(|audience| audience.own.as_str()),
         },
     })
 }
@@ -227,16 +284,16 @@ fn server(address: Ipv4Addr) -> String {
     format!("https://{address}:{API_PORT}")
 }
 
-/// The name of a person's service account: their own name as far as Kubernetes takes it, and what makes it unique.
-fn binding_name(user: &str) -> String {
-    let plain: String = user
+/// The name of the service account of somebody with a key: the name as far as Kubernetes takes it, and what makes it unique.
+pub(crate) fn binding_name(name: &str, key: &str) -> String {
+    let plain: String = name
         .to_ascii_lowercase()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .take(30)
         .collect();
     // FNV-1a: two people whose names differ only in what was replaced must not share an identity.
-    let hash = user.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     format!("stolos-{}-{hash:016x}", plain.trim_matches('-'))
@@ -255,7 +312,7 @@ mod tests {
             "Ä",
             &"x".repeat(200),
         ]
-        .map(binding_name);
+        .map(|name| binding_name(name, name));
         for name in &names {
             assert!(
                 name.len() <= 63
@@ -267,5 +324,10 @@ mod tests {
         }
         let unique: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(unique.len(), names.len());
+        assert_ne!(
+            binding_name("alana", "user:1"),
+            binding_name("alana", "user:2"),
+            "a new person of an old name has an identity of their own"
+        );
     }
 }

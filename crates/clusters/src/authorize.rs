@@ -4,6 +4,7 @@ use stolos_api::token::Actor;
 
 use crate::db::Whose;
 use crate::error::{Error, Result};
+use crate::who::Who;
 
 /// All clusters, reading and writing.
 pub(crate) const ADMIN: &str = "pks.clusters.admin";
@@ -33,25 +34,37 @@ pub(crate) enum Right {
 
 /// Somebody with a verified token.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(Actor);
+pub(crate) struct Caller {
+    who: Who,
+    actor: Actor,
+}
 
 impl Caller {
     /// Takes a verified actor.
     #[must_use]
     pub(crate) fn new(actor: Actor) -> Self {
-        Self(actor)
+        Self {
+            who: Who::of(&actor),
+            actor,
+        }
     }
 
-    /// The user's or client's name: the owner of what it makes.
+    /// The user or client: the owner of what it makes.
+    #[must_use]
+    pub(crate) fn who(&self) -> &Who {
+        &self.who
+    }
+
+    /// The user's or client's name.
     #[must_use]
     pub(crate) fn name(&self) -> &str {
-        &self.0.name
+        &self.who.name
     }
 
     /// Whether it is a person, not a client on its own.
     #[must_use]
     pub(crate) fn is_person(&self) -> bool {
-        self.0.user_id.is_some()
+        self.actor.user_id.is_some()
     }
 
     /// Whether the caller has the right.
@@ -72,7 +85,7 @@ impl Caller {
         if self.has(right) {
             Whose::All
         } else {
-            Whose::Of(self.name())
+            Whose::Of(&self.who.key)
         }
     }
 
@@ -81,7 +94,7 @@ impl Caller {
         let any = |scopes: &[&str]| {
             scopes
                 .iter()
-                .any(|scope| self.0.scopes.iter().any(|own| own == scope))
+                .any(|scope| self.actor.scopes.iter().any(|own| own == scope))
         };
         match right {
             Right::Plans | Right::Read => any(&[ADMIN, MANAGE, ADMIN_READ]),

@@ -13,6 +13,7 @@ use stolos_store::{AnyRow, Db, Migration, Tx, query};
 use crate::db::{self, Whose};
 use crate::deps::Backup;
 use crate::error::{Error, Result};
+use crate::who::Who;
 
 /// The takings.
 pub(crate) const TABLE: Migration = Migration {
@@ -49,8 +50,9 @@ pub(crate) struct RunRow {
     pub(crate) id: BackupRunId,
     pub(crate) cluster_id: ClusterId,
     pub(crate) cluster: String,
-    pub(crate) owner: String,
-    pub(crate) actor: String,
+    pub(crate) owner: Who,
+    pub(crate) actor: Who,
+    pub(crate) canceled_by: Option<String>,
     pub(crate) created_at: Timestamp,
     pub(crate) state: OperationState,
     pub(crate) ended_at: Option<Timestamp>,
@@ -64,15 +66,17 @@ pub(crate) struct RunRow {
 /// [`Error::BackingUp`] when one of the cluster is in flight, and those of the database.
 pub(crate) async fn insert(tx: &mut Tx, run: &RunRow) -> Result<()> {
     query(
-        "INSERT INTO cluster_backups (id, cluster_id, cluster, owner, actor, created_at, state) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO cluster_backups (id, cluster_id, cluster, owner, actor, created_at, state, owner_key, actor_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(run.id.to_string())
     .bind(run.cluster_id.to_string())
     .bind(&run.cluster)
-    .bind(&run.owner)
-    .bind(&run.actor)
+    .bind(&run.owner.name)
+    .bind(&run.actor.name)
     .bind(run.created_at.as_millisecond())
     .bind(db::word(&run.state)?)
+    .bind(run.owner.key.as_str())
+    .bind(run.actor.key.as_str())
     .execute(tx.conn())
     .await
     .map_err(|e| match stolos_store::Error::from(e) {
@@ -125,6 +129,20 @@ pub(crate) async fn set_state(
     Ok(())
 }
 
+/// Notes who wants a taking cancelled. Who asked first is remembered.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn request_cancel(tx: &mut Tx, id: BackupRunId, by: &Who) -> Result<()> {
+    query("UPDATE cluster_backups SET canceled_by = COALESCE(canceled_by, $2) WHERE id = $1 AND ended_at IS NULL")
+        .bind(id.to_string())
+        .bind(&by.name)
+        .execute(tx.conn())
+        .await
+        .map_err(|e| Error::database("note the cancellation of a backup")(e.into()))?;
+    Ok(())
+}
+
 /// Notes which backup a taking made.
 ///
 /// # Errors
@@ -139,14 +157,14 @@ pub(crate) async fn set_backup(tx: &mut Tx, id: BackupRunId, backup: &Backup) ->
     Ok(())
 }
 
-const RUN: &str = "SELECT id, cluster_id, cluster, owner, actor, created_at, state, ended_at, backup, error FROM cluster_backups";
+const RUN: &str = "SELECT id, cluster_id, cluster, owner, owner_key, actor, actor_key, canceled_by, created_at, state, ended_at, backup, error FROM cluster_backups";
 
 /// One taking, if the caller may see it.
 ///
 /// # Errors
 /// [`Error::NoBackup`] and those of the database.
 pub(crate) async fn one(db: &Db, id: &str, whose: Whose<'_>) -> Result<RunRow> {
-    let sql = format!("{RUN} WHERE id = $1 AND ($2 = '' OR owner = $2)");
+    let sql = format!("{RUN} WHERE id = $1 AND ($2 = '' OR owner_key = $2)");
     let row = query(stolos_store::AssertSqlSafe(sql))
         .bind(id)
         .bind(whose.owner())
@@ -173,8 +191,8 @@ pub(crate) async fn cluster_of(db: &Db, named: &str, whose: Whose<'_>) -> Result
     if let (Whose::All, Ok(id)) = (whose, named.parse()) {
         return Ok(id);
     }
-    let sql = "SELECT id, created_at FROM clusters WHERE id = $1 AND ($2 = '' OR owner = $2) UNION ALL \
-               SELECT cluster_id AS id, created_at FROM cluster_backups WHERE (cluster = $1 OR cluster_id = $1) AND ($2 = '' OR owner = $2) \
+    let sql = "SELECT id, created_at FROM clusters WHERE id = $1 AND ($2 = '' OR owner_key = $2) UNION ALL \
+               SELECT cluster_id AS id, created_at FROM cluster_backups WHERE (cluster = $1 OR cluster_id = $1) AND ($2 = '' OR owner_key = $2) \
                ORDER BY 2 DESC LIMIT 1";
     let row = query(sql)
         .bind(named)
@@ -193,7 +211,7 @@ pub(crate) async fn cluster_of(db: &Db, named: &str, whose: Whose<'_>) -> Result
 /// # Errors
 /// Those of the database.
 pub(crate) async fn of_all(db: &Db, whose: Whose<'_>) -> Result<Vec<ClusterBackups>> {
-    let sql = format!("{RUN} WHERE ($1 = '' OR owner = $1) ORDER BY created_at, id");
+    let sql = format!("{RUN} WHERE ($1 = '' OR owner_key = $1) ORDER BY created_at, id");
     let runs: Vec<RunRow> = query(stolos_store::AssertSqlSafe(sql))
         .bind(whose.owner())
         .fetch_all(db.read())
@@ -306,8 +324,9 @@ fn to_run(row: &AnyRow) -> Result<RunRow> {
         id: db::parse(&db::get::<String>(row, "id")?)?,
         cluster_id: db::parse(&db::get::<String>(row, "cluster_id")?)?,
         cluster: db::get(row, "cluster")?,
-        owner: db::get(row, "owner")?,
-        actor: db::get(row, "actor")?,
+        owner: db::who(row, "owner", "owner_key")?,
+        actor: db::who(row, "actor", "actor_key")?,
+        canceled_by: db::get(row, "canceled_by")?,
         created_at: time(db::get(row, "created_at")?)?,
         state: db::from_word(db::get(row, "state")?)?,
         ended_at: db::get::<Option<i64>>(row, "ended_at")?.map(time).transpose()?,
@@ -319,6 +338,7 @@ fn to_run(row: &AnyRow) -> Result<RunRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::who::Key;
 
     #[tokio::test]
     async fn takings_are_one_at_a_time_and_the_last_good_one_is_remembered() {
@@ -330,8 +350,12 @@ mod tests {
                 id: BackupRunId::new(&ids),
                 cluster_id: cluster,
                 cluster: "demo".to_owned(),
-                owner: "alana".to_owned(),
-                actor: "schedule".to_owned(),
+                owner: Who {
+                    name: "alana".to_owned(),
+                    key: Key::person("1"),
+                },
+                actor: Who::ourselves("schedule"),
+                canceled_by: None,
                 created_at: Timestamp::from_millisecond(n * 1000).expect("a time"),
                 state: OperationState::Queued,
                 ended_at: None,
@@ -373,23 +397,23 @@ mod tests {
             let count: i64 = db::get(&count, "n").expect("a number");
             assert_eq!(count, REMEMBERED + 2, "the last good one is not forgotten");
             // The cluster is gone: its name, and its id, still lead to its backups, for those who had it.
-            let named = |who: &'static str| Whose::Of(who);
+            let (alana, eve) = (Key::person("1"), Key::person("2"));
             for text in ["demo", &cluster.to_string()] {
-                let found = cluster_of(&db, text, named("alana")).await;
+                let found = cluster_of(&db, text, Whose::Of(&alana)).await;
                 assert_eq!(found.expect("found"), cluster);
-                let other = cluster_of(&db, text, named("eve")).await;
+                let other = cluster_of(&db, text, Whose::Of(&eve)).await;
                 assert!(matches!(other, Err(Error::NoCluster(_))), "{other:?}");
             }
             let all = of_all(&db, Whose::All).await.expect("a list");
             assert!(all.len() == 1 && all[0].deleted && !all[0].running, "{all:?}");
             assert_eq!(all[0].last_success.as_deref(), Some("1970-01-01T00:00:01Z"));
             assert_eq!(all[0].error.as_deref(), Some("no leader"));
-            assert!(of_all(&db, named("eve")).await.expect("a list").is_empty());
-            let seen = one(&db, &good.id.to_string(), named("alana"))
+            assert!(of_all(&db, Whose::Of(&eve)).await.expect("a list").is_empty());
+            let seen = one(&db, &good.id.to_string(), Whose::Of(&alana))
                 .await
                 .expect("it is there");
             assert_eq!(seen.state, OperationState::Succeeded);
-            assert!(one(&db, &good.id.to_string(), named("eve")).await.is_err());
+            assert!(one(&db, &good.id.to_string(), Whose::Of(&eve)).await.is_err());
         })
         .await;
     }

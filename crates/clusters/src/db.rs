@@ -14,6 +14,7 @@ use crate::model::{ClusterName, Hostname};
 use crate::plans::Plan;
 use crate::profiles::Kind;
 use crate::settings::Settings;
+use crate::who::{Key, Who};
 
 /// The tables of this service.
 pub static TABLES: Part = Part {
@@ -71,6 +72,7 @@ pub static TABLES: Part = Part {
         crate::metering::TABLE,
         crate::pods::TABLE,
         crate::backups::TABLE,
+        crate::owners::KEYS,
     ],
 };
 
@@ -83,8 +85,8 @@ pub struct ClusterRow {
     pub name: ClusterName,
     /// External host.
     pub hostname: Hostname,
-    /// Who made it.
-    pub owner: String,
+    /// Whose it is.
+    pub owner: Who,
     /// The plan as it was when the cluster was made or last updated.
     pub plan: Plan,
     /// Workers wanted.
@@ -99,6 +101,17 @@ pub struct ClusterRow {
     pub address: Option<String>,
     /// What it has of its own beside plan and size.
     pub settings: Settings,
+    /// What a look found that its last action does not say.
+    pub found: Found,
+}
+
+/// What looks at a cluster found, as times in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Since when its owner is gone.
+    pub owner_gone_at: Option<i64>,
+    /// Since when the director has no such deployment.
+    pub deployment_gone_at: Option<i64>,
 }
 
 /// An operation as kept.
@@ -111,15 +124,17 @@ pub struct OperationRow {
     /// The cluster's name, which stays readable after it is gone.
     pub cluster: String,
     /// The cluster's owner, for the same reason.
-    pub owner: String,
+    pub owner: Who,
     /// What was asked.
     pub action: LastAction,
     /// Who asked.
-    pub actor: String,
+    pub actor: Who,
     /// When.
     pub created_at: Timestamp,
     /// Whether somebody asked to cancel it.
     pub cancel: bool,
+    /// Who did.
+    pub canceled_by: Option<String>,
     /// How it stands.
     pub state: OperationState,
     /// When it ended.
@@ -134,22 +149,23 @@ pub enum Whose<'a> {
     /// Everybody's.
     All,
     /// Those of one owner.
-    Of(&'a str),
+    Of(&'a Key),
 }
 
 impl<'a> Whose<'a> {
-    /// The owner, empty for everybody: as queries bind it.
+    /// The owner's key, empty for everybody: as queries bind it.
     pub(crate) fn owner(self) -> &'a str {
         match self {
             Self::All => "",
-            Self::Of(owner) => owner,
+            Self::Of(owner) => owner.as_str(),
         }
     }
 }
 
-pub(crate) const CLUSTER: &str = "SELECT id, name, hostname, owner, plan, workers, action, state, description, address, settings FROM clusters";
-pub(crate) const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, ended_at, error \
-                         FROM operations";
+pub(crate) const CLUSTER: &str = "SELECT id, name, hostname, owner, owner_key, plan, workers, action, state, description, address, settings, \
+                                owner_gone_at, deployment_gone_at FROM clusters";
+pub(crate) const OPERATION: &str = "SELECT id, cluster_id, cluster, owner, owner_key, action, actor, actor_key, created_at, cancel, \
+                                  canceled_by, state, ended_at, error FROM operations";
 
 /// Writes a new cluster.
 ///
@@ -174,13 +190,13 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     }
     query(
         "INSERT INTO clusters (id, name, hostname, owner, plan, workers, created_at, action, state, description, memory_mib, settings, \
-         network_profile, compute_profile, kubernetes_profile) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+         network_profile, compute_profile, kubernetes_profile, owner_key) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
     )
     .bind(cluster.id.to_string())
     .bind(cluster.name.as_str())
     .bind(cluster.hostname.as_str())
-    .bind(&cluster.owner)
+    .bind(&cluster.owner.name)
     .bind(to_json(&cluster.plan)?)
     .bind(i64::from(cluster.workers))
     .bind(now)
@@ -192,6 +208,7 @@ pub async fn insert_cluster(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     .bind(profile(cluster, Kind::Network))
     .bind(profile(cluster, Kind::Compute))
     .bind(profile(cluster, Kind::Kubernetes))
+    .bind(cluster.owner.key.as_str())
     .execute(tx.conn())
     .await
     .map_err(|e| Error::database("write the cluster")(e.into()))?;
@@ -251,17 +268,19 @@ pub async fn allotted_memory(tx: &mut Tx, but: ClusterId) -> Result<u64> {
 /// [`Error::Busy`] when the cluster has one in flight, and those of the database.
 pub async fn insert_operation(tx: &mut Tx, operation: &OperationRow) -> Result<()> {
     query(
-        "INSERT INTO operations (id, cluster_id, cluster, owner, action, actor, created_at, cancel, state) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8)",
+        "INSERT INTO operations (id, cluster_id, cluster, owner, action, actor, created_at, cancel, state, owner_key, actor_key) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $10)",
     )
     .bind(operation.id.to_string())
     .bind(operation.cluster_id.to_string())
     .bind(&operation.cluster)
-    .bind(&operation.owner)
+    .bind(&operation.owner.name)
     .bind(word(&operation.action)?)
-    .bind(&operation.actor)
+    .bind(&operation.actor.name)
     .bind(operation.created_at.as_millisecond())
     .bind(word(&operation.state)?)
+    .bind(operation.owner.key.as_str())
+    .bind(operation.actor.key.as_str())
     .execute(tx.conn())
     .await
     .map_err(|e| match stolos_store::Error::from(e) {
@@ -345,13 +364,16 @@ pub async fn set_operation_state(
     Ok(())
 }
 
-/// Notes that somebody wants an operation cancelled.
+/// Notes that somebody wants an operation cancelled. Who asked first is remembered.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn request_cancel(tx: &mut Tx, id: OperationId) -> Result<()> {
-    query("UPDATE operations SET cancel = 1 WHERE id = $1 AND ended_at IS NULL")
+pub async fn request_cancel(tx: &mut Tx, id: OperationId, by: &Who) -> Result<()> {
+    query(
+        "UPDATE operations SET cancel = 1, canceled_by = COALESCE(canceled_by, $2) WHERE id = $1 AND ended_at IS NULL",
+    )
         .bind(id.to_string())
+        .bind(&by.name)
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("note the cancellation")(e.into()))?;
@@ -370,7 +392,7 @@ pub async fn cluster(db: &Db, name: &str, whose: Whose<'_>) -> Result<ClusterRow
         .await
         .map_err(|e| Error::database("read the cluster")(e.into()))?;
     match row.map(|row| to_cluster(&row)).transpose()? {
-        Some(cluster) if visible(&cluster.owner, whose) => Ok(cluster),
+        Some(cluster) if visible(&cluster.owner.key, whose) => Ok(cluster),
         _ => Err(Error::NoCluster(name.to_owned())),
     }
 }
@@ -394,7 +416,7 @@ pub async fn cluster_by_id(db: &Db, id: ClusterId) -> Result<ClusterRow> {
 /// # Errors
 /// Those of the database.
 pub async fn clusters(db: &Db, whose: Whose<'_>) -> Result<Vec<ClusterRow>> {
-    let sql = format!("{CLUSTER} WHERE ($1 = '' OR owner = $1) ORDER BY name");
+    let sql = format!("{CLUSTER} WHERE ($1 = '' OR owner_key = $1) ORDER BY name");
     query(stolos_store::AssertSqlSafe(sql))
         .bind(whose.owner())
         .fetch_all(db.read())
@@ -409,10 +431,10 @@ pub async fn clusters(db: &Db, whose: Whose<'_>) -> Result<Vec<ClusterRow>> {
 ///
 /// # Errors
 /// Those of the database.
-pub(crate) async fn clusters_in(tx: &mut Tx, owner: &str) -> Result<Vec<ClusterRow>> {
-    let sql = format!("{CLUSTER} WHERE owner = $1");
+pub(crate) async fn clusters_in(tx: &mut Tx, owner: &Key) -> Result<Vec<ClusterRow>> {
+    let sql = format!("{CLUSTER} WHERE owner_key = $1");
     query(stolos_store::AssertSqlSafe(sql))
-        .bind(owner)
+        .bind(owner.as_str())
         .fetch_all(tx.conn())
         .await
         .map_err(|e| Error::database("list the clusters of an owner")(e.into()))?
@@ -433,7 +455,7 @@ pub async fn operation(db: &Db, id: &str, whose: Whose<'_>) -> Result<OperationR
         .await
         .map_err(|e| Error::database("read the operation")(e.into()))?;
     match row.map(|row| to_operation(&row)).transpose()? {
-        Some(operation) if visible(&operation.owner, whose) => Ok(operation),
+        Some(operation) if visible(&operation.owner.key, whose) => Ok(operation),
         _ => Err(Error::NoOperation(id.to_owned())),
     }
 }
@@ -453,10 +475,10 @@ pub async fn unfinished(db: &Db) -> Result<Vec<OperationRow>> {
         .collect()
 }
 
-fn visible(owner: &str, whose: Whose<'_>) -> bool {
+fn visible(owner: &Key, whose: Whose<'_>) -> bool {
     match whose {
         Whose::All => true,
-        Whose::Of(name) => owner == name,
+        Whose::Of(key) => owner == key,
     }
 }
 
@@ -465,7 +487,7 @@ pub(crate) fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
         id: parse(&get::<String>(row, "id")?)?,
         name: parse(&get::<String>(row, "name")?)?,
         hostname: parse(&get::<String>(row, "hostname")?)?,
-        owner: get(row, "owner")?,
+        owner: who(row, "owner", "owner_key")?,
         plan: from_json(&get::<String>(row, "plan")?)?,
         workers: u32::try_from(get::<i64>(row, "workers")?).map_err(stored)?,
         action: from_word(get(row, "action")?)?,
@@ -473,6 +495,10 @@ pub(crate) fn to_cluster(row: &AnyRow) -> Result<ClusterRow> {
         description: get(row, "description")?,
         address: get(row, "address")?,
         settings: from_json(&get::<String>(row, "settings")?)?,
+        found: Found {
+            owner_gone_at: get(row, "owner_gone_at")?,
+            deployment_gone_at: get(row, "deployment_gone_at")?,
+        },
     })
 }
 
@@ -482,11 +508,12 @@ pub(crate) fn to_operation(row: &AnyRow) -> Result<OperationRow> {
         id: parse(&get::<String>(row, "id")?)?,
         cluster_id: parse(&get::<String>(row, "cluster_id")?)?,
         cluster: get(row, "cluster")?,
-        owner: get(row, "owner")?,
+        owner: who(row, "owner", "owner_key")?,
         action: from_word(get(row, "action")?)?,
-        actor: get(row, "actor")?,
+        actor: who(row, "actor", "actor_key")?,
         created_at: time(get(row, "created_at")?)?,
         cancel: get::<i64>(row, "cancel")? != 0,
+        canceled_by: get(row, "canceled_by")?,
         state: from_word(get(row, "state")?)?,
         ended_at: get::<Option<i64>>(row, "ended_at")?.map(time).transpose()?,
         error: get(row, "error")?,
@@ -499,6 +526,14 @@ where
         + stolos_store::sqlx::Type<stolos_store::sqlx::Any>,
 {
     row.try_get(column).map_err(stored)
+}
+
+/// Somebody by the columns of name and key.
+pub(crate) fn who(row: &AnyRow, name: &str, key: &str) -> Result<Who> {
+    Ok(Who {
+        name: get(row, name)?,
+        key: Key::kept(get(row, key)?),
+    })
 }
 
 pub(crate) fn stored(source: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -12,12 +13,49 @@ use serde::{Deserialize, Serialize};
 use stolos_base::Secret;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Identity;
+use stolos_kubernetes::access::{Binding, Holder};
+use stolos_kubernetes::losses::LocalVolume;
 use stolos_kubernetes::marks::Marks;
 use stolos_kubernetes::running::PodRun;
 
 use crate::error::Result;
 use crate::plans::Drain;
 use crate::render::{NetworkLease, Networks};
+use crate::who::{Key, Person, Who};
+
+/// The people whom the token service knows.
+pub trait People: Send + Sync + 'static {
+    /// The person who has a name now.
+    fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Person>>>;
+    /// The person of an id.
+    fn by_id<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Person>>>;
+    /// Everybody.
+    fn all(&self) -> BoxFuture<'_, Result<Vec<Person>>>;
+}
+
+/// Access to a cluster that is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose it is.
+    pub of: Who,
+    /// Who gives it and answers for it: it is taken back when that one may not give it any more.
+    pub by: Key,
+    /// When it is given.
+    pub at: Timestamp,
+    /// How long its token lives.
+    pub lives: Duration,
+}
+
+impl Grant {
+    /// As the cluster keeps it.
+    #[must_use]
+    pub fn holder(&self) -> Holder {
+        Holder {
+            of: self.of.key.to_string(),
+            by: self.by.to_string(),
+        }
+    }
+}
 
 /// One address range and one virtual API address for each cluster.
 pub trait Network: Send + Sync + 'static {
@@ -107,6 +145,8 @@ pub struct Instance {
     pub index: u32,
     /// Its address, once it is placed.
     pub address: Option<Ipv4Addr>,
+    /// Its zone, where it has one.
+    pub zone: Option<String>,
 }
 
 /// How a machine is, as its agent says.
@@ -170,6 +210,8 @@ pub trait Director: Send + Sync + 'static {
     fn cancel(&self, id: u64) -> BoxFuture<'_, Result<()>>;
     /// How the machines of a deployment are; asks their agents, and waits a few seconds for those that do not answer.
     fn health<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<MachineHealth>>>;
+    /// The names of all deployments.
+    fn deployments(&self) -> BoxFuture<'_, Result<Vec<String>>>;
     /// The instances of a deployment; empty when there is none.
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>>;
 }
@@ -318,13 +360,13 @@ pub trait Kubernetes: Send + Sync + 'static {
         admin: &'a AdminCredential,
         since: Timestamp,
     ) -> BoxFuture<'a, Result<String>>;
-    /// A kubeconfig with a fresh identity of `user` that administers the cluster, PKS's shape.
+    /// A kubeconfig with a token that administers the cluster until it ends or is taken back, PKS's shape.
     fn bind<'a>(
         &'a self,
         cluster: &'a crate::db::ClusterRow,
         address: Ipv4Addr,
         admin: &'a AdminCredential,
-        user: &'a str,
+        grant: &'a Grant,
     ) -> BoxFuture<'a, Result<serde_json::Value>>;
     /// Lets a person administer the cluster, by the name that its API servers give the person; fine when that is so already.
     fn admit<'a>(
@@ -333,5 +375,35 @@ pub trait Kubernetes: Send + Sync + 'static {
         address: Ipv4Addr,
         admin: &'a AdminCredential,
         subject: &'a str,
+        grant: &'a Grant,
+    ) -> BoxFuture<'a, Result<()>>;
+    /// What [`Kubernetes::bind`] and [`Kubernetes::admit`] gave, in this version or in one before.
+    fn bindings<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+    ) -> BoxFuture<'a, Result<Vec<Binding>>>;
+    /// The volumes in use on the disks of some nodes.
+    fn local_volumes<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        nodes: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<LocalVolume>>>;
+    /// Writes down whose one of a version before is, and when it ends.
+    fn adopt<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        binding: &'a Binding,
+        holder: &'a Holder,
+        ends: Timestamp,
+    ) -> BoxFuture<'a, Result<()>>;
+    /// Takes one back: its tokens are worthless from then on. Fine when it is gone.
+    fn unbind<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        admin: &'a AdminCredential,
+        binding: &'a Binding,
     ) -> BoxFuture<'a, Result<()>>;
 }

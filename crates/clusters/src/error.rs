@@ -148,16 +148,20 @@ pub enum Error {
         plan: String,
     },
     /// The cluster's machines together are larger than what the host has left.
-    #[error(
-        "the cluster needs {needed_mib} MiB of memory, but of the {total_mib} MiB of this host {used_mib} MiB are taken by other clusters"
-    )]
+    #[error("the cluster needs {needed_mib} MiB of memory, and there are {free_mib} MiB for it")]
     DoesNotFit {
         /// Sum of the machines' memory.
         needed_mib: u64,
-        /// Allotted to other clusters.
-        used_mib: u64,
-        /// The host's memory.
-        total_mib: u64,
+        /// What it may have.
+        free_mib: u64,
+    },
+    /// One number does not say how many workers each pool has.
+    #[error("the workers of cluster `{cluster}` are in the node pools {}, each of which has a number of its own", pools.join(", "))]
+    InPools {
+        /// The cluster.
+        cluster: String,
+        /// Its pools.
+        pools: Vec<String>,
     },
     /// One machine is larger than the host.
     #[error("a machine of plan `{plan}` has {cpus} processors, but this host has {host}")]
@@ -178,6 +182,9 @@ pub enum Error {
     /// The name is taken.
     #[error("cluster name `{0}` is already in use")]
     NameTaken(String),
+    /// The name is that of a cluster of the caller's that could not be made.
+    #[error("cluster name `{0}` is already in use by your cluster of that name, which could not be made")]
+    HalfMade(String),
     /// The host name is taken.
     #[error("external hostname `{0}` is already in use by another cluster")]
     HostnameTaken(String),
@@ -199,6 +206,9 @@ pub enum Error {
     /// The owner of a quota is not known.
     #[error("there is no quota for `{0}`")]
     NoQuota(String),
+    /// Nobody has the name.
+    #[error("there is no user `{0}`")]
+    NoPerson(String),
     /// The owner has a quota already.
     #[error("there is a quota for `{0}` already")]
     QuotaTaken(String),
@@ -217,6 +227,14 @@ pub enum Error {
         wanted: String,
         /// The limit.
         limit: String,
+    },
+    /// Machines would go that have data on their disks which is nowhere else.
+    #[error("with the machines that go, cluster `{cluster}` loses the data of the volumes {}", volumes.join(", "))]
+    LosesVolumes {
+        /// The cluster.
+        cluster: String,
+        /// `NAMESPACE/CLAIM on NODE` of each.
+        volumes: Vec<String>,
     },
     /// The cluster has no API yet, or none any more.
     #[error("cluster `{cluster}` cannot give credentials while its last action {action} is {state}")]
@@ -283,6 +301,17 @@ impl Error {
     }
 }
 
+impl Error {
+    /// A word that programs tell the error by, where they have something to do about it.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::UpToDate { .. } => Some(stolos_api::pks::UP_TO_DATE),
+            Self::LosesVolumes { .. } => Some(stolos_api::pks::LOSES_VOLUMES),
+            _ => None,
+        }
+    }
+}
+
 impl Classify for Error {
     fn class(&self) -> Class {
         match self {
@@ -294,19 +323,23 @@ impl Classify for Error {
             | Self::NoPlan { .. }
             | Self::WorkerCount { .. }
             | Self::DoesNotFit { .. }
+            | Self::InPools { .. }
             | Self::OverQuota { .. }
             | Self::TooManyProcessors { .. } => Class::User,
             Self::NoCluster(_)
             | Self::NoOperation(_)
             | Self::NoQuota(_)
+            | Self::NoPerson(_)
             | Self::NoTask(_)
             | Self::NoBackup(_)
             | Self::NoProfile { .. } => Class::NotFound,
             Self::QuotaTaken(_)
             | Self::NameTaken(_)
+            | Self::HalfMade(_)
             | Self::HostnameTaken(_)
             | Self::Busy { .. }
             | Self::NotReady { .. }
+            | Self::LosesVolumes { .. }
             | Self::NotBuilt { .. }
             | Self::ProfileTaken { .. }
             | Self::ProfileInUse { .. }
@@ -334,6 +367,9 @@ impl Classify for Error {
             Self::NoPlan { known, .. } => vec![format!("The plans are: {}.", known.join(", "))],
             Self::NotBuilt { .. } => vec!["`stolos up` builds the versions that the plans name.".to_owned()],
             Self::Behind { cluster } => vec![format!("Upgrade it with `stolos upgrade-cluster {cluster}`.")],
+            Self::HalfMade(cluster) => vec![format!(
+                "Go on with it by `stolos update-cluster {cluster}`, or delete it first with `stolos delete-cluster {cluster}`."
+            )],
             Self::Stopped { cluster } => vec![format!("Start it with `stolos start-cluster {cluster}`.")],
             Self::NotPersonal { cluster, .. } => vec![format!(
                 "Use `get-credentials {cluster}`, which needs none of that; where the operator's `oidc` is on, any `update-cluster` makes the cluster trust the token service."
@@ -343,6 +379,13 @@ impl Classify for Error {
                 clusters.join(", "),
                 if clusters.len() == 1 { "it" } else { "them" }
             )],
+            Self::InPools { pools, .. } => {
+                let numbers: Vec<String> = pools.iter().map(|pool| format!("{pool}:N")).collect();
+                vec![format!(
+                    "Name the number of each that changes: `--node-pool-instances \"{}\"`.",
+                    numbers.join(",")
+                )]
+            }
             Self::DoesNotFit { .. } => {
                 vec![
                     "Take a smaller plan or fewer nodes, or delete a cluster that is not needed any more."

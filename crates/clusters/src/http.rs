@@ -60,6 +60,7 @@ pub(crate) fn router(service: Service) -> Router {
             get(certificates::certificate_list).post(certificates::certificates_rotate),
         )
         .route("/v1/plans", get(clusters::plan_list))
+        .route("/stolos/v1/room", get(clusters::room_view))
         .route(
             "/v1/network-profiles",
             get(profiles::network_list).post(profiles::network_create),
@@ -116,6 +117,10 @@ pub(crate) fn router(service: Service) -> Router {
         )
         .route("/stolos/v1/clusters/{name}/stop", post(clusters::cluster_stop))
         .route("/stolos/v1/clusters/{name}/start", post(clusters::cluster_start))
+        .route(
+            "/stolos/v1/clusters/{name}/transfer",
+            post(clusters::cluster_transfer),
+        )
         .route("/stolos/v1/backup-runs/{id}", get(backups::run_view))
         .route("/stolos/v1/backup-runs/{id}/cancel", post(backups::run_cancel))
         .route("/stolos/v1/metering", get(metering::report))
@@ -223,6 +228,7 @@ impl IntoResponse for Failure {
             body: text.clone(),
             message: Some(text),
             hint,
+            error_code: error.code().map(str::to_owned),
             request_id: None,
         };
         let mut response = (status, Json(body)).into_response();

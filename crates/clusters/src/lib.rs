@@ -8,6 +8,7 @@
 //! `flows` (named steps) → `render` (pure) → director.
 
 mod accept;
+mod access;
 mod api_server;
 mod authorize;
 mod backups;
@@ -20,6 +21,7 @@ mod http;
 mod metering;
 pub mod model;
 pub mod oidc;
+mod owners;
 mod pages;
 pub mod plans;
 mod pods;
@@ -34,8 +36,10 @@ pub mod settings;
 pub mod shape;
 mod show;
 mod upgrades;
+pub mod who;
 
 pub use accept::Capacity;
+pub use access::LOOK_AT_ACCESS;
 pub use api_server::ApiServers;
 pub use error::{Error, Result};
 pub use service::{BackupSettings, Config, Deps, Service};

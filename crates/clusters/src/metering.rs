@@ -61,19 +61,29 @@ pub(crate) async fn note(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
     let now = tx.now_millis();
     end_at(tx, cluster.id, now).await?;
     query(
-        "INSERT INTO metering (cluster_id, since, cluster, owner, machines, cpu, memory_mib) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO metering (cluster_id, since, cluster, owner, machines, cpu, memory_mib, owner_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(cluster.id.to_string())
     .bind(now)
     .bind(cluster.name.as_str())
-    .bind(&cluster.owner)
+    .bind(&cluster.owner.name)
     .bind(size[0])
     .bind(size[1])
     .bind(size[2])
+    .bind(cluster.owner.key.as_str())
     .execute(tx.conn())
     .await
     .map_err(|e| Error::database("write the meter")(e.into()))?;
     Ok(())
+}
+
+/// Begins to meter a cluster for the owner that it has from now on; what was before stays the former one's.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn hand_over(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
+    end(tx, cluster.id).await?;
+    note(tx, cluster).await
 }
 
 /// Ends the metering of a cluster; fine when it is not metered.
@@ -102,8 +112,10 @@ async fn end_at(tx: &mut Tx, cluster: ClusterId, now: i64) -> Result<()> {
 /// Those of the database.
 pub(crate) async fn report(db: &Db, whose: Whose<'_>, from: i64, to: i64) -> Result<Vec<Metered>> {
     let rows = query(
-        "SELECT cluster_id, cluster, owner, since, until, machines, cpu, memory_mib FROM metering \
-         WHERE ($1 = '' OR owner = $1) AND since < $3 AND (until IS NULL OR until > $2) ORDER BY owner, cluster, cluster_id, since",
+        "SELECT cluster_id, cluster, owner, since, until, machines, cpu, memory_mib, CAST(CASE WHEN owner_key = \
+         (SELECT l.owner_key FROM metering AS l WHERE l.cluster_id = metering.cluster_id ORDER BY l.since DESC LIMIT 1) \
+         THEN 1 ELSE 0 END AS BIGINT) AS is_last FROM metering \
+         WHERE ($1 = '' OR owner_key = $1) AND since < $3 AND (until IS NULL OR until > $2) ORDER BY owner, cluster, cluster_id, since",
     )
     .bind(whose.owner())
     .bind(from)
@@ -112,6 +124,8 @@ pub(crate) async fn report(db: &Db, whose: Whose<'_>, from: i64, to: i64) -> Res
     .await
     .map_err(|e| Error::database("read the meter")(e.into()))?;
     let mut sums: Vec<(Metered, Millis)> = Vec::new();
+    // Pods are not kept by owner: those of a cluster are shown with the one who has it, or had it last.
+    let mut pods = pods::report(db, from, to).await?;
     for row in &rows {
         let uuid: String = db::get(row, "cluster_id")?;
         let since: i64 = db::get(row, "since")?;
@@ -123,26 +137,29 @@ pub(crate) async fn report(db: &Db, whose: Whose<'_>, from: i64, to: i64) -> Res
             cpu: times("cpu")?,
             memory_mib: times("memory_mib")?,
         };
-        match sums.last_mut().filter(|(metered, _)| metered.uuid == uuid) {
+        let owner: String = db::get(row, "owner")?;
+        match sums
+            .last_mut()
+            .filter(|(metered, _)| metered.uuid == uuid && metered.owner == owner)
+        {
             Some((_, sum)) => sum.add(&part),
             None => {
+                let is_last = db::get::<i64>(row, "is_last")? != 0;
+                let pod_millis = is_last.then(|| pods.remove(&uuid)).flatten().unwrap_or(0);
                 let metered = Metered {
                     uuid,
                     cluster: db::get(row, "cluster")?,
-                    owner: db::get(row, "owner")?,
+                    owner,
+                    pod_seconds: pod_millis / 1000,
                     ..Metered::default()
                 };
                 sums.push((metered, part));
             }
         }
     }
-    let pods = pods::report(db, from, to).await?;
     Ok(sums
         .into_iter()
-        .map(|(metered, sum)| Metered {
-            pod_seconds: pods.get(&metered.uuid).copied().unwrap_or(0) / 1000,
-            ..sum.shown(metered)
-        })
+        .map(|(metered, sum)| sum.shown(metered))
         .collect())
 }
 

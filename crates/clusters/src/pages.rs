@@ -47,7 +47,7 @@ pub(crate) async fn count_clusters(db: &Db, whose: Whose<'_>, search: &str) -> R
     Ok(u64::try_from(get::<i64>(&row, "total")?).unwrap_or(0))
 }
 
-const FOUND: &str = "WHERE ($1 = '' OR owner = $1) AND (LOWER(name) LIKE $2 ESCAPE '!' OR LOWER(hostname) LIKE $2 ESCAPE '!' \
+const FOUND: &str = "WHERE ($1 = '' OR owner_key = $1) AND (LOWER(name) LIKE $2 ESCAPE '!' OR LOWER(hostname) LIKE $2 ESCAPE '!' \
                      OR LOWER(owner) LIKE $2 ESCAPE '!')";
 
 /// A text anywhere, whatever its case, with nothing in it that `LIKE` would take for a pattern.
@@ -76,7 +76,7 @@ pub(crate) async fn operations(
     limit: u32,
 ) -> Result<Vec<OperationRow>> {
     let sql = format!(
-        "{OPERATION} WHERE ($1 = '' OR owner = $1) AND ($2 = '' OR cluster = $2) AND created_at <= $3 \
+        "{OPERATION} WHERE ($1 = '' OR owner_key = $1) AND ($2 = '' OR cluster = $2) AND created_at <= $3 \
          AND (created_at < $3 OR id < $4) ORDER BY created_at DESC, id DESC LIMIT $5"
     );
     let (time, id) = after.unwrap_or((i64::MAX, String::new()));

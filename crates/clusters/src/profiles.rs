@@ -13,6 +13,7 @@ use stolos_store::{AnyRow, Db, Migration, Tx, query};
 
 use crate::db::{self, Whose};
 use crate::error::{Error, Result};
+use crate::who::Who;
 
 /// Profiles, and which of them a cluster has.
 pub(crate) const TABLE: Migration = Migration {
@@ -83,7 +84,7 @@ pub(crate) struct ProfileRow {
     pub(crate) kind: Kind,
     pub(crate) name: String,
     pub(crate) id: String,
-    pub(crate) owner: String,
+    pub(crate) owner: Who,
     pub(crate) description: String,
     /// What was sent, without secrets.
     pub(crate) body: Value,
@@ -115,14 +116,14 @@ pub(crate) fn check_names(name: &str, description: &str) -> Result<()> {
     Ok(())
 }
 
-const SELECT: &str = "SELECT kind, name, id, owner, description, body, created_at FROM profiles";
+const SELECT: &str = "SELECT kind, name, id, owner, owner_key, description, body, created_at FROM profiles";
 
 /// All profiles of a kind that the caller may see, by name.
 ///
 /// # Errors
 /// Those of the database.
 pub(crate) async fn all(db: &Db, kind: Kind, whose: Whose<'_>) -> Result<Vec<ProfileRow>> {
-    let sql = format!("{SELECT} WHERE kind = $1 AND ($2 = '' OR owner = $2) ORDER BY name");
+    let sql = format!("{SELECT} WHERE kind = $1 AND ($2 = '' OR owner_key = $2) ORDER BY name");
     query(stolos_store::AssertSqlSafe(sql))
         .bind(kind.word())
         .bind(whose.owner())
@@ -139,7 +140,7 @@ pub(crate) async fn all(db: &Db, kind: Kind, whose: Whose<'_>) -> Result<Vec<Pro
 /// # Errors
 /// [`Error::NoProfile`] and those of the database.
 pub(crate) async fn one(db: &Db, kind: Kind, name: &str, whose: Whose<'_>) -> Result<ProfileRow> {
-    let sql = format!("{SELECT} WHERE kind = $1 AND name = $2 AND ($3 = '' OR owner = $3)");
+    let sql = format!("{SELECT} WHERE kind = $1 AND name = $2 AND ($3 = '' OR owner_key = $3)");
     let row = query(stolos_store::AssertSqlSafe(sql))
         .bind(kind.word())
         .bind(name)
@@ -164,16 +165,17 @@ pub(crate) async fn one(db: &Db, kind: Kind, name: &str, whose: Whose<'_>) -> Re
 /// [`Error::ProfileTaken`] and those of the database.
 pub(crate) async fn insert(tx: &mut Tx, profile: &ProfileRow) -> Result<()> {
     query(
-        "INSERT INTO profiles (kind, name, id, owner, description, body, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO profiles (kind, name, id, owner, description, body, created_at, owner_key) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(profile.kind.word())
     .bind(&profile.name)
     .bind(&profile.id)
-    .bind(&profile.owner)
+    .bind(&profile.owner.name)
     .bind(&profile.description)
     .bind(profile.body.to_string())
     .bind(profile.created_at)
+    .bind(profile.owner.key.as_str())
     .execute(tx.conn())
     .await
     .map_err(|e| match stolos_store::Error::from(e) {
@@ -238,7 +240,7 @@ fn to_profile(kind: Kind, row: &AnyRow) -> Result<ProfileRow> {
         kind,
         name: db::get(row, "name")?,
         id: db::get(row, "id")?,
-        owner: db::get(row, "owner")?,
+        owner: db::who(row, "owner", "owner_key")?,
         description: db::get(row, "description")?,
         body: db::from_json(&body)?,
         created_at: db::get(row, "created_at")?,

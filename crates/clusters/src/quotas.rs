@@ -2,6 +2,9 @@
 //!
 //! Counted is the allotted size of all machines, masters included, from the moment a request is accepted: PKS counted so, and it is what a
 //! host or a cloud bill knows. Administrators are not limited. The check and the write of the request are one transaction.
+//!
+//! A quota is made for a name and becomes the quota of the person who has it ([`crate::who`]): of one who is there at once, of one who comes
+//! later with the first request. A new person of an old name is not limited by what limited the old one.
 
 use stolos_api::pks::{Amounts, ClusterUsage, Limits, LimitsChange, Quota, Usage};
 use stolos_store::{Db, Migration, Tx, query};
@@ -9,6 +12,7 @@ use stolos_store::{Db, Migration, Tx, query};
 use crate::db::{self, ClusterRow, Whose};
 use crate::error::{Error, Result};
 use crate::shape::Amount;
+use crate::who::{Key, Who};
 
 /// The table of quotas. Memory is kept in MiB, so that no sum is inexact.
 pub(crate) const TABLE: Migration = Migration {
@@ -82,7 +86,7 @@ pub(crate) fn check(owner: &str, limits: &Limits) -> Result<Checked> {
 /// # Errors
 /// Those of the database.
 pub(crate) async fn all(db: &Db) -> Result<Vec<Quota>> {
-    query("SELECT owner, cpu, memory_mib, clusters FROM quotas ORDER BY owner")
+    query("SELECT owner, cpu, memory_mib, clusters FROM quotas_by_key ORDER BY owner, owner_key")
         .fetch_all(db.read())
         .await
         .map_err(|e| Error::database("list quotas")(e.into()))?
@@ -96,22 +100,52 @@ pub(crate) async fn all(db: &Db) -> Result<Vec<Quota>> {
         .collect()
 }
 
-/// The quota of an owner.
+/// The quota of somebody whom a name means, and its key.
 ///
 /// # Errors
 /// [`Error::NoQuota`] and those of the database.
-pub(crate) async fn one(db: &Db, owner: &str) -> Result<Quota> {
-    let row = query("SELECT cpu, memory_mib, clusters FROM quotas WHERE owner = $1")
-        .bind(owner)
+pub(crate) async fn one(db: &Db, named: &Named<'_>) -> Result<(Key, Quota)> {
+    // A person who is there is meant before anybody else; of a name that nobody has, whatever there is.
+    let sql = match named.person {
+        Some(_) => {
+            "SELECT owner_key, cpu, memory_mib, clusters FROM quotas_by_key WHERE owner_key = $1 OR owner_key = $2 \
+             ORDER BY CASE WHEN owner_key = $1 THEN 0 ELSE 1 END LIMIT 1"
+        }
+        None => {
+            "SELECT owner_key, cpu, memory_mib, clusters FROM quotas_by_key WHERE owner = $1 OR owner_key = $2 \
+             ORDER BY owner_key LIMIT 1"
+        }
+    };
+    let row = query(sql)
+        .bind(named.person.as_ref().map_or(named.name, Key::as_str))
+        .bind(Key::unknown(named.name).as_str())
         .fetch_optional(db.read())
         .await
         .map_err(|e| Error::database("read the quota")(e.into()))?;
     match row {
-        Some(row) => Ok(Quota {
-            owner: owner.to_owned(),
-            limit: checked(&row)?.limits(),
-        }),
-        None => Err(Error::NoQuota(owner.chars().take(80).collect())),
+        Some(row) => Ok((
+            Key::kept(db::get(&row, "owner_key")?),
+            Quota {
+                owner: named.name.to_owned(),
+                limit: checked(&row)?.limits(),
+            },
+        )),
+        None => Err(Error::NoQuota(named.name.chars().take(80).collect())),
+    }
+}
+
+/// A name, and who has it now.
+#[derive(Clone, Debug)]
+pub(crate) struct Named<'a> {
+    pub(crate) name: &'a str,
+    /// The person; none where there is nobody of that name.
+    pub(crate) person: Option<Key>,
+}
+
+impl Named<'_> {
+    /// Under which a new quota is kept.
+    fn key(&self) -> Key {
+        self.person.clone().unwrap_or_else(|| Key::unknown(self.name))
     }
 }
 
@@ -119,18 +153,46 @@ pub(crate) async fn one(db: &Db, owner: &str) -> Result<Quota> {
 ///
 /// # Errors
 /// [`Error::QuotaTaken`] and those of the database.
-pub(crate) async fn insert(tx: &mut Tx, owner: &str, limits: Checked) -> Result<()> {
-    query("INSERT INTO quotas (owner, cpu, memory_mib, clusters) VALUES ($1, $2, $3, $4)")
-        .bind(owner)
-        .bind(limits.cpu)
-        .bind(limits.memory_mib)
-        .bind(limits.clusters)
-        .execute(tx.conn())
+pub(crate) async fn insert(tx: &mut Tx, named: &Named<'_>, limits: Checked) -> Result<()> {
+    let taken = query("SELECT owner_key FROM quotas_by_key WHERE owner_key = $1")
+        .bind(Key::unknown(named.name).as_str())
+        .fetch_optional(tx.conn())
         .await
-        .map_err(|e| match stolos_store::Error::from(e) {
-            stolos_store::Error::Unique { .. } => Error::QuotaTaken(owner.to_owned()),
-            other => Error::database("write the quota")(other),
-        })?;
+        .map_err(|e| Error::database("look for the quota")(e.into()))?;
+    if taken.is_some() {
+        return Err(Error::QuotaTaken(named.name.to_owned()));
+    }
+    query(
+        "INSERT INTO quotas_by_key (owner_key, owner, cpu, memory_mib, clusters) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(named.key().as_str())
+    .bind(named.name)
+    .bind(limits.cpu)
+    .bind(limits.memory_mib)
+    .bind(limits.clusters)
+    .execute(tx.conn())
+    .await
+    .map_err(|e| match stolos_store::Error::from(e) {
+        stolos_store::Error::Unique { .. } => Error::QuotaTaken(named.name.to_owned()),
+        other => Error::database("write the quota")(other),
+    })?;
+    Ok(())
+}
+
+/// Gives a quota that was made for a name to who has that name.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn give(tx: &mut Tx, who: &Who) -> Result<()> {
+    query(
+        "UPDATE quotas_by_key SET owner_key = $1 WHERE owner_key = $2 \
+         AND NOT EXISTS (SELECT 1 FROM quotas_by_key AS other WHERE other.owner_key = $1)",
+    )
+    .bind(who.key.as_str())
+    .bind(Key::unknown(&who.name).as_str())
+    .execute(tx.conn())
+    .await
+    .map_err(|e| Error::database("give the quota to its owner")(e.into()))?;
     Ok(())
 }
 
@@ -147,9 +209,9 @@ pub(crate) fn changed(before: Limits, change: LimitsChange) -> Limits {
 ///
 /// # Errors
 /// Those of the database.
-pub(crate) async fn update(tx: &mut Tx, owner: &str, limits: Checked) -> Result<()> {
-    query("UPDATE quotas SET cpu = $2, memory_mib = $3, clusters = $4 WHERE owner = $1")
-        .bind(owner)
+pub(crate) async fn update(tx: &mut Tx, owner: &Key, limits: Checked) -> Result<()> {
+    query("UPDATE quotas_by_key SET cpu = $2, memory_mib = $3, clusters = $4 WHERE owner_key = $1")
+        .bind(owner.as_str())
         .bind(limits.cpu)
         .bind(limits.memory_mib)
         .bind(limits.clusters)
@@ -159,19 +221,16 @@ pub(crate) async fn update(tx: &mut Tx, owner: &str, limits: Checked) -> Result<
     Ok(())
 }
 
-/// Deletes a quota.
+/// Deletes a quota; fine when there is none.
 ///
 /// # Errors
-/// [`Error::NoQuota`] and those of the database.
-pub(crate) async fn delete(tx: &mut Tx, owner: &str) -> Result<()> {
-    let done = query("DELETE FROM quotas WHERE owner = $1")
-        .bind(owner)
+/// Those of the database.
+pub(crate) async fn delete(tx: &mut Tx, owner: &Key) -> Result<()> {
+    query("DELETE FROM quotas_by_key WHERE owner_key = $1")
+        .bind(owner.as_str())
         .execute(tx.conn())
         .await
         .map_err(|e| Error::database("delete the quota")(e.into()))?;
-    if done.rows_affected() == 0 {
-        return Err(Error::NoQuota(owner.chars().take(80).collect()));
-    }
     Ok(())
 }
 
@@ -180,20 +239,21 @@ pub(crate) async fn delete(tx: &mut Tx, owner: &str) -> Result<()> {
 /// # Errors
 /// [`Error::OverQuota`] with the numbers, and those of the database.
 pub(crate) async fn refuse_excess(tx: &mut Tx, cluster: &ClusterRow) -> Result<()> {
-    let row = query("SELECT cpu, memory_mib, clusters FROM quotas WHERE owner = $1")
-        .bind(&cluster.owner)
+    give(tx, &cluster.owner).await?;
+    let row = query("SELECT cpu, memory_mib, clusters FROM quotas_by_key WHERE owner_key = $1")
+        .bind(cluster.owner.key.as_str())
         .fetch_optional(tx.conn())
         .await
         .map_err(|e| Error::database("read the quota")(e.into()))?;
     let Some(row) = row else { return Ok(()) };
     let limits = checked(&row)?;
-    let others = db::clusters_in(tx, &cluster.owner).await?;
+    let others = db::clusters_in(tx, &cluster.owner.key).await?;
     let others = others.iter().filter(|other| other.id != cluster.id);
     let all: Vec<&ClusterRow> = others.chain([cluster]).collect();
     let (cpu, memory_mib) = signed(sum(all.iter().copied()));
     let clusters = i64::try_from(all.len()).unwrap_or(i64::MAX);
     let over = |what: &'static str, unit: &'static str, wanted: f64, limit: f64| Error::OverQuota {
-        owner: cluster.owner.clone(),
+        owner: cluster.owner.name.clone(),
         what,
         unit,
         wanted: wanted.to_string(),
@@ -221,13 +281,15 @@ pub(crate) async fn refuse_excess(tx: &mut Tx, cluster: &ClusterRow) -> Result<(
 /// # Errors
 /// Those of the database.
 pub(crate) async fn usages(db: &Db, whose: Whose<'_>) -> Result<Vec<Usage>> {
-    let mut found: std::collections::BTreeMap<String, Vec<ClusterRow>> = std::collections::BTreeMap::new();
+    let mut found: std::collections::BTreeMap<(String, Key), Vec<ClusterRow>> =
+        std::collections::BTreeMap::new();
     for cluster in db::clusters(db, whose).await? {
-        found.entry(cluster.owner.clone()).or_default().push(cluster);
+        let owner = (cluster.owner.name.clone(), cluster.owner.key.clone());
+        found.entry(owner).or_default().push(cluster);
     }
     Ok(found
         .into_iter()
-        .map(|(owner, clusters)| usage(owner, &clusters))
+        .map(|((owner, _), clusters)| usage(owner, &clusters))
         .collect())
 }
 

@@ -495,7 +495,7 @@ impl Cluster<'_> {
             "pod_security" => Doc::literal(&plan.pod_security),
             "service_cluster_ip_range" => spec.networks.services.to_string(),
             "extra_args" => Doc::map(flags),
-            "oidc_ca_file" => oidc.map(|oidc| oidc.ca.as_str()).unwrap_or_default(),
+            "oidc_ca_file" => oidc.map(Oidc::flags_ca).unwrap_or_default(),
             "service_account" => doc_map! {
                 "public_key" => Doc::part("service_account_key", "public_key"),
                 "private_key" => Doc::part("service_account_key", "private_key"),
@@ -508,6 +508,9 @@ impl Cluster<'_> {
                 "etcd" => key_pair_of(ETCD_CLIENT_VARIABLE, "etcd_ca"),
             },
         };
+        if let Some(authentication) = oidc.and_then(Oidc::authentication) {
+            properties.set("authentication_config", authentication);
+        }
         if let Some(profile) = &spec.settings.kubernetes_profile {
             for flag in &profile.files {
                 // `oidc-ca-file` is the property `oidc_ca_file`.

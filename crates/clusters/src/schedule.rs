@@ -17,6 +17,7 @@ use crate::backups::{self, due};
 use crate::db::{self, ClusterRow, Whose};
 use crate::error::{Error, Result};
 use crate::flows::BackUp;
+use crate::who::Who;
 
 /// The name of the duty.
 const DUTY: &str = "backups of clusters";
@@ -89,7 +90,7 @@ async fn look(desk: &Desk, schedule: Schedule) -> Result<()> {
     waiting.sort_by_key(|(due, cluster)| (*due, cluster.id));
     for (_, cluster) in waiting.into_iter().take(room) {
         match desk
-            .begin_backup(BackupRunId::new(&desk.ids), &cluster, ACTOR)
+            .begin_backup(BackupRunId::new(&desk.ids), &cluster, &Who::ourselves(ACTOR))
             .await
         {
             // Somebody asked for one meanwhile.

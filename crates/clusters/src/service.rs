@@ -11,14 +11,15 @@ use stolos_base::ids::{BackupRunId, FlowId, OperationId, UpgradeId};
 use stolos_base::task::{self, Kind};
 use stolos_base::{Clock, IdSource, chain};
 use stolos_flow::{FlowView, Flows, StepState};
-use stolos_store::Db;
+use stolos_store::{Db, Tx};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accept::{Capacity, Desk};
 use crate::api_server::person;
+use crate::authorize::Caller;
 use crate::backups::RunRow;
 use crate::db::{self, ClusterRow, OperationRow};
-use crate::deps::{Backups, Director, Kubernetes, Network, Vault};
+use crate::deps::{Backups, Director, Grant, Kubernetes, Network, People, Vault};
 use crate::error::{Error, Result};
 use crate::flows::{
     BackUp, Create, Delete, KeptBackups, Restore, SwitchPower, Tools, Update, Upgrade, UpgradeClusters,
@@ -27,7 +28,8 @@ use crate::oidc::Oidc;
 use crate::plans::Plans;
 use crate::render::Catalogue;
 use crate::schedule::{self, Schedule};
-use crate::{pods, precheck};
+use crate::who::{Key, Who};
+use crate::{access, backups, owners, pods, precheck, upgrades};
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -42,9 +44,15 @@ pub struct Config {
     pub artifacts: Catalogue,
     /// The token service that clusters trust; `None` when they trust none.
     pub oidc: Option<Oidc>,
+    /// Whether each cluster takes tokens for itself alone; else those for all clusters, the only ones that PKS's own command line knows.
+    pub audience_per_cluster: bool,
     /// Whether `get-credentials` gives people kubeconfigs under their own names, as PKS did where OIDC was on; else, and always for clients,
     /// those of service accounts.
     pub personal_credentials: bool,
+    /// How long the tokens of service accounts live that `get-credentials` gives; 600 s at least.
+    pub credentials_live: Duration,
+    /// How often is looked whether those who have access to clusters may have it; see [`crate::LOOK_AT_ACCESS`].
+    pub look_at_access: Duration,
     /// This process among those that share the database.
     pub holder: String,
     /// How clusters are backed up, where they are.
@@ -87,6 +95,8 @@ pub struct Deps {
     pub director: Arc<dyn Director>,
     /// Clusters' API servers.
     pub kubernetes: Arc<dyn Kubernetes>,
+    /// The people who may have clusters.
+    pub people: Arc<dyn People>,
     /// Where backups of clusters are kept; none where no place is configured.
     pub backups: Option<Arc<dyn Backups>>,
     /// Wall-clock time.
@@ -106,6 +116,7 @@ struct Inner {
     verifier: Verifier,
     info: pks::Info,
     personal_credentials: bool,
+    credentials_live: Duration,
     /// Ends what goes on beside requests and flows.
     stop: CancellationToken,
     _stopped: DropGuard,
@@ -139,6 +150,20 @@ impl Service {
             "metering of pods",
             pods::run(meter, config.holder.clone(), stop.clone()),
         );
+        let watch = access::Watch {
+            db: deps.db.clone(),
+            vault: deps.vault.clone(),
+            director: tools.director.clone(),
+            kubernetes: tools.kubernetes.clone(),
+            people: deps.people.clone(),
+            clock: deps.clock.clone(),
+            every: config.look_at_access,
+        };
+        task::spawn(
+            Kind::Service,
+            "access to clusters",
+            access::run(watch, config.holder.clone(), stop.clone()),
+        );
         let flows = Flows::builder(deps.db.clone(), config.holder.clone())
             .kind(Create(tools.clone()))
             .kind(Update::new(tools.clone()))
@@ -166,7 +191,11 @@ impl Service {
             capacity: config.capacity,
             artifacts: config.artifacts,
             oidc: config.oidc,
+            audience_per_cluster: config.audience_per_cluster,
             vault: deps.vault,
+            people: deps.people,
+            director: tools.director.clone(),
+            kubernetes: tools.kubernetes.clone(),
             clock: deps.clock,
             ids: deps.ids,
             flows: flows.clone(),
@@ -193,9 +222,19 @@ impl Service {
             verifier: deps.verifier,
             info: config.info,
             personal_credentials: config.personal_credentials,
+            credentials_live: config.credentials_live,
             _stopped: stop.clone().drop_guard(),
             stop,
         }))
+    }
+
+    /// Finds out whose the clusters are that older versions kept by name: before anybody is served, so that nobody misses theirs. What cannot be found out now
+    /// is by the looks that follow.
+    ///
+    /// # Errors
+    /// Those of the database, and of asking for people.
+    pub async fn settle_owners(&self) -> Result<()> {
+        owners::settle(&self.0.desk.db, &*self.0.desk.people).await
     }
 
     /// The PKS API.
@@ -222,16 +261,15 @@ impl Service {
         &self.0.info
     }
 
+    async fn begin_cancel(&self) -> Result<Tx> {
+        let begun = self.0.desk.db.begin("note a cancellation").await;
+        begun.map_err(Error::database("begin cancelling"))
+    }
+
     /// Asks a running operation to stop.
-    pub(crate) async fn cancel(&self, operation: &OperationRow) -> Result<()> {
-        let mut tx = self
-            .0
-            .desk
-            .db
-            .begin("cancel an operation")
-            .await
-            .map_err(Error::database("begin cancelling"))?;
-        db::request_cancel(&mut tx, operation.id).await?;
+    pub(crate) async fn cancel(&self, operation: &OperationRow, by: &Who) -> Result<()> {
+        let mut tx = self.begin_cancel().await?;
+        db::request_cancel(&mut tx, operation.id, by).await?;
         tx.commit()
             .await
             .map_err(Error::database("note the cancellation"))?;
@@ -259,7 +297,12 @@ impl Service {
     }
 
     /// Asks the taking of a backup to stop.
-    pub(crate) async fn cancel_backup(&self, id: BackupRunId) -> Result<()> {
+    pub(crate) async fn cancel_backup(&self, id: BackupRunId, by: &Who) -> Result<()> {
+        let mut tx = self.begin_cancel().await?;
+        backups::request_cancel(&mut tx, id, by).await?;
+        tx.commit()
+            .await
+            .map_err(Error::database("note the cancellation"))?;
         match self.0.flows.cancel(FlowId::from(id.as_uuid())).await {
             // It ended while we were asking; there is nothing left to cancel.
             Ok(()) | Err(stolos_flow::Error::State { .. }) => Ok(()),
@@ -282,7 +325,8 @@ impl Service {
             id: run.id.to_string(),
             cluster: run.cluster.clone(),
             cluster_uuid: run.cluster_id.to_string(),
-            user: run.actor.clone(),
+            user: run.actor.name.clone(),
+            cancelled_by: run.canceled_by.clone(),
             state: run.state,
             doing: running.map(|step| step.progress.clone().unwrap_or_else(|| step.name.clone())),
             created_at: run.created_at.to_string(),
@@ -298,7 +342,12 @@ impl Service {
     }
 
     /// Asks a task to leave alone those clusters whose turn has not come.
-    pub(crate) async fn cancel_task(&self, id: UpgradeId) -> Result<()> {
+    pub(crate) async fn cancel_task(&self, id: UpgradeId, by: &Who) -> Result<()> {
+        let mut tx = self.begin_cancel().await?;
+        upgrades::request_cancel(&mut tx, id, by).await?;
+        tx.commit()
+            .await
+            .map_err(Error::database("note the cancellation"))?;
         match self.0.desk.tasks.cancel(FlowId::from(id.as_uuid())).await {
             // It ended while we were asking; there is nothing left to cancel.
             Ok(()) | Err(stolos_flow::Error::State { .. }) => Ok(()),
@@ -339,7 +388,8 @@ impl Service {
             cluster: row.cluster.clone(),
             action: row.action,
             state: row.state,
-            user: row.actor.clone(),
+            user: row.actor.name.clone(),
+            cancelled_by: row.canceled_by.clone(),
             created_at: row.created_at.to_string(),
             ended_at: row.ended_at.map(|time| time.to_string()),
             steps: steps.map(|step| show_step(step, now)).collect(),
@@ -361,33 +411,52 @@ impl Service {
         self.0.personal_credentials
     }
 
-    /// A kubeconfig for a cluster.
-    pub(crate) async fn bind(&self, cluster: &ClusterRow, access: Access<'_>) -> Result<serde_json::Value> {
-        let not_ready = || Error::NotReady {
-            cluster: cluster.name.to_string(),
-            action: cluster.action.as_str(),
-            state: cluster.state.as_str(),
-        };
-        // While a cluster is made or deleted there may be half an API; after a failed smoke test there is one to look at.
-        let settled = cluster.state.is_final() && cluster.action != pks::LastAction::Delete;
-        let address = cluster
-            .address
-            .as_ref()
-            .and_then(|text| text.parse().ok())
-            .filter(|_| settled);
-        let address = address.ok_or_else(not_ready)?;
+    /// A kubeconfig for a cluster, which `caller` asks for and answers for.
+    pub(crate) async fn bind(
+        &self,
+        caller: &Caller,
+        cluster: &ClusterRow,
+        user: &str,
+        access: Access,
+    ) -> Result<serde_json::Value> {
+        let desk = self.desk();
+        desk.is_there(caller).await?;
+        if cluster.settings.stopped {
+            return Err(Error::Stopped {
+                cluster: cluster.name.to_string(),
+            });
+        }
+        let address = api_address(cluster)?;
         let tools = &self.0.tools;
         let admin = tools
             .vault
             .admin(&crate::render::deployment_name(cluster.id))
             .await?;
+        let grant = |of: Who| Grant {
+            of,
+            by: caller.who().key.clone(),
+            at: desk.clock.now(),
+            lives: self.0.credentials_live,
+        };
         match access {
-            Access::ServiceAccount { of } => tools.kubernetes.bind(cluster, address, &admin, of).await,
-            Access::Person { user, administers } => {
+            Access::ServiceAccount => {
+                // A name that nobody has is a label of whoever asks: it is not held for somebody of that name who comes later.
+                let of = desk.who_is(caller, user).await?.unwrap_or_else(|| Who {
+                    name: user.to_owned(),
+                    key: Key::unknown(&format!("{user}@{}", caller.who().key)),
+                });
+                tools.kubernetes.bind(cluster, address, &admin, &grant(of)).await
+            }
+            Access::Person { administers } => {
                 let oidc = trusted(cluster)?;
                 if administers {
+                    let of = desk.who_is(caller, user).await?;
+                    let of = of.ok_or_else(|| Error::NoPerson(user.chars().take(80).collect()))?;
                     let subject = oidc.subject(user);
-                    tools.kubernetes.admit(cluster, address, &admin, &subject).await?;
+                    tools
+                        .kubernetes
+                        .admit(cluster, address, &admin, &subject, &grant(of))
+                        .await?;
                 }
                 Ok(person(cluster, address, &admin, oidc, user))
             }
@@ -395,18 +464,25 @@ impl Service {
     }
 }
 
-/// For whom a kubeconfig is.
+/// Where a cluster's API is, once there is one to be asked.
+fn api_address(cluster: &ClusterRow) -> Result<std::net::Ipv4Addr> {
+    // While a cluster is made or deleted there may be half an API; after a failed smoke test there is one to look at.
+    let settled = cluster.state.is_final() && cluster.action != pks::LastAction::Delete;
+    let address = cluster.address.as_ref().and_then(|text| text.parse().ok());
+    address.filter(|_| settled).ok_or_else(|| Error::NotReady {
+        cluster: cluster.name.to_string(),
+        action: cluster.action.as_str(),
+        state: cluster.state.as_str(),
+    })
+}
+
+/// What a kubeconfig lets in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Access<'a> {
-    /// For whoever has it: a service account that administers the cluster, one for each person.
-    ServiceAccount {
-        /// The person.
-        of: &'a str,
-    },
-    /// For a person, whose tokens have to be filled in.
+pub(crate) enum Access {
+    /// Whoever has it: a service account that administers the cluster, one for each person.
+    ServiceAccount,
+    /// A person, whose tokens have to be filled in.
     Person {
-        /// What the person types to log in.
-        user: &'a str,
         /// Whether the person is to administer the cluster.
         administers: bool,
     },

@@ -39,6 +39,9 @@ pub struct Settings {
     /// Workers by pool, where they differ from the compute profile.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pool_instances: BTreeMap<String, u32>,
+    /// Masters, where the cluster has a number of its own: neither the plan's nor that of its compute profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master_instances: Option<u32>,
     /// Registries of its nodes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<Registry>,

@@ -95,6 +95,9 @@ impl Shape {
         if let Some(profile) = &settings.compute_profile {
             profile.apply(&mut masters, &mut pools, &settings.pool_instances);
         }
+        if let Some(instances) = settings.master_instances {
+            masters.instances = instances;
+        }
         Self { masters, pools }
     }
 

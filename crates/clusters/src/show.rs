@@ -10,7 +10,8 @@ use crate::plans::{Drain, Plan};
 use crate::profiles::ProfileRow;
 use crate::registries;
 use crate::render::API_PORT;
-use crate::settings::{DrainOverrides, Tag};
+use crate::settings::{DrainOverrides, Settings, Tag};
+use crate::shape::Shape;
 
 /// Shown in place of addresses that are not known yet; PKS's words.
 const IN_PROGRESS: &str = "In Progress";
@@ -24,6 +25,11 @@ pub(crate) fn plan(id: &str, plan: &Plan) -> pks::Plan {
         worker_instances: plan.worker_instances,
         master_instances: plan.master_instances,
         allow_privileged_containers: plan.allow_privileged_containers,
+        memory_mib: Some(
+            Shape::of(plan, plan.worker_instances, &Settings::default())
+                .amount()
+                .memory_mib,
+        ),
     }
 }
 
@@ -39,12 +45,21 @@ impl Desk {
             Some(kubernetes) => vec![upgrade("PKS", VERSION), upgrade("Kubernetes", kubernetes)],
             None => Vec::new(),
         };
+        let is_gone = row.found.deployment_gone_at.is_some();
         pks::Cluster {
             name: row.name.to_string(),
             plan_name: row.plan.name.clone(),
             last_action: row.action,
-            last_action_state: row.state,
-            last_action_description: row.description.clone(),
+            last_action_state: if is_gone {
+                pks::LastActionState::Failed
+            } else {
+                row.state
+            },
+            last_action_description: if is_gone {
+                gone_text(row)
+            } else {
+                row.description.clone()
+            },
             uuid: row.id.to_string(),
             kubernetes_master_ips: vec![row.address.clone().unwrap_or_else(|| IN_PROGRESS.to_owned())],
             k8s_version: row.plan.kubernetes_version.clone(),
@@ -59,6 +74,9 @@ impl Desk {
             kubernetes_profile_name: settings.kubernetes_profile.as_ref().map(|p| p.name.clone()),
             available_upgrades,
             stopped: settings.stopped,
+            owner: Some(row.owner.name.clone()),
+            owner_id: row.owner.key.person_id().map(str::to_owned),
+            owner_gone: row.found.owner_gone_at.is_some(),
         }
     }
 
@@ -82,6 +100,15 @@ impl Desk {
             not_applied: self.not_applied(row),
         }
     }
+}
+
+/// What is said of a cluster whose machines somebody deleted at the director.
+fn gone_text(row: &ClusterRow) -> String {
+    format!(
+        "The director has no deployment of the cluster any more, and its machines are gone. `update-cluster {0}` makes them anew, without what was in the \
+         cluster; `restore-cluster {0}` then brings a backup back; `delete-cluster {0}` removes the rest",
+        row.name
+    )
 }
 
 /// A certificate on the wire.
@@ -137,7 +164,7 @@ pub(crate) fn kubernetes_profile(row: &ProfileRow) -> Result<pks::KubernetesProf
     Ok(pks::KubernetesProfile {
         name: row.name.clone(),
         uuid: row.id.clone(),
-        owner: row.owner.clone(),
+        owner: row.owner.name.clone(),
         description: row.description.clone(),
         created_at: row.created_at / 1000,
         customizations: list("customizations")?,

@@ -6,6 +6,7 @@ use stolos_store::{AnyRow, Db, Migration, Tx, query};
 
 use crate::db::{self, Whose};
 use crate::error::{Error, Result};
+use crate::who::Who;
 
 /// Tasks and their clusters.
 pub(crate) const TABLES: Migration = Migration {
@@ -52,14 +53,15 @@ pub(crate) struct Turn {
 ///
 /// # Errors
 /// Those of the database.
-pub(crate) async fn insert(tx: &mut Tx, id: UpgradeId, owner: &str, turns: &[Turn]) -> Result<()> {
+pub(crate) async fn insert(tx: &mut Tx, id: UpgradeId, owner: &Who, turns: &[Turn]) -> Result<()> {
     let now = tx.now_millis();
     let failed = |e: stolos_store::sqlx::Error| Error::database("write the task")(e.into());
-    query("INSERT INTO upgrade_tasks (id, owner, created_at, status) VALUES ($1, $2, $3, $4)")
+    query("INSERT INTO upgrade_tasks (id, owner, created_at, status, owner_key) VALUES ($1, $2, $3, $4, $5)")
         .bind(id.to_string())
-        .bind(owner)
+        .bind(&owner.name)
         .bind(now)
         .bind(TaskStatus::NotStarted.as_str())
+        .bind(owner.key.as_str())
         .execute(tx.conn())
         .await
         .map_err(failed)?;
@@ -102,6 +104,22 @@ pub(crate) async fn set_status(tx: &mut Tx, id: UpgradeId, status: TaskStatus) -
     Ok(())
 }
 
+/// Notes who wants a task cancelled. Who asked first is remembered.
+///
+/// # Errors
+/// Those of the database.
+pub(crate) async fn request_cancel(tx: &mut Tx, id: UpgradeId, by: &Who) -> Result<()> {
+    query(
+        "UPDATE upgrade_tasks SET canceled_by = COALESCE(canceled_by, $2) WHERE id = $1 AND ended_at IS NULL",
+    )
+    .bind(id.to_string())
+    .bind(&by.name)
+    .execute(tx.conn())
+    .await
+    .map_err(|e| Error::database("note the cancellation of a task")(e.into()))?;
+    Ok(())
+}
+
 /// Writes how the upgrade of one of its clusters stands.
 ///
 /// # Errors
@@ -130,14 +148,14 @@ pub(crate) async fn set_turn(
     Ok(())
 }
 
-const TASK: &str = "SELECT id, status, started_at, ended_at FROM upgrade_tasks";
+const TASK: &str = "SELECT id, owner, canceled_by, status, started_at, ended_at FROM upgrade_tasks";
 
 /// The newest tasks that the caller may see, newest first.
 ///
 /// # Errors
 /// Those of the database.
 pub(crate) async fn newest(db: &Db, whose: Whose<'_>, limit: u32) -> Result<Vec<TaskInfo>> {
-    let sql = format!("{TASK} WHERE ($1 = '' OR owner = $1) ORDER BY created_at DESC, id DESC LIMIT $2");
+    let sql = format!("{TASK} WHERE ($1 = '' OR owner_key = $1) ORDER BY created_at DESC, id DESC LIMIT $2");
     let rows = query(stolos_store::AssertSqlSafe(sql))
         .bind(whose.owner())
         .bind(i64::from(limit))
@@ -156,7 +174,7 @@ pub(crate) async fn newest(db: &Db, whose: Whose<'_>, limit: u32) -> Result<Vec<
 /// # Errors
 /// [`Error::NoTask`] and those of the database.
 pub(crate) async fn one(db: &Db, id: &str, whose: Whose<'_>) -> Result<TaskInfo> {
-    let sql = format!("{TASK} WHERE id = $1 AND ($2 = '' OR owner = $2)");
+    let sql = format!("{TASK} WHERE id = $1 AND ($2 = '' OR owner_key = $2)");
     let row = query(stolos_store::AssertSqlSafe(sql))
         .bind(id)
         .bind(whose.owner())
@@ -185,6 +203,8 @@ async fn to_task(db: &Db, row: &AnyRow) -> Result<TaskInfo> {
     Ok(TaskInfo {
         uuid: id,
         kind: LastAction::Upgrade,
+        user: db::get(row, "owner")?,
+        cancelled_by: db::get(row, "canceled_by")?,
         status: db::from_word(db::get(row, "status")?)?,
         start_time: time(row, "started_at")?,
         end_time: time(row, "ended_at")?,

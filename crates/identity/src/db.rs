@@ -86,7 +86,7 @@ pub static TABLES: Part = Part {
 /// The schema of this service.
 pub static SCHEMA: Schema = Schema {
     name: "identity",
-    parts: &[&TABLES],
+    parts: &[&TABLES, &crate::audiences::AUDIENCES],
 };
 
 /// A person.

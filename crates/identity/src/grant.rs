@@ -10,6 +10,7 @@ use stolos_base::Secret;
 use stolos_base::ids::random_hex;
 
 use crate::Inner;
+use crate::audiences;
 use crate::db::{self, Client, RefreshToken, User};
 use crate::error::{Error, OAuthError};
 use crate::tickets::{Kind, random_text};
@@ -36,6 +37,8 @@ pub(crate) struct Form {
     pub(crate) code_verifier: Option<Secret<String>>,
     pub(crate) scope: Option<String>,
     pub(crate) token_format: Option<String>,
+    /// The one cluster that a log-in is for from now on; with a refresh token.
+    pub(crate) audience: Option<String>,
 }
 
 /// The answer.
@@ -60,6 +63,8 @@ struct Grant<'a> {
     grant_type: &'a str,
     /// Seconds.
     auth_time: i64,
+    /// The cluster that identity tokens are for; none for those of all clusters.
+    audience: Option<String>,
 }
 
 impl Inner {
@@ -99,6 +104,7 @@ impl Inner {
             scopes,
             grant_type: "client_credentials",
             auth_time: self.now(),
+            audience: None,
         };
         Ok(self.issue(&grant)?)
     }
@@ -161,6 +167,7 @@ impl Inner {
             scopes,
             grant_type,
             auth_time,
+            audience: None,
         };
         let mut reply = self.issue(&grant)?;
         if client.grants.iter().any(|own| own == "refresh_token") {
@@ -223,6 +230,7 @@ impl Inner {
             scopes,
             grant_type: "refresh_token",
             auth_time: row.auth_time,
+            audience: audiences::of_login(&self.db, client, &row, form.audience.as_deref()).await?,
         };
         let mut reply = self.issue(&grant)?;
         let (token, next) = new_refresh_token(&grant, &user, row.login.clone(), row.expires_at);
@@ -274,12 +282,12 @@ impl Inner {
             Some(user) if grant.scopes.iter().any(|scope| scope == "openid") => {
                 let claims = Claims {
                     jti: random_hex(16),
-                    aud: vec![grant.client.id.clone()],
+                    aud: vec![grant.audience.clone().unwrap_or_else(|| grant.client.id.clone())],
                     roles: grant
                         .scopes
                         .iter()
                         .any(|scope| scope == "roles")
-                        .then(|| user.scopes.clone()),
+                        .then(|| roles(user, grant.audience.is_some())),
                     ..claims.clone()
                 };
                 Some(self.signing.sign(&claims, &self.jku)?)
@@ -354,6 +362,13 @@ fn choose(
         return Err(OAuthError::InvalidScope(text));
     }
     Ok(chosen)
+}
+
+/// The groups that clusters hear of. One cluster alone hears nothing of what its user may do in the installation.
+fn roles(user: &User, of_cluster: bool) -> Vec<String> {
+    let is_ours = |scope: &String| crate::ADMINISTRATOR_SCOPES.contains(&scope.as_str());
+    let scopes = user.scopes.iter().filter(|scope| !of_cluster || !is_ours(scope));
+    scopes.cloned().collect()
 }
 
 /// Of each scope what is before its last dot, and the client.

@@ -9,6 +9,7 @@
 //! - Passwords and client secrets are in the database as argon2id hashes, refresh tokens as digests.
 //! - Users are made once and then belong to people; clients belong to the configuration and follow it.
 
+mod audiences;
 mod browser;
 mod db;
 mod error;

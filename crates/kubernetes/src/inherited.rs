@@ -99,7 +99,12 @@ impl Cluster {
         Ok(renewed)
     }
 
-    async fn asked<T, F>(&self, what: &str, limit: Duration, ask: impl Fn() -> F) -> Result<T, Error>
+    pub(crate) async fn asked<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        ask: impl Fn() -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, kube::Error>>,
     {

@@ -16,6 +16,7 @@ pub mod error;
 pub mod etcd;
 pub mod images;
 pub mod inherited;
+pub mod losses;
 pub mod marks;
 pub mod nodes;
 mod pods;

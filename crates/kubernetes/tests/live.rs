@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use stolos_base::{Class, Classify as _};
-use stolos_kubernetes::access::{Credential, Kubeconfig, kubeconfig};
+use stolos_kubernetes::access::{Credential, Holder, Kind, Kubeconfig, kubeconfig};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document, Error};
 
@@ -163,8 +163,21 @@ async fn a_binding_lets_its_holder_in_until_it_is_removed() {
     let Some(path) = path() else { return };
     let cluster = Cluster::from_kubeconfig(&path).await.expect("a cluster");
     let name = "test-binding";
-    let token = cluster.bind(name, LIMIT).await.expect("a token");
-    assert_eq!(cluster.bind(name, LIMIT).await.expect("the same token"), token);
+    let owner = Holder {
+        of: "user:1".to_owned(),
+        by: "user:1".to_owned(),
+    };
+    let now = stolos_base::Clock::system().now();
+    let bind = || cluster.bind(name, &owner, now, Duration::from_secs(3600), LIMIT);
+    bind().await.expect("a token");
+    let token = bind().await.expect("another token of the same binding");
+    let found = cluster.bindings(LIMIT).await.expect("the bindings");
+    let found = found
+        .iter()
+        .find(|binding| binding.name == name)
+        .expect("it is there");
+    assert_eq!(found.holder.as_ref(), Some(&owner));
+    assert_eq!(found.ends, now.checked_add(Duration::from_secs(3600)).ok());
 
     let own = kube::config::Kubeconfig::read_from(&path).expect("a kubeconfig");
     let endpoint = own.clusters[0].cluster.as_ref().expect("a cluster entry");
@@ -203,8 +216,14 @@ async fn a_binding_lets_its_holder_in_until_it_is_removed() {
         .await
         .expect("the holder administers");
 
-    cluster.unbind(name).await.expect("removed");
-    cluster.unbind(name).await.expect("removing again does nothing");
+    cluster
+        .unbind(name, Kind::ServiceAccount, LIMIT)
+        .await
+        .expect("removed");
+    cluster
+        .unbind(name, Kind::ServiceAccount, LIMIT)
+        .await
+        .expect("removing again does nothing");
     // The API server remembers a token that it accepted for some seconds.
     let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(holder.client().clone());
     let gone = stolos_base::poll::until(

@@ -50,9 +50,27 @@ pub struct Config {
     /// Where backups go, and when they are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<crate::backup::Settings>,
+    /// How much of the host machines may be allotted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub capacity: Capacity,
     /// How often clusters are backed up, to the same place.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cluster_backups: ClusterBackupSettings,
+}
+
+/// How much of the host machines may be allotted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capacity {
+    /// Memory in percent of what the host has, 10 to 1000. A machine's memory is a limit, of which an idle one takes a fifth: so more may be allotted than
+    /// there is. Where machines fill theirs, the host's own memory comes to an end, and 100 is right.
+    pub memory_percent: u64,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { memory_percent: 200 }
+    }
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).
@@ -154,8 +172,23 @@ pub struct Oidc {
     /// Whether `get-credentials`, too, gives people kubeconfigs under their own names. They need their password for that, and role bindings and
     /// audit logs name them. Otherwise it gives each a service account's.
     pub personal_credentials: bool,
+    /// Whether each cluster takes tokens for itself alone. Without it all clusters take the same, so that whoever controls one can use at another what a person showed
+    /// it: for installations where people still use PKS's own command line, which knows no others.
+    pub audience_per_cluster: bool,
+    /// Days for which the tokens of service accounts live that `get-credentials` gives, 1 to 365. They end before that when their owner is deleted, or
+    /// may not have them any more.
+    pub credentials_days: u16,
     /// What people and groups are called in clusters.
     pub claims: Claims,
+}
+
+impl Oidc {
+    /// [`Oidc::credentials_days`] as a time.
+    #[must_use]
+    pub fn credentials_live(&self) -> Duration {
+        const DAY: u64 = 24 * 60 * 60;
+        Duration::from_secs(u64::from(self.credentials_days) * DAY)
+    }
 }
 
 impl Default for Oidc {
@@ -163,6 +196,8 @@ impl Default for Oidc {
         Self {
             enabled: true,
             personal_credentials: false,
+            audience_per_cluster: true,
+            credentials_days: 30,
             claims: Claims::default(),
         }
     }
@@ -211,6 +246,12 @@ pub enum Error {
         #[source]
         source: InvalidPlans,
     },
+    /// Machines could be allotted next to nothing, or anything.
+    #[error("`capacity.memory_percent` is {0}, which is not between 10 and 1000")]
+    MemoryPercent(u64),
+    /// Kubeconfigs would live for no time, or for ever.
+    #[error("`oidc.credentials_days` is {0}, which is not between 1 and 365")]
+    CredentialsDays(u16),
     /// Names of people make no sense.
     #[error("the configuration `{path}` is not valid")]
     Claims {
@@ -264,6 +305,12 @@ impl Config {
             path: path.to_owned(),
             problem: error.to_string(),
         })?;
+        if !(10..=1000).contains(&config.capacity.memory_percent) {
+            return Err(Error::MemoryPercent(config.capacity.memory_percent));
+        }
+        if !(1..=365).contains(&config.oidc.credentials_days) {
+            return Err(Error::CredentialsDays(config.oidc.credentials_days));
+        }
         config.oidc.claims.check().map_err(|source| Error::Claims {
             path: path.to_owned(),
             source,
@@ -505,6 +552,11 @@ mod tests {
         let rest = "programs: {nats_server: /n, cpi_host: /c}\n";
         let (config, _) = read(rest).expect("valid");
         assert!(config.oidc.enabled && !config.oidc.personal_credentials);
+        assert_eq!(config.oidc.credentials_live(), Duration::from_secs(30 * 86_400));
+        for days in [0, 366] {
+            let error = read(&format!("{rest}oidc: {{credentials_days: {days}}}\n")).expect_err("no time");
+            assert!(error.to_string().contains("credentials_days"), "{error}");
+        }
         let (config, _) = read(&format!("{rest}oidc: {{enabled: false}}\n")).expect("valid");
         assert!(!config.oidc.enabled);
         let error = read(&format!("{rest}oidc: {{claims: {{groups_prefix: 'system:'}}}}\n"))

@@ -150,6 +150,14 @@ impl Director for RemoteDirector {
         })
     }
 
+    fn deployments(&self) -> BoxFuture<'_, Result<Vec<String>>> {
+        Box::pin(async move {
+            let all = self.0.deployments().await;
+            let all = all.map_err(|error| service("list the deployments", error))?;
+            Ok(all.into_iter().map(|deployment| deployment.name).collect())
+        })
+    }
+
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>> {
         Box::pin(async move {
             match self.0.instances(deployment).await {
@@ -157,6 +165,7 @@ impl Director for RemoteDirector {
                     .into_iter()
                     .map(|one| Instance {
                         index: one.index,
+                        zone: one.az.filter(|zone| !zone.is_empty()),
                         group: one.job,
                         address: one.ips.first().and_then(|text| text.parse().ok()),
                     })

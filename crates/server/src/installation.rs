@@ -33,6 +33,7 @@ use crate::cluster_backups::Placed;
 use crate::director::RemoteDirector;
 use crate::network::LeasedNetwork;
 use crate::outside::{Ground, Member, Outside};
+use crate::people::RemotePeople;
 use crate::time;
 use crate::trust::{self, Trust};
 use crate::variables::{self, BusAuthority, DIRECTOR_NAME, Store};
@@ -198,13 +199,18 @@ impl Installation {
             &api_http::Trust::Authorities(trust.ca.clone()),
             Some(Duration::from_secs(60)),
         )?;
+        // Its own: what it needs to work depends on no other manager.
+        let identity_client = identity_api::Client::new(&own_identity_url, http);
         let tokens = identity_api::TokenSource::new(
-            // Its own: what it needs to work depends on no other manager.
-            identity_api::Client::new(&own_identity_url, http),
+            identity_client.clone(),
             CLUSTERS_CLIENT,
             clusters_secret,
             clock.clone(),
         );
+        let people = RemotePeople {
+            identity: identity_client,
+            tokens: tokens.clone(),
+        };
         let director_client = director_api::Client::new(&own_director_url, &trust.ca, Arc::new(tokens))?;
         offer_zones(&director_client, outside.plans.zones()).await?;
         let leases_db = databases.open(&stolos_network::SCHEMA).await?;
@@ -224,8 +230,12 @@ impl Installation {
                     issuer: identity.issuer().to_owned(),
                     ca: trust.ca.clone(),
                     claims: outside.people.claims.clone(),
+                    audience: None,
                 }),
+                audience_per_cluster: outside.people.audience_per_cluster,
                 personal_credentials: outside.people.personal_credentials,
+                credentials_live: outside.people.credentials_live(),
+                look_at_access: stolos_clusters::LOOK_AT_ACCESS,
                 holder: holder("clusters", instance, member),
                 backups: backup_settings,
             },
@@ -239,11 +249,15 @@ impl Installation {
                 vault: Arc::new(Store(credentials)),
                 director: Arc::new(RemoteDirector(director_client)),
                 kubernetes: outside.kubernetes,
+                people: Arc::new(people),
                 backups: placed.map(|placed| Arc::new(placed) as Arc<dyn Backups>),
                 clock: outside.clock,
                 ids: outside.ids,
             },
         );
+        if let Err(error) = clusters.settle_owners().await {
+            tracing::warn!(error = %stolos_base::chain(&error), "failed to find out whose clusters are that are kept by name; trying again");
+        }
         let port = reached(
             Port::listen(outside.listen.host, outside.listen.ports.api).await?,
             outside.ports.api,
@@ -365,7 +379,8 @@ async fn start_identity(
         clients: vec![ClientConfig {
             id: CLUSTERS_CLIENT.to_owned(),
             secret: clusters_secret.clone(),
-            authorities: vec!["bosh.admin".to_owned()],
+            // Machines are the director's, and whose a cluster is depends on who is still there.
+            authorities: vec!["bosh.admin".to_owned(), "scim.read".to_owned()],
         }],
     };
     Ok(Identity::start(db, &config, key, ids).await?)

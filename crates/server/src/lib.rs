@@ -9,6 +9,7 @@ pub mod import;
 mod installation;
 mod network;
 mod outside;
+mod people;
 pub mod relocate;
 mod start;
 mod time;

@@ -13,7 +13,7 @@ use stolos_store::DatabaseUrl;
 
 use crate::bus::{BusPorts, HostBus};
 use crate::cluster_backups::{Kept, Members};
-use crate::config::{Alerts, Config};
+use crate::config::{Alerts, Capacity, Config};
 use crate::installation::Installation;
 use crate::network::HostdSigns;
 use crate::outside::{Listen, Member, Outside, Ports};
@@ -51,7 +51,7 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         database: database(instance, &config.database)?,
         plans,
         artifacts,
-        capacity: capacity(),
+        capacity: capacity(config.capacity),
         people: config.oidc,
         bus: Arc::new(HostBus {
             instance: instance.clone(),
@@ -141,14 +141,14 @@ async fn announce_managers(
     Ok(addresses.into_iter().map(IpAddr::V4).collect())
 }
 
-/// The host's memory and processors.
-fn capacity() -> Option<stolos_clusters::Capacity> {
+/// What machines may be allotted of the host's memory, and its processors.
+fn capacity(allowed: Capacity) -> Option<stolos_clusters::Capacity> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     let cpus = std::thread::available_parallelism().ok()?;
     Some(stolos_clusters::Capacity {
-        memory_mib: kib / 1024,
+        memory_mib: kib / 1024 * allowed.memory_percent / 100,
         cpus: u32::try_from(cpus.get()).ok()?,
     })
 }

@@ -17,6 +17,9 @@ pub struct BackupRun {
     pub cluster_uuid: String,
     /// Who asked; `schedule` when nobody did.
     pub user: String,
+    /// Who asked that it stops; absent while nobody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<String>,
     /// How it stands.
     pub state: super::OperationState,
     /// What it does at the moment.

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::{
     BackupRun, Certificate, Cluster, ClusterBackup, ClusterBackups, ClusterRequest, Info, Metered, Operation,
-    Page, PageOf, Plan, PreCheck, Preview, Quota, QuotaChange, RestoreRequest, TaskInfo, UpdateParameters,
-    UpgradeClusters, Usage,
+    Page, PageOf, Plan, PreCheck, Preview, Quota, QuotaChange, RestoreRequest, Room, TaskInfo,
+    TransferRequest, UpdateParameters, UpgradeClusters, Usage,
 };
 use crate::http::{self, Error};
 
@@ -94,6 +94,14 @@ impl Client {
     /// See [`Error`].
     pub async fn plans(&self) -> Result<Vec<Plan>, Error> {
         http::json(self.request(Method::GET, &["v1", "plans"])).await
+    }
+
+    /// What there is room for.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn room(&self) -> Result<Room, Error> {
+        http::json(self.request(Method::GET, &["stolos", "v1", "room"])).await
     }
 
     /// The clusters that the caller may see.
@@ -288,6 +296,38 @@ impl Client {
     pub async fn start_cluster(&self, cluster: &str) -> Result<Option<String>, Error> {
         let request = self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "start"]);
         Ok(begun(&http::send(request).await?).operation)
+    }
+
+    /// Gives a cluster to another owner; for administrators.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn transfer_cluster(&self, cluster: &str, owner: &str) -> Result<Cluster, Error> {
+        let request = self.request(Method::POST, &["stolos", "v1", "clusters", cluster, "transfer"]);
+        let body = TransferRequest {
+            owner: owner.to_owned(),
+        };
+        http::json(request.json(&body)).await
+    }
+
+    /// The clusters of the person with this id, as on [`Client::cluster_page`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn clusters_of(&self, owner: &str) -> Result<Vec<Cluster>, Error> {
+        let mut found = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let request = self.request(Method::GET, &["stolos", "v1", "clusters"]);
+            let after_query = after.iter().map(|after| ("after", after.as_str()));
+            let query: Vec<_> = std::iter::once(("owner", owner)).chain(after_query).collect();
+            let page: Page<Cluster> = http::json(request.query(&query)).await?;
+            found.extend(page.items);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(found),
+            }
+        }
     }
 
     /// All quotas.

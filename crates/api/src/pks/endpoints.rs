@@ -143,6 +143,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .ends(202),
     post(
+        "/stolos/v1/clusters/{name}/transfer",
+        "Give a cluster to another owner",
+    )
+    .takes("TransferRequest")
+    .gives(200, "Cluster"),
+    post(
         "/stolos/v1/clusters/{name}/start",
         "Start a cluster that was stopped",
     )
@@ -153,6 +159,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .ends(202),
     get("/v1/plans", "The plans on offer").gives(200, "[Plan]"),
+    get("/stolos/v1/room", "What there is room for").gives(200, "Room"),
     get("/v1/network-profiles", "All network profiles").gives(200, "[Profile]"),
     post("/v1/network-profiles", "Make a network profile")
         .takes("ProfileRequest")
@@ -208,9 +215,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     .gives(200, "[Metered]"),
     get(
         "/stolos/v1/clusters",
-        "The clusters that the caller may see, by name and page by page; `search` is part of a name, host or owner",
+        "The clusters that the caller may see, by name and page by page; `search` is part of a name, host or owner, `owner` the id of a user",
     )
-    .query(&["limit", "after", "search"])
+    .query(&["limit", "after", "search", "owner"])
     .gives(200, "ClusterPage"),
     get(
         "/stolos/v1/operations",

@@ -69,6 +69,12 @@ pub struct TaskInfo {
     /// `UPGRADE`; there is no other.
     #[serde(rename = "type")]
     pub kind: LastAction,
+    /// Ours: who asked.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// Ours: who asked that it stops; absent while nobody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<String>,
     /// How it stands.
     pub status: TaskStatus,
     /// When it began, RFC 3339.

@@ -65,8 +65,17 @@ impl Mint {
     /// When it cannot be signed, which fails the test.
     #[must_use]
     pub fn token(&self, user: &str, scopes: &[&str], lives_for: i64) -> String {
+        self.token_of(user, &format!("id-of-{user}"), scopes, lives_for)
+    }
+
+    /// The same of a user with this id.
+    ///
+    /// # Panics
+    /// When it cannot be signed, which fails the test.
+    #[must_use]
+    pub fn token_of(&self, user: &str, id: &str, scopes: &[&str], lives_for: i64) -> String {
         let now = Clock::system().now().as_second();
-        let claims = json!({"iss": ISSUER, "exp": now + lives_for, "iat": now - 700, "client_id": "pks_cli", "user_name": user, "user_id": format!("id-of-{user}"),
+        let claims = json!({"iss": ISSUER, "exp": now + lives_for, "iat": now - 700, "client_id": "pks_cli", "user_name": user, "user_id": id,
                             "scope": scopes, "jti": "j"});
         let header = Header {
             kid: Some("k".into()),

@@ -131,6 +131,9 @@ pub(crate) struct Update {
     /// Whether pods that are left when the time is over are deleted.
     #[arg(long, value_name = "BOOL")]
     pub(crate) kubelet_drain_force_node: Option<String>,
+    /// Lose the data of volumes in use on the disks of workers that go, without a question.
+    #[arg(long)]
+    pub(crate) delete_volumes: bool,
     /// Show what would change and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -151,6 +154,9 @@ pub(crate) struct Resize {
     /// All tags that the cluster's machines are to have, `NAME:VALUE,NAME:VALUE`.
     #[arg(long, value_name = "TAGS")]
     pub(crate) tags: Option<String>,
+    /// Lose the data of volumes in use on the disks of workers that go, without a question.
+    #[arg(long)]
+    pub(crate) delete_volumes: bool,
     /// Follow the operation to its end.
     #[arg(long)]
     pub(crate) wait: bool,
@@ -163,9 +169,24 @@ pub(crate) struct Resize {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct TransferCluster {
+    /// Name of the cluster.
+    pub(crate) name: String,
+    /// The user who gets it.
+    #[arg(long, value_name = "USER")]
+    pub(crate) to: String,
+    /// Print the cluster as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// Name.
     pub(crate) name: String,
+    /// Do nothing where there is none of that name.
+    #[arg(long)]
+    pub(crate) if_exists: bool,
     /// Follow the deletion to its end.
     #[arg(long)]
     pub(crate) wait: bool,

@@ -2,30 +2,53 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-use stolos_api::pks::{Client, Cluster};
+use stolos_api::pks::{Client, Cluster, Plan, Room};
+use stolos_base::{Class, Classify as _};
 
 use super::login::pks_client;
 use super::operations;
-use crate::args::{Delete, Json, List, Show};
+use crate::args::{Delete, Json, List, Show, TransferCluster};
 use crate::failure::Failure;
 use crate::{output, program_name};
 
 /// `stolos plans`
 pub(crate) async fn plans(args: &Json) -> Result<(), Failure> {
-    let plans = pks_client()
-        .await?
-        .plans()
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
+    let client = pks_client().await?;
+    let plans = client.plans().await.map_err(|error| Failure::of_api(&error))?;
     if args.json {
         return output::json(&plans);
     }
     let rows: Vec<Vec<String>> = plans
-        .into_iter()
-        .map(|plan| vec![plan.name, plan.id, plan.description])
+        .iter()
+        .map(|plan| vec![plan.name.clone(), plan.id.clone(), plan.description.clone()])
         .collect();
     output::data(&output::table(&["Name", "ID", "Description"], &rows));
+    // A server of before does not say.
+    if let Ok(room) = client.room().await
+        && let Some(text) = room_for(&plans, &room)
+    {
+        output::note(&format!("\n{text}"));
+    }
     Ok(())
+}
+
+/// What there is room for, where that has an end.
+fn room_for(plans: &[Plan], room: &Room) -> Option<String> {
+    let free = room.free_memory_mib?;
+    let sizes = plans
+        .iter()
+        .filter_map(|plan| Some(format!("{} {}", plan.name, gib(plan.memory_mib?))));
+    let sizes: Vec<String> = sizes.collect();
+    Some(format!(
+        "Room for machines: {}. A cluster takes as it comes: {}.",
+        gib(free),
+        sizes.join(", ")
+    ))
+}
+
+/// `1.5 GiB`
+pub(crate) fn gib(mib: u64) -> String {
+    format!("{:.1} GiB", mib as f64 / 1024.0)
 }
 
 /// `stolos clusters`
@@ -135,10 +158,28 @@ fn details(cluster: &Cluster) -> String {
     text
 }
 
+/// `stolos transfer-cluster NAME --to USER`
+pub(crate) async fn transfer(args: &TransferCluster) -> Result<(), Failure> {
+    let client = pks_client().await?;
+    let given = client.transfer_cluster(&args.name, &args.to).await;
+    let given = given.map_err(|error| Failure::of_api(&error))?;
+    if args.json {
+        return output::json(&given);
+    }
+    output::data(&format!("Cluster {} belongs to {}", args.name, args.to));
+    Ok(())
+}
+
 /// `stolos delete-cluster NAME`
 pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let client = pks_client().await?;
-    known(&client, &args.name).await?;
+    match client.cluster(&args.name).await {
+        Err(error) if args.if_exists && error.class() == Class::NotFound => {
+            output::note(&format!("There is no cluster {}", args.name));
+            return Ok(());
+        }
+        other => other.map(drop).map_err(|error| Failure::of_api(&error))?,
+    }
     confirm(
         &format!("Are you sure you want to delete cluster {}? (y/n)", args.name),
         args.non_interactive,
@@ -184,6 +225,22 @@ pub(crate) fn confirm(question: &str, skip: bool) -> Result<(), Failure> {
     }
 }
 
+/// What was last done to a cluster, and what one has to know beside that.
+fn described(cluster: &Cluster) -> String {
+    let mut text = cluster.last_action_description.clone();
+    if cluster.stopped {
+        text.push_str(" (the cluster is stopped)");
+    }
+    if cluster.owner_gone {
+        let owner = cluster.owner.as_deref().unwrap_or_default();
+        text.push_str(&format!(
+            " (its owner {owner} is gone; give it to somebody with `{} transfer-cluster`)",
+            program_name()
+        ));
+    }
+    text
+}
+
 /// The block of `cluster NAME` (pks.md, section 1.6).
 pub(crate) fn block(cluster: &Cluster) -> String {
     let parameters = &cluster.parameters;
@@ -195,14 +252,7 @@ pub(crate) fn block(cluster: &Cluster) -> String {
         ("UUID", cluster.uuid.clone()),
         ("Last Action", cluster.last_action.as_str().to_owned()),
         ("Last Action State", cluster.last_action_state.as_str().to_owned()),
-        (
-            "Last Action Description",
-            if cluster.stopped {
-                format!("{} (the cluster is stopped)", cluster.last_action_description)
-            } else {
-                cluster.last_action_description.clone()
-            },
-        ),
+        ("Last Action Description", described(cluster)),
         (
             "Kubernetes Master Host",
             parameters.kubernetes_master_host.clone().unwrap_or_default(),

@@ -148,7 +148,13 @@ pub(crate) async fn instances(args: &Named) -> Result<(), Failure> {
 /// `stolos delete-deployment NAME`
 pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
     let client = client().await?;
-    client.deployment(&args.name).await.map_err(failed)?;
+    match client.deployment(&args.name).await {
+        Err(error) if args.if_exists && stolos_base::Classify::class(&error) == Class::NotFound => {
+            output::note(&format!("There is no deployment {}", args.name));
+            return Ok(());
+        }
+        other => other.map(drop).map_err(failed)?,
+    }
     confirm(
         &format!("Are you sure you want to delete deployment {}? (y/n)", args.name),
         args.non_interactive,

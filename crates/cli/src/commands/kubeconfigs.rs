@@ -33,7 +33,7 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
             ..Person::default()
         };
         let (_, tokens) = sign_in(&service, PKS_CLUSTER_CLIENT, &person, None).await?;
-        fill_in(&mut config, &tokens)?;
+        fill_in(&mut config, &service, tokens).await?;
     }
     if args.json {
         return output::json(&config);
@@ -68,7 +68,7 @@ pub(crate) async fn personal(args: &GetKubeconfig) -> Result<(), Failure> {
         .bind_person(&args.name, &user)
         .await
         .map_err(|error| Failure::of_api(&error))?;
-    fill_in(&mut config, &tokens)?;
+    fill_in(&mut config, &server.identity, tokens).await?;
     if args.json {
         return output::json(&config);
     }
@@ -89,7 +89,17 @@ fn wants_tokens(config: &Value) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn fill_in(config: &mut Value, tokens: &Tokens) -> Result<(), Failure> {
+/// Fills in tokens; those for the one cluster where it takes no others.
+async fn fill_in(config: &mut Value, service: &identity::Client, tokens: Tokens) -> Result<(), Failure> {
+    let audience = config["users"][0]["user"]["auth-provider"]["config"]["audience"].as_str();
+    let tokens = match (audience, &tokens.refresh_token) {
+        (Some(audience), Some(refresh)) => service
+            .narrow(PKS_CLUSTER_CLIENT, refresh, audience)
+            .await
+            .map_err(|error| Failure::from_error(&error))?,
+        (Some(_), None) => return Err(Failure::ours("the token service gave no refresh token")),
+        (None, _) => tokens,
+    };
     let id = tokens
         .id_token
         .as_ref()

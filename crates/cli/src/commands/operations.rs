@@ -73,7 +73,11 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
                     return Err(Failure::user(format!("operation {id} failed: {why}")));
                 }
                 OperationState::Cancelled => {
-                    return Err(Failure::user(format!("operation {id} was cancelled")));
+                    let by = operation.cancelled_by.map(|who| format!(" by {who}"));
+                    return Err(Failure::user(format!(
+                        "operation {id} was cancelled{}",
+                        by.unwrap_or_default()
+                    )));
                 }
             }
         }
@@ -169,6 +173,9 @@ fn now_doing(operation: &Operation) -> String {
     if let Some(error) = &operation.error {
         return error.clone();
     }
+    if let (OperationState::Cancelled, Some(who)) = (operation.state, &operation.cancelled_by) {
+        return format!("cancelled by {who}");
+    }
     operation
         .steps
         .iter()
@@ -187,11 +194,15 @@ fn now_doing(operation: &Operation) -> String {
 }
 
 fn show(operation: &Operation) {
+    let state = match &operation.cancelled_by {
+        Some(who) => format!("{} (stop asked for by {who})", operation.state.as_str()),
+        None => operation.state.as_str().to_owned(),
+    };
     output::data(&output::block(&[
         ("ID", operation.id.clone()),
         ("Cluster", operation.cluster.clone()),
         ("Action", operation.action.as_str().to_owned()),
-        ("State", operation.state.as_str().to_owned()),
+        ("State", state),
         ("User", operation.user.clone()),
         ("Created", operation.created_at.clone()),
         ("Ended", operation.ended_at.clone().unwrap_or_default()),

@@ -1,6 +1,6 @@
 //! Changing a cluster.
 
-use stolos_api::pks::{Client, KubernetesSettings, UpdateParameters};
+use stolos_api::pks::{Client, KubernetesSettings, LastActionState, LocalVolumes, UpdateParameters};
 
 use super::clusters::{confirm, known};
 use super::create::{Files, pools, show_preview, tags, warn_not_applied};
@@ -34,21 +34,26 @@ pub(crate) async fn resize(args: &Resize) -> Result<(), Failure> {
         json: args.json,
         non_interactive: args.non_interactive,
     };
-    run(&client, &args.name, &change, &going).await
+    run(&client, &args.name, change, &going, args.delete_volumes).await
 }
 
 /// `stolos update-cluster NAME`
 pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
     let change = change(args)?;
-    let summary = summary(&change);
-    if summary.is_empty() {
-        return Err(Failure::user("nothing to change is named").hint(format!(
-            "See `{} update-cluster --help` for what can be changed.",
-            program_name()
-        )));
-    }
+    let mut summary = summary(&change);
     let client = pks_client().await?;
-    known(&client, &args.name).await?;
+    let cluster = client.cluster(&args.name).await;
+    let cluster = cluster.map_err(|error| Failure::of_api(&error))?;
+    if summary.is_empty() {
+        // What failed can be gone on with as it is to be already.
+        if cluster.last_action_state != LastActionState::Failed {
+            return Err(Failure::user("nothing to change is named").hint(format!(
+                "See `{} update-cluster --help` for what can be changed.",
+                program_name()
+            )));
+        }
+        summary = "Nothing new: what failed before is gone on with".to_owned();
+    }
     if args.dry_run {
         let preview = client
             .preview_update(&args.name, &change)
@@ -63,7 +68,7 @@ pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
         "Are you sure you want to continue? (y/n):",
         args.going.non_interactive,
     )?;
-    run(&client, &args.name, &change, &args.going).await
+    run(&client, &args.name, change, &args.going, args.delete_volumes).await
 }
 
 /// `stolos stop-cluster NAME`
@@ -172,11 +177,34 @@ fn summary(change: &UpdateParameters) -> String {
     lines.join("\n")
 }
 
-async fn run(client: &Client, name: &str, change: &UpdateParameters, going: &Going) -> Result<(), Failure> {
-    let begun = client
-        .update_cluster(name, change)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
+async fn run(
+    client: &Client,
+    name: &str,
+    mut change: UpdateParameters,
+    going: &Going,
+    delete_volumes: bool,
+) -> Result<(), Failure> {
+    // Only what can make workers go can lose what is on their disks.
+    let may_lose = change.kubernetes_worker_instances.is_some()
+        || change.node_pool_instances.is_some()
+        || change.compute_profile_name.is_some();
+    if may_lose && !delete_volumes {
+        change.local_volumes = Some(LocalVolumes::Refuse);
+    }
+    let begun = match client.update_cluster(name, &change).await {
+        Err(error) if loses_volumes(&error) => {
+            let failure = Failure::of_api(&error);
+            if going.non_interactive {
+                return Err(failure.hint("Copy the data first, or lose it with --delete-volumes."));
+            }
+            output::note(&format!("{error}"));
+            confirm("Is their data to be lost? (y/n):", false)?;
+            change.local_volumes = Some(LocalVolumes::Delete);
+            client.update_cluster(name, &change).await
+        }
+        other => other,
+    };
+    let begun = begun.map_err(|error| Failure::of_api(&error))?;
     warn_not_applied(&begun.not_applied);
     operations::conclude(client, name, begun.operation, going).await?;
     if !going.json && !going.wait {
@@ -186,6 +214,11 @@ async fn run(client: &Client, name: &str, change: &UpdateParameters, going: &Goi
         ));
     }
     Ok(())
+}
+
+fn loses_volumes(error: &stolos_api::Error) -> bool {
+    let code = error.refusal().and_then(|refusal| refusal.code.as_deref());
+    code == Some(stolos_api::pks::LOSES_VOLUMES)
 }
 
 #[cfg(test)]

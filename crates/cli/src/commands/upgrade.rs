@@ -107,6 +107,11 @@ pub(crate) async fn many(args: &UpgradeMany) -> Result<(), Failure> {
     run(&request, &args.going).await
 }
 
+fn is_up_to_date(error: &stolos_api::Error) -> bool {
+    let code = error.refusal().and_then(|refusal| refusal.code.as_deref());
+    code == Some(stolos_api::pks::UP_TO_DATE)
+}
+
 async fn run(request: &UpgradeClusters, going: &Going) -> Result<(), Failure> {
     let client = pks_client().await?;
     let mut names: Vec<&str> = Vec::new();
@@ -125,10 +130,18 @@ async fn run(request: &UpgradeClusters, going: &Going) -> Result<(), Failure> {
         ));
     }
     confirm("Continue? (y/n):", going.non_interactive)?;
-    let task = client
-        .upgrade_clusters(request)
-        .await
-        .map_err(|error| Failure::of_api(&error))?;
+    let task = match client.upgrade_clusters(request).await {
+        // What was wanted is so already: a script that runs again goes on.
+        Err(error) if names.len() == 1 && is_up_to_date(&error) => {
+            output::note(&error.to_string());
+            if going.json {
+                let cluster = client.cluster(names[0]).await;
+                output::json(&cluster.map_err(|error| Failure::of_api(&error))?)?;
+            }
+            return Ok(());
+        }
+        other => other.map_err(|error| Failure::of_api(&error))?,
+    };
     if !going.json {
         output::data(&format!("Your taskID for the upgrade task is: {}", task.uuid));
     }

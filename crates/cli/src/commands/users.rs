@@ -4,9 +4,9 @@ use stolos_api::identity::{Client, User};
 use stolos_base::{Class, Classify as _, Secret};
 
 use super::clusters::confirm;
-use super::login::current;
+use super::login::{current, pks_client};
 use super::sign_in::new_password;
-use crate::args::{CreateUser, DeleteProfile, Id, Json, Member};
+use crate::args::{CreateUser, DeleteUser, Id, Json, Member};
 use crate::failure::Failure;
 use crate::output;
 
@@ -80,13 +80,46 @@ pub(crate) async fn create(args: &CreateUser) -> Result<(), Failure> {
 }
 
 /// `stolos delete-user NAME`
-pub(crate) async fn delete(args: &DeleteProfile) -> Result<(), Failure> {
+pub(crate) async fn delete(args: &DeleteUser) -> Result<(), Failure> {
     let (service, token) = service().await?;
     let user = known(&service, &token, &args.name).await?;
-    confirm(
-        &format!("Are you sure you want to delete the user {}? (y/n):", args.name),
-        args.non_interactive,
-    )?;
+    let clusters = pks_client().await?;
+    // Without the right to see everybody's clusters nobody can answer for them.
+    let owned = match clusters.clusters_of(&user.id).await {
+        Err(error) if error.class() == Class::Denied && args.keep_clusters => Ok(Vec::new()),
+        other => other,
+    };
+    let owned: Vec<String> = owned
+        .map_err(|error| Failure::of_api(&error))?
+        .into_iter()
+        .map(|cluster| cluster.name)
+        .collect();
+    let mut question = format!("Are you sure you want to delete the user {}? (y/n):", args.name);
+    if !owned.is_empty() {
+        let names = owned.join(", ");
+        question = match &args.clusters_to {
+            Some(other) => format!("{other} gets the clusters {names}. {question}"),
+            None => format!("The clusters {names} stay, without an owner. {question}"),
+        };
+        if args.clusters_to.is_none() && !args.keep_clusters {
+            if args.non_interactive {
+                return Err(Failure::user(format!("{} owns clusters: {names}", args.name))
+                    .hint("Give them to somebody with --clusters-to USER, or leave them without an owner with --keep-clusters."));
+            }
+            output::note(&format!(
+                "{} owns clusters: {names}. To give them to somebody, say no and use --clusters-to USER.",
+                args.name
+            ));
+        }
+    }
+    confirm(&question, args.non_interactive)?;
+    if let Some(other) = &args.clusters_to {
+        for name in &owned {
+            let given = clusters.transfer_cluster(name, other).await;
+            given.map_err(|error| Failure::of_api(&error))?;
+            output::note(&format!("Cluster {name} belongs to {other}"));
+        }
+    }
     service.delete_user(&token, &user.id).await.map_err(failed)?;
     output::data(&format!("Deletion of {} completed", args.name));
     Ok(())

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::flows::{Input, KeptBackups, Source, backup_of};
 use crate::render::Rollout;
 use crate::schedule::has_etcd;
+use crate::who::Who;
 
 impl Desk {
     /// Where backups are kept.
@@ -31,7 +32,7 @@ impl Desk {
                 cluster: cluster.name.to_string(),
             });
         }
-        self.begin_backup(BackupRunId::new(&self.ids), &cluster, caller.name())
+        self.begin_backup(BackupRunId::new(&self.ids), &cluster, caller.who())
             .await
     }
 
@@ -40,14 +41,15 @@ impl Desk {
         &self,
         id: BackupRunId,
         cluster: &ClusterRow,
-        actor: &str,
+        actor: &Who,
     ) -> Result<RunRow> {
         let run = RunRow {
             id,
             cluster_id: cluster.id,
             cluster: cluster.name.to_string(),
             owner: cluster.owner.clone(),
-            actor: actor.to_owned(),
+            actor: actor.clone(),
+            canceled_by: None,
             created_at: self.clock.now(),
             state: OperationState::Queued,
             ended_at: None,

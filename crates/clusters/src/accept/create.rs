@@ -6,7 +6,7 @@ use stolos_base::ids::ClusterId;
 use super::{Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_unknown, worker_count};
 use crate::authorize::{Caller, Right};
 use crate::config_file::Secrets;
-use crate::db::{self, ClusterRow};
+use crate::db::{self, ClusterRow, Found};
 use crate::error::{Error, Result};
 use crate::flows::Input;
 use crate::model::{ClusterName, Hostname};
@@ -48,7 +48,10 @@ impl Desk {
             quotas::refuse_excess(&mut tx, &cluster).await?;
         }
         self.hold_profiles(&mut tx, &cluster).await?;
-        db::insert_cluster(&mut tx, &cluster).await?;
+        if let Err(error) = db::insert_cluster(&mut tx, &cluster).await {
+            drop(tx);
+            return Err(self.half_made(caller, &cluster, error).await);
+        }
         let mut input = Input::new(&operation, Rollout::Fresh);
         input.restore = contents;
         self.begin(&mut tx, &operation, &input).await?;
@@ -73,6 +76,19 @@ impl Desk {
         }
         self.flows.nudge();
         Ok(accepted)
+    }
+
+    /// Says of a name that is taken by what is left of the caller's own former attempt that it can be gone on with.
+    async fn half_made(&self, caller: &Caller, cluster: &ClusterRow, error: Error) -> Error {
+        let Error::NameTaken(name) = &error else {
+            return error;
+        };
+        match db::cluster(&self.db, name, caller.own(Right::ManageAll)).await {
+            Ok(other) if other.action == LastAction::Create && other.state == LastActionState::Failed => {
+                Error::HalfMade(cluster.name.to_string())
+            }
+            _ => error,
+        }
     }
 
     /// The plan of a request, which has to be active.
@@ -111,12 +127,13 @@ impl Desk {
             Some(asked) => worker_count(plan, asked)?,
             None => plan.worker_instances,
         };
-        let (settings, secrets, not_applied) = self.own_settings(plan, parameters)?;
+        let id = ClusterId::new(&self.ids);
+        let (settings, secrets, not_applied) = self.own_settings(id, plan, parameters)?;
         let cluster = ClusterRow {
-            id: ClusterId::new(&self.ids),
+            id,
             name,
             hostname,
-            owner: caller.name().to_owned(),
+            owner: caller.who().clone(),
             plan: plan.clone(),
             workers,
             action: LastAction::Create,
@@ -124,18 +141,20 @@ impl Desk {
             description: "Creating cluster".to_owned(),
             address: None,
             settings,
+            found: Found::default(),
         };
         Ok((cluster, secrets, not_applied))
     }
 
     fn own_settings(
         &self,
+        id: ClusterId,
         plan: &Plan,
         parameters: &ClusterParameters,
     ) -> Result<(Settings, Secrets, Vec<String>)> {
         let mut settings = Settings {
             artifacts: Some(self.artifacts.for_plan(plan)?.clone()),
-            oidc: self.oidc.clone(),
+            oidc: self.oidc_of(id, None),
             version: VERSION.to_owned(),
             tags: checked_tags(parameters.cluster_tags.as_deref().unwrap_or_default())?,
             ..Settings::default()

@@ -152,7 +152,7 @@ impl Desk {
             kind,
             name: name.to_owned(),
             id: ProfileId::new(&self.ids).to_string(),
-            owner: caller.name().to_owned(),
+            owner: caller.who().clone(),
             description,
             body,
             created_at: self.clock.now_millis(),

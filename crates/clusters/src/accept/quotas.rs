@@ -12,14 +12,15 @@ impl Desk {
     pub(crate) async fn create_quota(&self, caller: &Caller, quota: &Quota) -> Result<Quota> {
         caller.may(Right::Quotas)?;
         let limits = quotas::check(&quota.owner, &quota.limit)?;
+        let named = self.named_owner(&quota.owner).await?;
         let mut tx = self
             .db
             .begin("make a quota")
             .await
             .map_err(Error::database("begin a quota"))?;
-        quotas::insert(&mut tx, &quota.owner, limits).await?;
+        quotas::insert(&mut tx, &named, limits).await?;
         tx.commit().await.map_err(Error::database("make the quota"))?;
-        quotas::one(&self.db, &quota.owner).await
+        Ok(quotas::one(&self.db, &named).await?.1)
     }
 
     /// Changes a quota.
@@ -35,27 +36,29 @@ impl Desk {
                 "the owner of a quota cannot be changed".to_owned(),
             ));
         }
-        let before = quotas::one(&self.db, owner).await?;
+        let named = self.named_owner(owner).await?;
+        let (key, before) = quotas::one(&self.db, &named).await?;
         let limits = quotas::check(owner, &quotas::changed(before.limit, change.limit))?;
         let mut tx = self
             .db
             .begin("change a quota")
             .await
             .map_err(Error::database("begin a quota"))?;
-        quotas::update(&mut tx, owner, limits).await?;
+        quotas::update(&mut tx, &key, limits).await?;
         tx.commit().await.map_err(Error::database("change the quota"))?;
-        quotas::one(&self.db, owner).await
+        Ok(quotas::one(&self.db, &named).await?.1)
     }
 
     /// Deletes a quota: its owner is not limited any more.
     pub(crate) async fn delete_quota(&self, caller: &Caller, owner: &str) -> Result<()> {
         caller.may(Right::Quotas)?;
+        let (key, _) = quotas::one(&self.db, &self.named_owner(owner).await?).await?;
         let mut tx = self
             .db
             .begin("delete a quota")
             .await
             .map_err(Error::database("begin a quota"))?;
-        quotas::delete(&mut tx, owner).await?;
+        quotas::delete(&mut tx, &key).await?;
         tx.commit().await.map_err(Error::database("delete the quota"))
     }
 }

@@ -1,6 +1,6 @@
 //! Accepting a change of a cluster.
 
-use stolos_api::pks::{LastAction, LastActionState, PoolInstances, UpdateParameters};
+use stolos_api::pks::{LastAction, LastActionState, LocalVolumes, PoolInstances, UpdateParameters};
 
 use super::{
     Accepted, Desk, GivenFiles, Mode, VERSION, checked_tags, given, refuse_unfit, refuse_unknown,
@@ -29,12 +29,16 @@ impl Desk {
         let before = db::cluster(&self.db, name, caller.own(Right::ManageAll)).await?;
         refuse_unfit(&before)?;
         let (after, secrets, not_applied) = self.check_update(caller, &before, change).await?;
+        if change.local_volumes == Some(LocalVolumes::Refuse) {
+            self.refuse_losses(&before, &after).await?;
+        }
         let operation = self.operation(&after, LastAction::Update, caller);
         // What ended well and only gets more or fewer workers keeps every machine as it is.
         let keeps_machines = before.state == LastActionState::Succeeded && !touches_machines(&before, &after);
         // What never ran is not protected but finished; masters that wait for each other could not come up one after the other.
         let never_ran = before.state == LastActionState::Failed && before.action == LastAction::Create;
-        let rollout = if keeps_machines || never_ran {
+        let is_gone = before.found.deployment_gone_at.is_some();
+        let rollout = if (keeps_machines || never_ran) || is_gone {
             Rollout::Fresh
         } else {
             Rollout::Careful
@@ -76,7 +80,9 @@ impl Desk {
         change: &UpdateParameters,
     ) -> Result<(ClusterRow, Secrets, Vec<String>)> {
         refuse_unknown(&change.other)?;
-        if names_nothing(change) {
+        // What is not as it is to be can be gone on with.
+        let is_broken = before.state == LastActionState::Failed || before.found.deployment_gone_at.is_some();
+        if names_nothing(change) && !is_broken {
             return Err(Error::Request("the request names nothing to change".to_owned()));
         }
         let mut after = before.clone();
@@ -102,8 +108,11 @@ impl Desk {
         }
         self.change_profiles(caller, before, &mut after, change).await?;
         if let Some(asked) = change.kubernetes_worker_instances {
-            // With pools it is ignored, as PKS ignored it.
-            after.workers = worker_count(&after.plan, asked)?;
+            let names_pools = change
+                .node_pool_instances
+                .as_ref()
+                .is_some_and(|pools| !pools.is_empty());
+            self.set_workers(&mut after, asked, names_pools)?;
         }
         if let Some(asked) = change.kubernetes_master_instances {
             set_masters(&mut after, asked)?;
@@ -136,7 +145,7 @@ impl Desk {
     /// Takes over what the operator changed: who is trusted, and the plan, but for the number of masters, which a cluster keeps. A plan that is
     /// no longer on offer goes on for those who have it.
     pub(super) fn refresh(&self, cluster: &mut ClusterRow) {
-        cluster.settings.oidc.clone_from(&self.oidc);
+        cluster.settings.oidc = self.oidc_of(cluster.id, cluster.settings.oidc.as_ref());
         if let Some(plan) = self.plans.find(&cluster.plan.name) {
             let masters = cluster.plan.master_instances;
             cluster.plan = plan.clone();
@@ -227,6 +236,35 @@ impl Desk {
         Ok(())
     }
 
+    /// Sets the number of workers. One number says nothing about several pools, which have numbers of their own; PKS took it and did nothing.
+    fn set_workers(&self, cluster: &mut ClusterRow, asked: i64, names_pools: bool) -> Result<()> {
+        let profile = cluster.settings.compute_profile.as_ref();
+        let pools: Vec<String> = profile
+            .into_iter()
+            .flat_map(ComputeProfile::pool_names)
+            .map(str::to_owned)
+            .collect();
+        match pools.as_slice() {
+            [] => cluster.workers = worker_count(&cluster.plan, asked)?,
+            // What says the number of each pool, too, has said everything.
+            _ if names_pools || i64::from(cluster.shape().workers()) == asked => {}
+            [pool] => {
+                let number = PoolInstances {
+                    name: pool.clone(),
+                    instances: asked,
+                };
+                self.set_pools(cluster, &[number])?;
+            }
+            _ => {
+                return Err(Error::InPools {
+                    cluster: cluster.name.to_string(),
+                    pools,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Sets the numbers of workers of pools.
     pub(super) fn set_pools(&self, cluster: &mut ClusterRow, numbers: &[PoolInstances]) -> Result<()> {
         for number in numbers {
@@ -268,12 +306,9 @@ fn set_masters(cluster: &mut ClusterRow, asked: i64) -> Result<()> {
         )));
     };
     cluster.plan.master_instances = masters;
-    let has = cluster.shape().masters.instances;
-    if has != masters {
-        return Err(Error::Request(format!(
-            "the compute profile of cluster `{}` says that it has {has} masters",
-            cluster.name
-        )));
+    // A compute profile that names another number says how many there are to begin with.
+    if cluster.shape().masters.instances != masters {
+        cluster.settings.master_instances = Some(masters);
     }
     Ok(())
 }
@@ -301,6 +336,7 @@ fn is_only_size(change: &UpdateParameters) -> bool {
     let rest = UpdateParameters {
         kubernetes_worker_instances: None,
         node_pool_instances: None,
+        local_volumes: None,
         ..change.clone()
     };
     names_nothing(&rest)

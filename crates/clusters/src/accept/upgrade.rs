@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::flows::{Input, TaskInput, task_of};
 use crate::render::Rollout;
 use crate::upgrades::{self, Turn};
+use crate::who::Who;
 
 /// The most clusters that a task upgrades at the same time.
 const MOST_IN_FLIGHT: u32 = 100;
@@ -62,9 +63,10 @@ impl Desk {
             max_in_flight: in_flight,
             in_flight: request.nodes_parallel,
             actor: caller.name().to_owned(),
+            actor_key: caller.who().key.as_str().to_owned(),
         };
         let mut tx = self.begin_tx("accept an upgrade").await?;
-        upgrades::insert(&mut tx, id, caller.name(), &turns).await?;
+        upgrades::insert(&mut tx, id, caller.who(), &turns).await?;
         self.tasks
             .submit_in(&mut tx, task_of(id, &input))
             .await
@@ -111,7 +113,7 @@ impl Desk {
         id: OperationId,
         cluster: stolos_base::ids::ClusterId,
         in_flight: Option<u32>,
-        actor: &str,
+        actor: &Who,
     ) -> Result<()> {
         match db::operation(&self.db, &id.to_string(), db::Whose::All).await {
             Ok(_) => return Ok(()),

@@ -143,7 +143,7 @@ fn described(cluster: &ClusterRow) -> Result<BackedUp, Error> {
     let profile = cluster.settings.kubernetes_profile.as_ref();
     Ok(BackedUp {
         name: cluster.name.to_string(),
-        owner: cluster.owner.clone(),
+        owner: cluster.owner.name.clone(),
         kubernetes_version: cluster.plan.kubernetes_version.clone(),
         networks: networks.map_err(|invalid| Error::Request(invalid.to_string()))?,
         encrypted_by: profile

@@ -19,6 +19,7 @@ use crate::accept::Desk;
 use crate::db::{self, Whose};
 use crate::error::Error;
 use crate::upgrades;
+use crate::who::{Key, Who};
 
 /// A cluster of two hundred workers, each with the longest drain.
 const CLUSTER_DEADLINE: Duration = Duration::from_secs(48 * 60 * 60);
@@ -39,6 +40,22 @@ pub(crate) struct TaskInput {
     pub(crate) in_flight: Option<u32>,
     /// Who asked.
     pub(crate) actor: String,
+    /// The key of that one; empty in tasks of before there were keys.
+    #[serde(default)]
+    pub(crate) actor_key: String,
+}
+
+impl TaskInput {
+    fn who(&self) -> Who {
+        let key = match self.actor_key.as_str() {
+            "" => Key::unknown(&self.actor),
+            key => Key::kept(key.to_owned()),
+        };
+        Who {
+            name: self.actor.clone(),
+            key,
+        }
+    }
 }
 
 impl Kind for UpgradeClusters {
@@ -105,7 +122,7 @@ async fn turn(
     let operation: OperationId = ctx.derive_id("operation");
     note(desk, ctx, cluster, LastActionState::InProgress, None).await?;
     let result = match desk
-        .begin_upgrade(operation, cluster, input.in_flight, &input.actor)
+        .begin_upgrade(operation, cluster, input.in_flight, &input.who())
         .await
     {
         Ok(()) => ended(desk, ctx, operation).await?,

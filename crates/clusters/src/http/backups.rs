@@ -85,7 +85,7 @@ pub(super) async fn run_cancel(
 ) -> Result<StatusCode, Failure> {
     caller.may(Right::Manage)?;
     let run = backups::one(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
-    app.cancel_backup(run.id).await?;
+    app.cancel_backup(run.id, caller.who()).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

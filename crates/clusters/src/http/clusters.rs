@@ -16,6 +16,7 @@ use crate::flows::Power;
 use crate::pages;
 use crate::service::Access;
 use crate::show;
+use crate::who::Key;
 
 /// Ours beside the foreign API: everything is checked as for the request itself, and nothing is written.
 #[derive(Debug, Deserialize)]
@@ -55,6 +56,11 @@ pub(super) async fn plan_list(
     ))
 }
 
+pub(super) async fn room_view(State(app): State<App>, caller: Caller) -> Result<Json<pks::Room>, Failure> {
+    caller.may(Right::Plans)?;
+    Ok(Json(app.desk().room().await?))
+}
+
 pub(super) async fn cluster_list(
     State(app): State<App>,
     caller: Caller,
@@ -75,6 +81,9 @@ pub(super) struct PageQuery {
     after: Option<String>,
     #[serde(default)]
     search: Option<String>,
+    /// Id of a person: those that are theirs.
+    #[serde(default)]
+    owner: Option<String>,
 }
 
 pub(super) async fn cluster_page(
@@ -85,7 +94,17 @@ pub(super) async fn cluster_page(
     caller.may(Right::Read)?;
     let limit = page::limit(query.limit.as_deref(), USUAL)?;
     let after: Option<String> = page::after(query.after.as_deref())?;
-    let (db, whose) = (&app.desk().db, caller.own(Right::ReadAll));
+    let owner = query.owner.as_deref().map(Key::person);
+    let whose = match &owner {
+        // Of somebody else one learns nothing, not even whether there is such an owner.
+        Some(key) if *key != caller.who().key => {
+            caller.may(Right::ReadAll)?;
+            db::Whose::Of(key)
+        }
+        Some(key) => db::Whose::Of(key),
+        None => caller.own(Right::ReadAll),
+    };
+    let db = &app.desk().db;
     let search = query.search.as_deref().unwrap_or_default();
     let total = pages::count_clusters(db, whose, search).await?;
     let mut rows = pages::clusters(db, whose, search, after.as_deref(), limit + 1).await?;
@@ -159,7 +178,7 @@ pub(super) async fn cluster_delete(
         // The running operation has to stop first; that is quick, because every step can be cancelled. Should it not be,
         // the caller hears that the cluster is busy and may ask again.
         Deletion::After(running) => {
-            app.cancel(&running).await?;
+            app.cancel(&running, caller.who()).await?;
             app.wait_ended(running.id, LONGEST_WAIT).await;
             match app.desk().delete(&caller, &name).await? {
                 Deletion::Accepted(operation) => operation,
@@ -183,17 +202,14 @@ pub(super) async fn bind_create(
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let row = db::cluster(&app.desk().db, &name, caller.own(Right::ManageAll)).await?;
-    let user = caller.name();
     let personal = app.gives_personal() && caller.is_person() && row.settings.trusted_oidc().is_some();
     let access = if personal {
-        Access::Person {
-            user,
-            administers: true,
-        }
+        Access::Person { administers: true }
     } else {
-        Access::ServiceAccount { of: user }
+        Access::ServiceAccount
     };
-    Ok(credentials(StatusCode::CREATED, app.bind(&row, access).await?))
+    let kubeconfig = app.bind(&caller, &row, caller.name(), access).await?;
+    Ok(credentials(StatusCode::CREATED, kubeconfig))
 }
 
 #[derive(Debug, Deserialize)]
@@ -221,18 +237,30 @@ pub(super) async fn bind_view(
     let row = db::cluster(&app.desk().db, &name, whose).await?;
     let access = if suppress || app.gives_personal() {
         Access::Person {
-            user: &user,
             administers: !suppress,
         }
     } else {
-        Access::ServiceAccount { of: &user }
+        Access::ServiceAccount
     };
-    Ok(credentials(StatusCode::OK, app.bind(&row, access).await?))
+    let kubeconfig = app.bind(&caller, &row, &user, access).await?;
+    Ok(credentials(StatusCode::OK, kubeconfig))
 }
 
 fn credentials(status: StatusCode, kubeconfig: serde_json::Value) -> Response {
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     (status, no_store, Json(kubeconfig)).into_response()
+}
+
+pub(super) async fn cluster_transfer(
+    State(app): State<App>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Result<Json<pks::TransferRequest>, JsonRejection>,
+) -> Result<Json<pks::Cluster>, Failure> {
+    caller.may(Right::ManageAll)?;
+    let Json(request) = body.map_err(unreadable)?;
+    let cluster = app.desk().transfer(&caller, &name, &request).await?;
+    Ok(Json(app.desk().show(&cluster)))
 }
 
 pub(super) async fn cluster_stop(

@@ -72,6 +72,6 @@ pub(super) async fn operation_cancel(
 ) -> Result<StatusCode, Failure> {
     caller.may(Right::Manage)?;
     let row = db::operation(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
-    app.cancel(&row).await?;
+    app.cancel(&row, caller.who()).await?;
     Ok(StatusCode::ACCEPTED)
 }

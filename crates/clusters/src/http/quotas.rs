@@ -24,7 +24,8 @@ pub(super) async fn quota_view(
     Path(owner): Path<String>,
 ) -> Result<Json<pks::Quota>, Failure> {
     caller.may(Right::Quotas)?;
-    Ok(Json(quotas::one(&app.desk().db, &owner).await?))
+    let named = app.desk().named_owner(&owner).await?;
+    Ok(Json(quotas::one(&app.desk().db, &named).await?.1))
 }
 
 pub(super) async fn quota_create(
@@ -75,9 +76,11 @@ pub(super) async fn usage_view(
 ) -> Result<Json<pks::Usage>, Failure> {
     caller.may(Right::Read)?;
     // Of somebody else one learns nothing, not even whether there is such an owner.
-    if owner != caller.name() {
-        caller.may(Right::ReadAll)?;
+    if owner == caller.name() {
+        let clusters = db::clusters(&app.desk().db, db::Whose::Of(&caller.who().key)).await?;
+        return Ok(Json(quotas::usage(owner, &clusters)));
     }
-    let clusters = db::clusters(&app.desk().db, db::Whose::Of(&owner)).await?;
+    caller.may(Right::ReadAll)?;
+    let clusters = app.desk().clusters_of(&owner).await?;
     Ok(Json(quotas::usage(owner, &clusters)))
 }

@@ -71,7 +71,7 @@ pub(super) async fn task_cancel(
     caller.may(Right::Manage)?;
     let task = upgrades::one(&app.desk().db, &id, caller.own(Right::ManageAll)).await?;
     if let Ok(id) = task.uuid.parse() {
-        app.cancel_task(id).await?;
+        app.cancel_task(id, caller.who()).await?;
     }
     Ok(StatusCode::OK)
 }

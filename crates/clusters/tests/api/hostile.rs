@@ -57,7 +57,7 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
         "node_pool_instances": [{"name": "web", "instances": 1}], "network_profile_name": "net",
         "compute_profile_name": "pools", "enforce_compute_profile_update": true, "kubernetes_profile_name": "flags",
         "private_registries": registries, "config_file": {"no_proxy": "a.test", "http_proxy": proxy}, "custom_ca_certs": authorities,
-        "insecure_registries": ["lax.test"], "cluster_tags": tags, "delete_all_tags": false});
+        "insecure_registries": ["lax.test"], "cluster_tags": tags, "delete_all_tags": false, "local_volumes": "delete"});
     updated
         .as_object_mut()
         .expect("a map")

@@ -1,7 +1,9 @@
 //! The PKS API from outside: every endpoint as nobody and as the wrong role; what is accepted, what is refused, and what it leads to.
 
+mod changes;
 mod hostile;
 mod old_client;
+mod owners;
 mod pages;
 mod people;
 mod power;

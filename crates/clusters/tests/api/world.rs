@@ -17,13 +17,16 @@ use stolos_base::pki::Identity;
 use stolos_base::{Clock, IdSource, Secret};
 use stolos_clusters::db::ClusterRow;
 use stolos_clusters::deps::{
-    AdminCredential, Certificate, Director, Instance, Kubernetes, MachineHealth, Network, StateChange,
-    TaskState, Told, Vault,
+    AdminCredential, Certificate, Director, Grant, Instance, Kubernetes, MachineHealth, Network, People,
+    StateChange, TaskState, Told, Vault,
 };
 use stolos_clusters::oidc::{Claims, Oidc};
 use stolos_clusters::plans::{MachineSize, Plan, Plans};
 use stolos_clusters::render::{Artifacts, Catalogue, NetworkLease};
+use stolos_clusters::who::Person;
 use stolos_clusters::{BackupSettings, Capacity, Config, Deps, Result, SCHEMA, Service};
+use stolos_kubernetes::access::{Binding, Holder};
+use stolos_kubernetes::losses::LocalVolume;
 use stolos_kubernetes::running::PodRun;
 use stolos_store::testing::Place;
 use tower::ServiceExt as _;
@@ -57,6 +60,60 @@ pub(crate) struct Below {
     pub(crate) switched: Mutex<Vec<StateChange>>,
     /// Secrets by whole name.
     pub(crate) secrets: Mutex<BTreeMap<String, String>>,
+    /// People who are otherwise than [`usual`] ones, by id; none for those who are gone.
+    pub(crate) people: Mutex<BTreeMap<String, Option<Person>>>,
+    /// Volumes in use on nodes' disks.
+    pub(crate) volumes: Mutex<Vec<LocalVolume>>,
+    /// What was given, with the address of the cluster.
+    pub(crate) bindings: Mutex<Vec<(Ipv4Addr, Binding)>>,
+}
+
+/// Whom the token service knows by a name, unless the test says otherwise: everybody may have clusters.
+pub(crate) fn usual(name: &str) -> Person {
+    let group = if name == "root" { ADMIN } else { MANAGE };
+    Person {
+        id: format!("id-of-{name}"),
+        name: name.to_owned(),
+        groups: vec![group.to_owned()],
+    }
+}
+
+impl Below {
+    /// The person with an id is gone.
+    pub(crate) fn delete_person(&self, id: &str) {
+        lock(&self.people).insert(id.to_owned(), None);
+    }
+
+    /// There is somebody.
+    pub(crate) fn add_person(&self, person: Person) {
+        lock(&self.people).insert(person.id.clone(), Some(person));
+    }
+
+    fn person(&self, id: &str) -> Option<Person> {
+        match lock(&self.people).get(id) {
+            Some(known) => known.clone(),
+            None => id.strip_prefix("id-of-").map(usual),
+        }
+    }
+}
+
+impl People for Below {
+    fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Person>>> {
+        let known = lock(&self.people)
+            .values()
+            .flatten()
+            .find(|person| person.name == name)
+            .cloned();
+        let found = known.or_else(|| self.person(&format!("id-of-{name}")));
+        Box::pin(ready(Ok(found.filter(|_| name != "nobody"))))
+    }
+    fn by_id<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Person>>> {
+        Box::pin(ready(Ok(self.person(id))))
+    }
+    fn all(&self) -> BoxFuture<'_, Result<Vec<Person>>> {
+        let all = lock(&self.people).values().flatten().cloned().collect();
+        Box::pin(ready(Ok(all)))
+    }
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,6 +145,7 @@ impl Below {
                     group: group["name"].as_str().unwrap_or_default().to_owned(),
                     index: u32::try_from(index).unwrap_or_default(),
                     address: Some(address.into()),
+                    zone: Some(ZONES[0].to_owned()),
                 });
                 address += 1;
             }
@@ -261,6 +319,9 @@ impl Director for Below {
             });
         Box::pin(ready(Ok(machines.collect())))
     }
+    fn deployments(&self) -> BoxFuture<'_, Result<Vec<String>>> {
+        Box::pin(ready(Ok(lock(&self.deployed).keys().cloned().collect())))
+    }
     fn instances<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Instance>>> {
         Box::pin(ready(Ok(self.instances_of(deployment))))
     }
@@ -308,11 +369,23 @@ impl Kubernetes for Below {
     fn bind<'a>(
         &'a self,
         cluster: &'a ClusterRow,
-        _: Ipv4Addr,
+        address: Ipv4Addr,
         _: &'a AdminCredential,
-        user: &'a str,
+        grant: &'a Grant,
     ) -> BoxFuture<'a, Result<Value>> {
-        let config = json!({"kind": "Config", "current-context": cluster.name.to_string(), "user": user});
+        let name = format!("{} in {}", grant.of.key, cluster.name);
+        let mut bindings = lock(&self.bindings);
+        bindings.retain(|(_, binding)| binding.name != name);
+        let binding = Binding {
+            name,
+            kind: stolos_kubernetes::access::Kind::ServiceAccount,
+            holder: Some(grant.holder()),
+            ends: grant.at.checked_add(grant.lives).ok(),
+            made_at: grant.at,
+        };
+        bindings.push((address, binding));
+        let config =
+            json!({"kind": "Config", "current-context": cluster.name.to_string(), "user": grant.of.name});
         Box::pin(ready(Ok(config)))
     }
     fn admit<'a>(
@@ -321,8 +394,52 @@ impl Kubernetes for Below {
         _: Ipv4Addr,
         _: &'a AdminCredential,
         subject: &'a str,
+        _: &'a Grant,
     ) -> BoxFuture<'a, Result<()>> {
         lock(&self.admitted).push(format!("{subject} in {}", cluster.name));
+        Box::pin(ready(Ok(())))
+    }
+    fn bindings<'a>(
+        &'a self,
+        address: Ipv4Addr,
+        _: &'a AdminCredential,
+    ) -> BoxFuture<'a, Result<Vec<Binding>>> {
+        let bindings = lock(&self.bindings);
+        let own = bindings.iter().filter(|(of, _)| *of == address);
+        Box::pin(ready(Ok(own.map(|(_, binding)| binding.clone()).collect())))
+    }
+    fn local_volumes<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        nodes: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<LocalVolume>>> {
+        let volumes = lock(&self.volumes);
+        let there = volumes.iter().filter(|volume| nodes.contains(&volume.node));
+        Box::pin(ready(Ok(there.cloned().collect())))
+    }
+    fn adopt<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        binding: &'a Binding,
+        holder: &'a Holder,
+        ends: jiff::Timestamp,
+    ) -> BoxFuture<'a, Result<()>> {
+        for (_, kept) in lock(&self.bindings).iter_mut() {
+            if kept.name == binding.name {
+                (kept.holder, kept.ends) = (Some(holder.clone()), Some(ends));
+            }
+        }
+        Box::pin(ready(Ok(())))
+    }
+    fn unbind<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        binding: &'a Binding,
+    ) -> BoxFuture<'a, Result<()>> {
+        lock(&self.bindings).retain(|(_, kept)| kept.name != binding.name);
         Box::pin(ready(Ok(())))
     }
 }
@@ -439,8 +556,12 @@ impl World {
                 issuer: "https://identity.test/oauth/token".into(),
                 ca: "PEM".into(),
                 claims: Claims::default(),
+                audience: None,
             }),
+            audience_per_cluster: true,
             personal_credentials: false,
+            credentials_live: Duration::from_secs(3600),
+            look_at_access: Duration::from_millis(50),
             holder: "test".into(),
             backups: BackupSettings::default(),
         };
@@ -452,6 +573,7 @@ impl World {
             vault: below.clone(),
             director: below.clone(),
             kubernetes: below.clone(),
+            people: below.clone(),
             backups: None,
             clock: Clock::system(),
             ids: IdSource::random(),
@@ -497,6 +619,18 @@ impl World {
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
             text: String::from_utf8_lossy(&bytes).into_owned(),
         }
+    }
+
+    /// Asks as the person with an id that others of the name do not have.
+    pub(crate) async fn ask_as(&self, person: &Person, method: Method, path: &str, body: &Value) -> Answer {
+        let scopes: Vec<&str> = person.groups.iter().map(String::as_str).collect();
+        let token = self.mint.token_of(&person.name, &person.id, &scopes, 600);
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        self.ask_with(Some(&token), &method, path, &body).await
     }
 
     pub(crate) async fn ask(

@@ -1,5 +1,6 @@
 //! The service over its HTTP API, on both databases.
 
+mod audiences;
 mod browser;
 mod scim;
 

@@ -7,7 +7,9 @@ use futures::future::{BoxFuture, ready};
 use serde_json::{Value, json};
 use stolos_clusters::Result;
 use stolos_clusters::db::ClusterRow;
-use stolos_clusters::deps::{AdminCredential, Kubernetes, Told};
+use stolos_clusters::deps::{AdminCredential, Grant, Kubernetes, Told};
+use stolos_kubernetes::access::{Binding, Holder};
+use stolos_kubernetes::losses::LocalVolume;
 use stolos_kubernetes::running::PodRun;
 
 /// Every API server.
@@ -59,7 +61,7 @@ impl Kubernetes for Simulated {
         cluster: &'a ClusterRow,
         address: Ipv4Addr,
         _: &'a AdminCredential,
-        user: &'a str,
+        grant: &'a Grant,
     ) -> BoxFuture<'a, Result<Value>> {
         let server = format!("https://{address}:{}", stolos_clusters::render::API_PORT);
         let config = json!({
@@ -67,7 +69,7 @@ impl Kubernetes for Simulated {
             "kind": "Config",
             "current-context": cluster.name.to_string(),
             "clusters": [{"name": cluster.name.to_string(), "cluster": {"server": server}}],
-            "users": [{"name": user}],
+            "users": [{"name": grant.of.name}],
         });
         Box::pin(ready(Ok(config)))
     }
@@ -78,6 +80,40 @@ impl Kubernetes for Simulated {
         _: Ipv4Addr,
         _: &'a AdminCredential,
         _: &'a str,
+        _: &'a Grant,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn bindings<'a>(&'a self, _: Ipv4Addr, _: &'a AdminCredential) -> BoxFuture<'a, Result<Vec<Binding>>> {
+        Box::pin(ready(Ok(Vec::new())))
+    }
+
+    fn local_volumes<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: &'a BTreeSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<LocalVolume>>> {
+        Box::pin(ready(Ok(Vec::new())))
+    }
+
+    fn adopt<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: &'a Binding,
+        _: &'a Holder,
+        _: jiff::Timestamp,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn unbind<'a>(
+        &'a self,
+        _: Ipv4Addr,
+        _: &'a AdminCredential,
+        _: &'a Binding,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(ready(Ok(())))
     }
