@@ -53,6 +53,9 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
         && let Some(operation) = &begun.operation
     {
         let result = operations::follow(&client, operation).await;
+        if result.as_ref().is_err_and(Failure::is_left) {
+            return result;
+        }
         // The cluster is shown as it ended, also when it ended badly. The token may have ended meanwhile.
         let now = match &result {
             Ok(()) => {
@@ -73,7 +76,7 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
     }
     show_created(args, &cluster)?;
     if !args.going.json {
-        output::note(&format!(
+        output::data(&format!(
             "\nUse '{} cluster {}' to monitor the state of your cluster",
             program_name(),
             args.name

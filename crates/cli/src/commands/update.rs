@@ -62,7 +62,16 @@ pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
         return show_preview(&preview, args.going.json);
     }
     if !args.going.non_interactive {
-        output::note(&format!("Update summary for cluster {}:\n{summary}", args.name));
+        // Whoever confirms has to know whether nodes are drained.
+        let preview = client
+            .preview_update(&args.name, &change)
+            .await
+            .map_err(|error| Failure::of_api(&error))?;
+        output::note(&format!(
+            "Update summary for cluster {}:\n{summary}\n{}",
+            args.name,
+            sentence(&preview.machines)
+        ));
     }
     confirm(
         "Are you sure you want to continue? (y/n):",
@@ -91,6 +100,15 @@ pub(crate) async fn start(args: &Power) -> Result<(), Failure> {
     let operation = client.start_cluster(&args.name).await;
     let operation = operation.map_err(|error| Failure::of_api(&error))?;
     operations::conclude(&client, &args.name, operation, &args.going).await
+}
+
+/// A clause of the server as a sentence.
+fn sentence(clause: &str) -> String {
+    let mut letters = clause.chars();
+    match letters.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),
+        None => String::new(),
+    }
 }
 
 fn change(args: &Update) -> Result<UpdateParameters, Failure> {
@@ -208,7 +226,7 @@ async fn run(
     warn_not_applied(&begun.not_applied);
     operations::conclude(client, name, begun.operation, going).await?;
     if !going.json && !going.wait {
-        output::note(&format!(
+        output::data(&format!(
             "\nUse '{} cluster {name}' to monitor the state of your cluster",
             program_name()
         ));
