@@ -255,7 +255,7 @@ pub(super) async fn cluster_transfer(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
-    body: Result<Json<pks::TransferRequest>, JsonRejection>,
+    body: Result<Json<pks::TransferRequest>, Unreadable>,
 ) -> Result<Json<pks::Cluster>, Failure> {
     caller.may(Right::ManageAll)?;
     let Json(request) = body.map_err(unreadable)?;
