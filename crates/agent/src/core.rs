@@ -458,6 +458,30 @@ pub(crate) fn panicked(error: tokio::task::JoinError) -> Error {
     }
 }
 
+/// Tells drain scripts of an update which jobs change, separated by blanks. Ours: BOSH says only that some do, and a node whose
+/// kubelet gets another flag need not lose its pods.
+const CHANGED_JOBS: &str = "STOLOS_CHANGED_JOBS";
+
+/// The jobs of `next` that are not what they are now, and those that go.
+fn changed_jobs(now: &ApplySpec, next: &ApplySpec) -> Vec<String> {
+    let jobs = |spec: &ApplySpec| -> IndexMap<String, (Option<String>, Option<Value>)> {
+        let hashes = spec.other.get("template_hashes").and_then(Value::as_object);
+        let jobs = spec.job.iter().flat_map(|job| &job.templates);
+        jobs.map(|job| {
+            let hash = hashes.and_then(|hashes| hashes.get(&job.name)).cloned();
+            (job.name.clone(), (job.version.clone(), hash))
+        })
+        .collect()
+    };
+    let (now, next) = (jobs(now), jobs(next));
+    let gone = now.keys().filter(|name| !next.contains_key(*name));
+    // A director that sends no hashes leaves open what changes.
+    let changed = next
+        .iter()
+        .filter(|(name, job)| job.1.is_none() || now.get(*name) != Some(job));
+    changed.map(|(name, _)| name).chain(gone).cloned().collect()
+}
+
 /// What drain scripts are told (bosh.md 2.7): what happens to the jobs, whether their configuration changes, and which packages
 /// do; the sizes of the disk before and after.
 fn drain_arguments(now: &ApplySpec, drain: &Drain) -> (Vec<String>, IndexMap<String, String>) {
@@ -473,6 +497,7 @@ fn drain_arguments(now: &ApplySpec, drain: &Drain) -> (Vec<String>, IndexMap<Str
     let Drain::Update(next) = drain else {
         return (vec!["job_shutdown".to_owned(), "hash_unchanged".to_owned()], env);
     };
+    env.insert(CHANGED_JOBS.to_owned(), changed_jobs(now, next).join(" "));
     let templates = |spec: &ApplySpec| spec.job.as_ref().map(|job| job.templates.clone());
     let job = match (templates(now), templates(next)) {
         (None, _) => "job_new",

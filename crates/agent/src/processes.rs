@@ -66,7 +66,7 @@ pub(crate) fn declared(paths: &Paths, jobs: &[String]) -> Result<Vec<ProcessSpec
             path: path.clone(),
             problem,
         };
-        let file: File = serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let file: File = stolos_document::from_yaml(&text).map_err(|error| invalid(error.to_string()))?;
         for mut process in file.processes {
             let full = format!("{job}/{}", process.name);
             if !stolos_init::wire::is_process_name(&full) {

@@ -622,11 +622,28 @@ async fn drain_scripts_are_asked_until_they_have_drained() {
     let root = machine.dir.path().to_owned();
     let body = format!(
         "echo \"$@\" >> {root}/drains; echo \"$BOSH_JOB_STATE $BOSH_JOB_NEXT_STATE\" >> {root}/env; \
+         echo \"${{STOLOS_CHANGED_JOBS-none}}\" >> {root}/changed; \
          if [ \"$1\" = job_check_status ]; then echo 0; else echo -1; fi"
     );
     let jobs = || [job("a").script("drain", &body), job("b")];
     machine.deploy(1, &jobs()).await;
-    let mut next = machine.spec(2, &jobs()).await;
+    // Without hashes all jobs may have changed.
+    machine
+        .call(Call::Drain(Drain::Update(Box::new(
+            machine.spec(2, &jobs()).await,
+        ))))
+        .await
+        .expect("drained");
+    assert!(machine.read("changed").starts_with("a b\n"));
+    for file in ["drains", "env", "changed"] {
+        std::fs::remove_file(machine.dir.path().join(file)).expect("a file");
+    }
+    let with = |hash: &str| json!({"a": "1", "b": hash});
+    let mut now = machine.spec(2, &jobs()).await;
+    now.other.insert("template_hashes".to_owned(), with("1"));
+    machine.call(Call::Apply(Box::new(now))).await.expect("applied");
+    let mut next = machine.spec(3, &jobs()).await;
+    next.other.insert("template_hashes".to_owned(), with("2"));
     next.configuration_hash = Some("other".into());
     next.persistent_disk = 7;
     next.packages.insert(
@@ -645,15 +662,17 @@ async fn drain_scripts_are_asked_until_they_have_drained() {
             .read("env")
             .starts_with("{\"persistent_disk\":0} {\"persistent_disk\":7}\n")
     );
+    assert!(machine.read("changed").starts_with("b\n"));
     machine
         .call(Call::Drain(Drain::Shutdown(None)))
         .await
         .expect("drained");
+    assert!(machine.read("changed").ends_with("none\n"));
     assert!(machine.read("drains").contains("\njob_shutdown hash_unchanged\n"));
 
     machine
         .deploy(
-            3,
+            4,
             &[
                 job("a").script("drain", "echo soon"),
                 job("b").script("drain", "echo 0"),

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use client::{
-    Client, DeleteOptions, DeployOptions, Error, Output, Result, TaskFilter, Token, TokenError, TokenSource,
-    Tokens, Upload,
+    Client, DeleteOptions, DeployOptions, Error, Output, READ_LIMIT, Result, TaskFilter, Token, TokenError,
+    TokenSource, Tokens, Upload,
 };
 
 /// The director's port.

@@ -1,5 +1,7 @@
 //! How our clients speak HTTP: whom they trust, how long they wait, and what an error body says.
 
+mod proxy;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use std::fmt;
 use std::time::Duration;
@@ -8,6 +10,8 @@ use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stolos_base::error::{Class, Classify};
+
+pub use proxy::Proxies;
 
 /// A server that does not accept a connection in this time is not there.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -26,20 +30,43 @@ pub enum Trust {
     Everybody,
 }
 
-/// A client with our settings. `limit` is for a whole request with its body; without one a long-poll may last.
+/// How long a client waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// For a whole request with its body.
+    Whole(Duration),
+    /// Between two pieces of an answer, however long all of it takes.
+    Silence(Duration),
+    /// For ever, once there is a connection.
+    None,
+}
+
+/// A client with our settings, for services: it goes through no proxy, because the others are on this host or in its networks.
+/// `limit` is for a whole request with its body; without one a long-poll may last.
 ///
 /// # Errors
 /// [`Error::Setup`] when the authorities cannot be read.
 pub fn client(trust: &Trust, limit: Option<Duration>) -> Result<reqwest::Client, Error> {
+    client_through(
+        &Proxies::default(),
+        trust,
+        limit.map_or(Limit::None, Limit::Whole),
+    )
+}
+
+/// A client with our settings that goes through proxies, for people.
+///
+/// # Errors
+/// [`Error::Setup`] when the authorities cannot be read.
+pub fn client_through(proxies: &Proxies, trust: &Trust, limit: Limit) -> Result<reqwest::Client, Error> {
     // Libraries below ask for the process's default provider.
     stolos_base::tls::install_provider();
     let builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_LIMIT)
         .user_agent(concat!("stolos/", env!("CARGO_PKG_VERSION")))
-        // Our services are on this host or in its networks; a proxy for the internet does not know them.
-        .no_proxy()
         // BOSH answers long calls with a redirect that the caller wants to see.
         .redirect(reqwest::redirect::Policy::none());
+    let builder = proxies.apply(builder);
     let builder = match trust {
         Trust::System => builder,
         Trust::Authorities(pem) => builder.tls_backend_preconfigured(
@@ -50,8 +77,9 @@ pub fn client(trust: &Trust, limit: Option<Duration>) -> Result<reqwest::Client,
         ),
     };
     let builder = match limit {
-        Some(limit) => builder.timeout(limit),
-        None => builder,
+        Limit::Whole(limit) => builder.timeout(limit),
+        Limit::Silence(limit) => builder.read_timeout(limit),
+        Limit::None => builder,
     };
     builder.build().map_err(|error| Error::Setup(error.into()))
 }
@@ -151,9 +179,18 @@ impl Classify for Error {
                 "The server's certificate is not trusted: give its CA certificate, or ask to skip the verification."
                     .to_owned(),
             ],
+            Self::Unreachable { source, .. } if is_proxy_problem(source) => vec![
+                "The variables HTTPS_PROXY and ALL_PROXY of the environment name a proxy for this address; name its host in NO_PROXY to reach it without one."
+                    .to_owned(),
+            ],
             _ => Vec::new(),
         }
     }
+}
+
+/// hyper's words for what a proxy did not do; reqwest has no kind of its own.
+fn is_proxy_problem(error: &reqwest::Error) -> bool {
+    stolos_base::chain(error).contains("tunnel error")
 }
 
 /// rustls' words for it; reqwest has no kind of its own.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod files;
 pub mod http;
 pub mod ids;
+pub mod input;
 pub mod instance;
 pub mod lock;
 pub mod logging;

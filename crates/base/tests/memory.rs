@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 /// each arena kept what its threads had freed.
 #[test]
 fn what_was_freed_goes_back_to_the_system() {
-    //memory::settle();
+    memory::settle();
     let before = memory::resident().expect("/proc");
     for _ in 0..3 {
         let flood: Vec<_> = (0..32)

@@ -19,7 +19,7 @@ use std::time::Duration;
 use aws_lc_rs::{digest, hmac};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -28,6 +28,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::StreamExt as _;
 use serde::Deserialize;
 use stolos_base::http::signed_in;
+use stolos_base::input::Query;
 use stolos_base::{Classify as _, Clock, Secret};
 use tokio_util::io::ReaderStream;
 

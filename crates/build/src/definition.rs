@@ -188,7 +188,7 @@ impl StemcellDefinition {
 
 fn yaml<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<T> {
     let text = fs_err::read_to_string(path).map_err(file("read", path))?;
-    serde_saphyr::from_str(&text).map_err(|error| Error::Definition {
+    stolos_document::from_yaml(&text).map_err(|error| Error::Definition {
         path: path.to_owned(),
         reason: error.to_string(),
     })

@@ -15,7 +15,7 @@ pub(crate) use clusters::{
 
 /// Makes, heals and deletes Kubernetes clusters.
 #[derive(Debug, Parser)]
-#[command(name = "stolos", version, about, long_about = None, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "stolos", version, about, long_about = None, max_term_width = 110)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -241,7 +241,9 @@ pub(crate) enum Command {
     )]
     Operations(Operations),
     /// Deploy a BOSH manifest with the director.
-    #[command(after_help = "Example:\n  stolos deploy etcd.yml --cloud-config cloud.yml")]
+    #[command(
+        after_help = "Example:\n  stolos deploy examples/etcd/manifest.yml --cloud-config examples/etcd/cloud-config.yml"
+    )]
     Deploy(Deploy),
     /// List deployments.
     #[command(after_help = "Example:\n  stolos deployments")]

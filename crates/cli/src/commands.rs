@@ -24,11 +24,11 @@ mod update;
 mod upgrade;
 mod users;
 
-use clap::CommandFactory as _;
 use stolos_api::pks::ProfileKind::{Compute, Kubernetes, Network};
 
-use crate::args::{Cli, Command};
+use crate::args::Command;
 use crate::failure::Failure;
+use crate::{output, program_name, usage};
 
 /// Runs one verb.
 pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
@@ -102,7 +102,10 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
             Err(Failure::user("there is no NSX-T here, so no cluster has anything to promote to its Policy API"))
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "stolos", &mut std::io::stdout());
+            let name = program_name();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut usage::command(&name), name, &mut script);
+            output::data(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
     }

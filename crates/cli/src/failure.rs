@@ -10,6 +10,8 @@ pub(crate) struct Failure {
     class: Class,
     message: String,
     hints: Vec<String>,
+    /// Whether the person has ended the following, and nothing else has failed.
+    left: bool,
 }
 
 impl Failure {
@@ -19,15 +21,29 @@ impl Failure {
             class: Class::User,
             message: message.into(),
             hints: Vec::new(),
+            left: false,
         }
+    }
+
+    /// The person has pressed Ctrl-C while something was followed that goes on.
+    pub(crate) fn left(what: &str) -> Self {
+        Self {
+            left: true,
+            ..Self::user(format!("stopped following; the {what} goes on"))
+        }
+    }
+
+    /// Whether it is [`Failure::left`]: the person wants to hear no more than how to go on.
+    #[must_use]
+    pub(crate) fn is_left(&self) -> bool {
+        self.left
     }
 
     /// Our side. Exit code 2.
     pub(crate) fn ours(message: impl Into<String>) -> Self {
         Self {
             class: Class::Internal,
-            message: message.into(),
-            hints: Vec::new(),
+            ..Self::user(message)
         }
     }
 
@@ -36,8 +52,8 @@ impl Failure {
     pub(crate) fn not_logged_in() -> Self {
         Self {
             class: Class::Unauthenticated,
-            message: "You are not currently authenticated. Please log in to continue".to_owned(),
             hints: vec![format!("Log in with `{} login`.", crate::program_name())],
+            ..Self::user("You are not currently authenticated. Please log in to continue")
         }
     }
 
@@ -45,8 +61,8 @@ impl Failure {
     pub(crate) fn from_error<E: Classify + 'static>(error: &E) -> Self {
         Self {
             class: error.class(),
-            message: chain(error),
             hints: error.hints(),
+            ..Self::user(chain(error))
         }
     }
 
@@ -82,6 +98,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Error: {}", self.message)?;
         for hint in &self.hints {
+            // The servers' hints name commands of `stolos`.
+            let hint = crate::usage::in_name_of(&crate::program_name(), hint);
             write!(f, "\n\nhint: {hint}")?;
         }
         Ok(())

@@ -1,15 +1,35 @@
 //! What people and scripts read: stdout is data, stderr the rest.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// Prints data. A reader that went away (`| head`) is no error.
+/// The first error of writing to stdout. What was printed is data, so a command whose data did not arrive has failed.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints data. Whether it arrived says [`arrived`] in the end.
 pub(crate) fn data(text: &str) {
     let mut out = anstream::stdout().lock();
-    let _ = writeln!(out, "{text}");
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // A second error has the same cause.
+        let _ = LOST.set(error);
+    }
+}
+
+/// Whether all data arrived. A reader that went away (`| head`) is no error.
+///
+/// # Errors
+/// When stdout could not be written.
+pub(crate) fn arrived() -> Result<(), Failure> {
+    match LOST.get() {
+        Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::user(format!(
+            "failed to write to the standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Prints something about the data: progress, confirmation, hints.
@@ -42,7 +62,8 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
 /// When the file cannot be read or is not what is expected.
 pub(crate) fn read_document<T: serde::de::DeserializeOwned>(path: &camino::Utf8Path) -> Result<T, Failure> {
     let text = fs_err::read_to_string(path).map_err(|error| Failure::user(error.to_string()))?;
-    serde_saphyr::from_str(&text).map_err(|error| Failure::user(format!("`{path}` is not valid: {error}")))
+    stolos_document::from_text(&text)
+        .map_err(|error| Failure::user(format!("`{path}` is not valid: {error}")))
 }
 
 /// Shows something again and again until Ctrl-C: in place on a terminal, one after the other elsewhere.
@@ -64,6 +85,9 @@ pub(crate) async fn watch<F: Future<Output = Result<String, Failure>>>(
                 let clear = if in_place { "\u{1b}[H\u{1b}[J" } else { "" };
                 data(&format!("{clear}{text}"));
                 last = text;
+                if LOST.get().is_some() {
+                    return Ok(());
+                }
             }
             tokio::time::sleep(EVERY).await;
         }

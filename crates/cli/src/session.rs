@@ -3,11 +3,17 @@
 //! It lies in `$PKS_HOME`, else in `$HOME/.pks`, because pipelines of PKS users copy it between workers and read
 //! `access_token` from it: its place and keys are public surface.
 
-use camino::Utf8PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use stolos_base::files;
 
 use crate::failure::Failure;
+
+/// The bits of a mode that let others than the owner in.
+const OTHERS: u32 = 0o077;
 
 /// What a login leaves behind. The tokens are secrets: the file has mode 0600, and `Debug` hides them.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +74,7 @@ pub(crate) fn load() -> Result<Session, Failure> {
     let path = path()?;
     match fs_err::read_to_string(&path) {
         Ok(text) => {
-            let session: Session = serde_saphyr::from_str(&text).map_err(|error| {
+            let session: Session = stolos_document::from_yaml(&text).map_err(|error| {
                 Failure::user(format!("failed to read the session file `{path}`: {error}"))
                     .hint("Log in again with `stolos login`.")
             })?;
@@ -83,20 +89,68 @@ pub(crate) fn load() -> Result<Session, Failure> {
     }
 }
 
-/// Writes the session, readable by the user alone.
+/// Writes the session, readable by the user alone; through symbolic links.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub(crate) fn save(session: &Session) -> Result<(), Failure> {
-    let path = path()?;
+    save_to(&path()?, session)
+}
+
+fn save_to(path: &Utf8Path, session: &Session) -> Result<(), Failure> {
     let write = || -> std::io::Result<()> {
         if let Some(parent) = path.parent() {
             fs_err::create_dir_all(parent)?;
         }
-        // Each value on the line of its key, for scripts that cut the file up.
-        let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-        let text = serde_saphyr::to_string_with_options(session, options).map_err(std::io::Error::other)?;
-        files::write_atomic(&path, text.as_bytes(), 0o600)
+        // Each value but certificates is on the line of its key, for scripts that cut the file up.
+        let text = stolos_document::to_yaml(session).map_err(std::io::Error::other)?;
+        // A file that somebody made beforehand keeps its mode otherwise.
+        if let Ok(old) = fs_err::metadata(path)
+            && old.is_file()
+            && old.permissions().mode() & OTHERS != 0
+        {
+            fs_err::set_permissions(
+                path,
+                Permissions::from_mode(old.permissions().mode() & !OTHERS & 0o7777),
+            )?;
+        }
+        files::write_through(path, text.as_bytes(), 0o600)
     };
     write().map_err(|error| Failure::user(format!("failed to write the session file `{path}`: {error}")))
+}
+
+/// Removes the session file: of a symbolic link, what it leads to, because that is where the tokens are.
+///
+/// # Errors
+/// When the file cannot be removed.
+pub(crate) fn remove() -> Result<(), Failure> {
+    let path = path()?;
+    files::target(&path)
+        .and_then(|target| files::remove_if_there(&target))
+        .map_err(|error| Failure::user(format!("failed to remove the session file `{path}`: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `login` put a file in the place of a link, and the file that it led to kept the old tokens.
+    #[test]
+    fn a_linked_session_file_stays_a_link() {
+        let dir = camino_tempfile::tempdir().expect("a temporary directory");
+        let (link, real) = (dir.path().join("creds.yml"), dir.path().join("real.yml"));
+        fs_err::write(&real, "api: https://old\n").expect("a file");
+        fs_err::set_permissions(&real, Permissions::from_mode(0o644)).expect("a mode");
+        fs_err::os::unix::fs::symlink("real.yml", &link).expect("a link");
+        let session = Session {
+            api: "https://new".to_owned(),
+            ..Session::default()
+        };
+        save_to(&link, &session).expect("a session");
+        assert!(fs_err::symlink_metadata(&link).expect("metadata").is_symlink());
+        let text = fs_err::read_to_string(&real).expect("the file");
+        assert!(text.contains("https://new"), "{text}");
+        let mode = fs_err::metadata(&real).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "tokens are for their owner alone");
+    }
 }

@@ -16,15 +16,15 @@ mod tasks;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Unreadable};
 use stolos_base::{Classify, chain};
 
 use crate::Service;
@@ -164,7 +164,7 @@ struct WaitQuery {
 }
 
 /// A body that cannot be read: too large, of another type, or not what is expected.
-fn unreadable(rejection: JsonRejection) -> Failure {
+fn unreadable(rejection: Unreadable) -> Failure {
     let status = match rejection.status() {
         status @ (StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE) => status,
         _ => StatusCode::BAD_REQUEST,

@@ -263,7 +263,7 @@ pub fn dns_replicas(workers: u32) -> u32 {
 }
 
 fn yaml(doc: &Doc) -> String {
-    serde_saphyr::to_string(doc.as_json()).expect("a JSON value is always YAML")
+    stolos_document::to_yaml(doc.as_json()).expect("a JSON value is always YAML")
 }
 
 /// Everything that a manifest is made of.

@@ -11,15 +11,15 @@ mod tasks;
 
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
 use stolos_api::director as wire;
 use stolos_api::token::Actor;
+use stolos_base::input::{Json, Unreadable};
 use stolos_base::{Class, Classify, chain};
 
 use crate::app::App;
@@ -243,7 +243,7 @@ impl IntoResponse for Failure {
 }
 
 /// A JSON body, looked at after the right to send one.
-pub(crate) type Body<T> = Result<Json<T>, JsonRejection>;
+pub(crate) type Body<T> = Result<Json<T>, Unreadable>;
 
 /// What a JSON body holds.
 pub(crate) fn read<T>(body: Body<T>) -> Result<T, Error> {

@@ -3,13 +3,13 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::Router;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
-use axum::{Json, Router};
 use serde::Deserialize;
+use stolos_base::input::{Json, Query, Unreadable};
 use stolos_network::hostd_client::{
     ErrorBody, HostNetwork, MachineEvent, MachineStatus, Managers, ManagersStatus, VirtualAddress,
     VirtualAddressStatus,
@@ -41,7 +41,7 @@ pub(crate) fn router(machines: machines::Service, addresses: virtual_addresses::
         .with_state(App { machines, addresses })
 }
 
-type Body<T> = Result<Json<T>, JsonRejection>;
+type Body<T> = Result<Json<T>, Unreadable>;
 
 async fn host_network_put(State(app): State<App>, body: Body<HostNetwork>) -> Result<StatusCode, Refusal> {
     app.addresses

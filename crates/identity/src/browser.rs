@@ -6,15 +6,13 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::Form;
-use axum::Json;
-use axum::extract::rejection::{FormRejection, QueryRejection};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stolos_api::http::encoded;
 use stolos_base::Secret;
+use stolos_base::input::{Form, Json, Query, Unreadable};
 
 use crate::Inner;
 use crate::db;
@@ -92,7 +90,7 @@ pub(crate) struct Login {
 pub(crate) async fn login_page(
     State(app): App,
     headers: HeaderMap,
-    query: Result<Query<Login>, QueryRejection>,
+    query: Result<Query<Login>, Unreadable>,
 ) -> Result<Response, Refusal> {
     let wants_page = headers
         .get(header::ACCEPT)
@@ -118,7 +116,7 @@ pub(crate) struct Credentials {
 pub(crate) async fn log_in(
     State(app): App,
     headers: HeaderMap,
-    form: Result<Form<Credentials>, FormRejection>,
+    form: Result<Form<Credentials>, Unreadable>,
 ) -> Result<Response, Refusal> {
     if !is_own_form(&headers) {
         return Err(Refusal::Request(
@@ -193,7 +191,7 @@ pub(crate) async fn authorize(
     State(app): App,
     headers: HeaderMap,
     uri: axum::http::Uri,
-    query: Result<Query<Authorize>, QueryRejection>,
+    query: Result<Query<Authorize>, Unreadable>,
 ) -> Result<Response, Refusal> {
     let Query(asked) = query.map_err(|rejection| Refusal::Request(rejection.body_text()))?;
     let refuse = |problem: &str| Err(Refusal::Request(problem.to_owned()));

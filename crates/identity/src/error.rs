@@ -1,11 +1,11 @@
 //! What can go wrong, in two kinds: ours, and OAuth's, which have UAA's words and statuses.
 
-use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use stolos_base::chain;
 use stolos_base::error::{Class, Classify};
+use stolos_base::input::Json;
 
 /// A result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

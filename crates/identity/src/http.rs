@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::FormRejection;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use stolos_base::Secret;
+use stolos_base::input::{Json, Unreadable};
 
 use crate::Inner;
 use crate::browser;
@@ -74,7 +74,7 @@ async fn method_not_allowed() -> Response {
 async fn token(
     State(app): App,
     headers: HeaderMap,
-    form: Result<axum::Form<Form>, FormRejection>,
+    form: Result<stolos_base::input::Form<Form>, Unreadable>,
 ) -> Result<Response, OAuthError> {
     let form = read_form(form)?;
     let client = app
@@ -99,7 +99,7 @@ struct Check {
 async fn check_token(
     State(app): App,
     headers: HeaderMap,
-    form: Result<axum::Form<Check>, FormRejection>,
+    form: Result<stolos_base::input::Form<Check>, Unreadable>,
 ) -> Result<Json<Value>, OAuthError> {
     let form = read_form(form)?;
     let client = app
@@ -184,8 +184,8 @@ pub(crate) fn information(app: &Inner) -> Value {
     })
 }
 
-fn read_form<T>(form: Result<axum::Form<T>, FormRejection>) -> Result<T, OAuthError> {
-    form.map(|axum::Form(form)| form)
+fn read_form<T>(form: Result<stolos_base::input::Form<T>, Unreadable>) -> Result<T, OAuthError> {
+    form.map(|stolos_base::input::Form(form)| form)
         .map_err(|rejection| OAuthError::InvalidRequest(rejection.body_text()))
 }
 

@@ -6,8 +6,7 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +17,7 @@ use stolos_api::token::Actor;
 use stolos_base::Secret;
 use stolos_base::error::{Class, Classify as _};
 use stolos_base::ids::UserId;
+use stolos_base::input::{Json, Query};
 
 use crate::Inner;
 use crate::db::{self, User};

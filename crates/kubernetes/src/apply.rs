@@ -33,33 +33,64 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads a text with one or more documents; empty ones are passed over.
+    /// Reads a text with one or more documents; empty ones are passed over, and lists (`kind: List`, `ConfigMapList`, lists in
+    /// lists) are the objects in them, as `kubectl` has it.
     ///
     /// # Errors
-    /// When the text is not YAML or a document has no `apiVersion`, `kind` or `metadata.name`.
+    /// When the text is not YAML or an object has no `apiVersion`, `kind` or `metadata.name`.
     pub fn parse(yaml: &str) -> Result<Vec<Self>, Error> {
-        let values: Vec<Value> = serde_saphyr::from_multiple(yaml).map_err(Error::Yaml)?;
-        values
-            .into_iter()
-            .enumerate()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(at, value)| Self::from_value(at + 1, value))
-            .collect()
+        let nodes = stolos_document::documents(yaml).map_err(Error::Yaml)?;
+        let mut documents = Vec::new();
+        for (at, node) in nodes.iter().enumerate().filter(|(_, node)| !node.is_null()) {
+            let place = Position {
+                document: at + 1,
+                items: Vec::new(),
+            };
+            Self::collect(&place, node.to_json(), &mut documents)?;
+        }
+        Ok(documents)
     }
 
-    fn from_value(position: usize, body: Value) -> Result<Self, Error> {
+    fn collect(place: &Position, mut body: Value, documents: &mut Vec<Self>) -> Result<(), Error> {
+        if !is_list(&body) {
+            documents.push(Self::from_value(place, body)?);
+            return Ok(());
+        }
+        let items = match body["items"].take() {
+            Value::Array(items) => items,
+            _ => Vec::new(),
+        };
+        let version = body["apiVersion"].take();
+        let kind = body["kind"].as_str().and_then(|kind| kind.strip_suffix("List"));
+        for (at, mut item) in items.into_iter().enumerate() {
+            let mut place = place.clone();
+            place.items.push(at + 1);
+            // An API server leaves both out in lists of one kind.
+            if let (Some(object), Some(kind)) = (item.as_object_mut(), kind.filter(|kind| !kind.is_empty()))
+                && !object.contains_key("kind")
+                && !object.contains_key("apiVersion")
+            {
+                object.insert("kind".to_owned(), kind.into());
+                object.insert("apiVersion".to_owned(), version.clone());
+            }
+            Self::collect(&place, item, documents)?;
+        }
+        Ok(())
+    }
+
+    fn from_value(place: &Position, body: Value) -> Result<Self, Error> {
         let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let needed = |pointer: &str| {
-            text(pointer).ok_or_else(|| Error::Document {
-                position,
-                problem: format!("`{}` is missing or no text", pointer[1..].replace('/', ".")),
+            text(pointer).ok_or_else(|| {
+                place.wrong(format!(
+                    "`{}` is missing or no text",
+                    pointer[1..].replace('/', ".")
+                ))
             })
         };
         let made_once = if body["metadata"]["annotations"][APPLY] == IF_ABSENT {
-            let object = serde_json::from_value(body.clone()).map_err(|error| Error::Document {
-                position,
-                problem: error.to_string(),
-            })?;
+            let object =
+                stolos_document::from_value(body.clone()).map_err(|error| place.wrong(error.to_string()))?;
             Some(Box::new(object))
         } else {
             None
@@ -90,6 +121,34 @@ impl Document {
             Some(namespace) => format!("{} {namespace}/{}", self.kind, self.name),
             None => format!("{} {}", self.kind, self.name),
         }
+    }
+}
+
+/// Where an object stands in a text.
+#[derive(Clone)]
+struct Position {
+    /// Counted from 1.
+    document: usize,
+    /// In which items of lists, each counted from 1.
+    items: Vec<usize>,
+}
+
+impl Position {
+    fn wrong(&self, problem: String) -> Error {
+        let items: String = self.items.iter().map(|item| format!("item {item}: ")).collect();
+        Error::Document {
+            position: self.document,
+            problem: format!("{items}{problem}"),
+        }
+    }
+}
+
+/// What `kubectl` takes for a list of objects: whatever has `items`.
+fn is_list(body: &Value) -> bool {
+    match body.get("items") {
+        Some(Value::Array(_)) => true,
+        Some(Value::Null) | None => body["kind"] == "List",
+        Some(_) => false,
     }
 }
 
@@ -230,6 +289,38 @@ mod tests {
         let titles: Vec<String> = documents.iter().map(Document::title).collect();
         assert_eq!(titles, ["Namespace a", "Deployment a/b"]);
         assert_eq!(documents[1].body["spec"]["replicas"], 2);
+    }
+
+    /// `kubectl get -o yaml` writes lists, and add-ons that are made so were dropped.
+    #[test]
+    fn lists_are_the_objects_in_them() {
+        let text = "apiVersion: v1\nkind: List\nmetadata: {resourceVersion: \"\"}\nitems:\n\
+                    - {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n\
+                    - apiVersion: v1\n  kind: List\n  items:\n  - {apiVersion: v1, kind: Secret, metadata: {name: b, namespace: a}}\n\
+                    - {apiVersion: v1, kind: List, items: []}\n\
+                    ---\napiVersion: v1\nkind: ConfigMapList\nitems: [{metadata: {name: c}}]\n\
+                    ---\napiVersion: v1\nkind: List\n---\n";
+        let documents = Document::parse(text).expect("lists");
+        let titles: Vec<String> = documents.iter().map(Document::title).collect();
+        assert_eq!(titles, ["Namespace a", "Secret a/b", "ConfigMap c"]);
+        assert_eq!(documents[2].api_version, "v1");
+        let error = Document::parse("kind: A\napiVersion: v1\nmetadata: {name: a}\n---\nkind: List\nitems: [{kind: List, items: [{kind: B}]}]\n")
+            .expect_err("no version");
+        assert_eq!(
+            error.to_string(),
+            "document 2 is no Kubernetes object: item 1: item 1: `apiVersion` is missing or no text"
+        );
+    }
+
+    /// With the rules of YAML 1.2, `0755` was 755, which an API server refuses as a mode.
+    #[test]
+    fn objects_are_read_as_kubectl_reads_them() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {ok: \"yes\"}}\n\
+                    spec: {hostNetwork: yes, volumes: [{configMap: {defaultMode: 0755}}]}\n";
+        let body = &Document::parse(text).expect("a pod")[0].body;
+        assert_eq!(body["spec"]["volumes"][0]["configMap"]["defaultMode"], 0o755);
+        assert_eq!(body["spec"]["hostNetwork"], true);
+        assert_eq!(body["metadata"]["annotations"]["ok"], "yes");
     }
 
     #[test]

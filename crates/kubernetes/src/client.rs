@@ -120,9 +120,12 @@ impl Cluster {
             server: "the cluster".to_owned(),
             problem: format!("the binding is no kubeconfig: {error}"),
         })?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .map_err(bad)?;
+        // kube takes HTTPS_PROXY for every cluster, one of this host too, and then refuses to connect, because it is built without
+        // proxies. A binding names none.
+        config.proxy_url = None;
         Self::from_config(config)
     }
 

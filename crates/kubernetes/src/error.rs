@@ -80,7 +80,7 @@ pub enum Error {
     },
     /// The YAML text as a whole cannot be read.
     #[error("failed to read the YAML documents")]
-    Yaml(#[source] serde_saphyr::Error),
+    Yaml(#[source] stolos_document::Error),
     /// The cluster does not know this kind of object.
     #[error("the cluster has no `{kind}` in `{api_version}`")]
     UnknownKind {

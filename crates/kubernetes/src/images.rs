@@ -103,7 +103,8 @@ fn names(reader: impl Read) -> Result<Vec<String>, String> {
         found[slot] = Some(text);
     }
     let parse = |text: &Vec<u8>, name: &str| {
-        serde_json::from_slice::<Value>(text).map_err(|error| format!("its `{name}` is not valid: {error}"))
+        stolos_document::from_json::<Value>(text)
+            .map_err(|error| format!("its `{name}` is not valid: {error}"))
     };
     let mut names = BTreeSet::new();
     let mut unnamed = false;
@@ -114,6 +115,14 @@ fn names(reader: impl Read) -> Result<Vec<String>, String> {
                 let full = image["annotations"]["io.containerd.image.name"].as_str();
                 let short = image["annotations"]["org.opencontainers.image.ref.name"].as_str();
                 match full.or(short) {
+                    // containerd would take it as `import-DATE:v1`, which no pod asks for.
+                    Some(tag) if !tag.contains(['/', ':', '@']) => {
+                        return Err(format!(
+                            "its image has only the tag `{}` and no name; save it as NAME:TAG, with \
+                             `skopeo copy SOURCE oci-archive:FILE:registry.example.com/app:{0}` for instance",
+                            tag.escape_default()
+                        ));
+                    }
                     Some(name) => drop(names.insert(name.to_owned())),
                     None => unnamed = true,
                 }
@@ -391,6 +400,14 @@ mod tests {
                 "have no names",
             ),
             (archive(&[("manifest.json", "{")]), "`manifest.json` is not valid"),
+            // It was loaded as `import-DATE:v1` while `v1` was printed.
+            (
+                archive(&[(
+                    "index.json",
+                    r#"{"manifests":[{"annotations":{"org.opencontainers.image.ref.name":"v1"}}]}"#,
+                )]),
+                "only the tag `v1`",
+            ),
             (
                 b"hello, this is no tar file at all".repeat(40),
                 "no archive of images",

@@ -18,7 +18,7 @@ fn release() -> Utf8PathBuf {
 
 fn read(path: &str) -> Value {
     let text = fs_err::read_to_string(release().join(path)).expect("a file of the release");
-    serde_saphyr::from_str(&text).expect("YAML")
+    stolos_document::from_yaml(&text).expect("YAML")
 }
 
 fn jobs() -> Vec<JobArchive> {
@@ -120,7 +120,8 @@ fn text<'a>(rendered: &'a RenderedInstance, job: &str, file: &str) -> &'a str {
 }
 
 fn argv(rendered: &RenderedInstance, job: &str) -> Vec<String> {
-    let processes: Value = serde_saphyr::from_str(text(rendered, job, "config/processes.yml")).expect("YAML");
+    let processes: Value =
+        stolos_document::from_yaml(text(rendered, job, "config/processes.yml")).expect("YAML");
     serde_json::from_value(processes["processes"][0]["argv"].clone()).expect("a list of texts")
 }
 
@@ -209,7 +210,7 @@ fn what_kubernetes_reads_is_readable() {
         ("kubelet", "config/kubelet.yml"),
         ("kube-proxy", "config/kube-proxy.yml"),
     ] {
-        let config: Value = serde_saphyr::from_str(text(&rendered, job, file)).expect("YAML");
+        let config: Value = stolos_document::from_yaml(text(&rendered, job, file)).expect("YAML");
         assert!(
             config["kind"]
                 .as_str()
@@ -359,7 +360,7 @@ fn a_held_member_runs_nothing_and_a_restoring_one_does_its_part_first() {
     };
     let processes = |rendered: &RenderedInstance| -> usize {
         let file: Value =
-            serde_saphyr::from_str(text(rendered, "etcd", "config/processes.yml")).expect("YAML");
+            stolos_document::from_yaml(text(rendered, "etcd", "config/processes.yml")).expect("YAML");
         file["processes"].as_array().expect("a list").len()
     };
     let held = given(wish, true);

@@ -165,7 +165,7 @@ mod tests {
             "ca" => Doc::part("kubernetes_ca", "certificate"),
             "text" => hostile,
             "list" => [hostile.to_owned()],
-            "flags" => Doc::map(&flags),
+            "flags" => Doc::map(flags.clone()),
             "whole" => Doc::literal(&flags),
         };
         doc.set(hostile, 1_u32);

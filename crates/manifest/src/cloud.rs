@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::ip::IpSet;
-use crate::node::{Located, Node, Place};
+use stolos_document::{Located, Node, Place};
 
 /// What machines can be made of: zones, types, networks.
 #[derive(Clone, Debug)]

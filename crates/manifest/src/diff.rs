@@ -5,8 +5,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::node::{Entry, Map, Node, Value};
-use crate::yaml;
+use stolos_document::{Entry, Map, Node, Value, scalar_text, write_entry, write_list};
 
 /// Whether values that may be secret are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,12 +150,7 @@ fn redact(node: &Node, secret: bool) -> Node {
         Value::Text(text) => Value::Text(without_credentials(text)),
         other => other.clone(),
     };
-    let text = if secret { None } else { node.text.clone() };
-    Node {
-        value,
-        at: node.at,
-        text,
-    }
+    node.with_value(value)
 }
 
 /// `https://user:password@host/` → `https://<redacted>@host/`.
@@ -213,7 +207,7 @@ fn values(key: &str, before: &Side, after: &Side, indent: usize) -> Vec<Line> {
         inner.insert(
             0,
             Line {
-                text: format!("{}{}:", "  ".repeat(indent), yaml::scalar(key)),
+                text: format!("{}{}:", "  ".repeat(indent), scalar_text(key)),
                 change: None,
             },
         );
@@ -249,7 +243,7 @@ fn lists(before: &Side, after: &Side, indent: usize, lines: &mut Vec<Line>) {
         let mut inner = Vec::new();
         maps(old.clone(), new, indent + 1, &mut |lines| inner.extend(lines));
         if let Some((key, name)) = identity(&old.shown) {
-            let text = format!("{}- {key}: {}", "  ".repeat(indent), yaml::scalar(&name));
+            let text = format!("{}- {key}: {}", "  ".repeat(indent), scalar_text(&name));
             lines.push(Line { text, change: None });
         }
         lines.extend(inner);
@@ -261,7 +255,7 @@ fn lists(before: &Side, after: &Side, indent: usize, lines: &mut Vec<Line>) {
 
 fn entry(key: &str, side: &Side, indent: usize, change: Change) -> Vec<Line> {
     let mut lines = Vec::new();
-    yaml::write_entry(key, &side.shown, indent, &mut lines);
+    write_entry(key, &side.shown, indent, &mut lines);
     lines
         .into_iter()
         .map(|text| Line {
@@ -273,7 +267,7 @@ fn entry(key: &str, side: &Side, indent: usize, change: Change) -> Vec<Line> {
 
 fn element(side: &Side, indent: usize, change: Change) -> Vec<Line> {
     let mut lines = Vec::new();
-    yaml::write_list(std::slice::from_ref(&side.shown), indent, &mut lines);
+    write_list(std::slice::from_ref(&side.shown), indent, &mut lines);
     lines
         .into_iter()
         .map(|text| Line {

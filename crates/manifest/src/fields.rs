@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use crate::ip::{Range, RangeError};
-use crate::node::{Located, Map, Node, Place, Value};
 use crate::problem::{Problem, code};
 use crate::variables;
+use stolos_document::{Located, Map, Node, Place, Value};
 
 /// Collects problems of one document.
 pub(crate) struct Reader {

@@ -18,7 +18,6 @@ pub mod diff;
 mod fields;
 pub mod ip;
 mod model;
-mod node;
 pub mod ops;
 
 pub mod problem;
@@ -38,7 +37,6 @@ pub use model::{
     ManualInstance, MigratedFrom, Provide, ProviderDefinition, Release, Stemcell, UpdateOverride, Variable,
     VersionWish, WatchTime,
 };
-pub use node::{At, Entry, Located, Map, Node, Place, Value};
 pub use problem::{Problem, Problems};
 pub use read_cloud::CloudDocument;
 pub use resolve::{canonical_name, resolve};
@@ -47,4 +45,5 @@ pub use resolved::{
     ResolvedGroup, ResolvedGroupNetwork, ResolvedJob, ResolvedNetwork, ResolvedProvide, ResolvedProvider,
     ResolvedRelease, ResolvedStemcell, ResolvedSubnet, ResolvedVariable, StemcellOffer, Update,
 };
+pub use stolos_document::{At, Entry, Located, Map, Node, Place, Value};
 pub use version::compare as compare_versions;

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ip::Range;
-use crate::node::{Located, Node, Place};
+use stolos_document::{Located, Node, Place};
 
 /// A deployment manifest, checked for itself but not yet against a cloud config.
 #[derive(Clone, Debug)]

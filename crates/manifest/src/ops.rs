@@ -6,9 +6,9 @@
 //! for `/`.
 
 use crate::fields::{Fields, Reader};
-use crate::node::{Entry, Map, Node, Place, Value};
 use crate::problem::{Problem, Problems, code};
 use crate::yaml;
+use stolos_document::{Entry, Map, Node, Place, Value};
 
 const DOCUMENT: &str = "ops file";
 

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use stolos_base::{Class, Classify};
 
-use crate::node::Place;
+use stolos_document::Place;
 
 /// One thing that is wrong with a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,11 +4,11 @@ use crate::fields::{Fields, Reader, similar};
 use crate::model::{
     Addon, Count, Features, Manifest, Release, Stemcell, UpdateOverride, Variable, VersionWish, WatchTime,
 };
-use crate::node::{Located, Node, Place, Value};
 use crate::problem::{Problems, code};
 use crate::read_group::{group, job};
 use crate::resolve::canonical_name;
 use crate::{variables, yaml};
+use stolos_document::{Located, Node, Place, Value};
 
 const DOCUMENT: &str = "manifest";
 

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use crate::cloud::{Az, CloudConfig, Compilation, DiskType, Network, Subnet, VmType};
 use crate::fields::{Fields, Reader, similar};
 use crate::ip::{IpSet, Range};
-use crate::node::{Located, Node, Place};
 use crate::problem::{Problems, code};
 use crate::read::canonical;
 use crate::yaml;
+use stolos_document::{Located, Node, Place};
 
 /// A cloud config as a document. What it means follows from all that count together, so it can be kept and put together with others again:
 /// reading the text is most of the work.

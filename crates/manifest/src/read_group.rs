@@ -7,9 +7,9 @@ use crate::model::{
     Consume, DefaultFor, GroupNetwork, InstanceGroup, Job, Lifecycle, Link, ManualInstance, MigratedFrom,
     Provide, ProviderDefinition,
 };
-use crate::node::{Located, Node, Place};
 use crate::problem::code;
 use crate::read::{canonical, choice, update};
+use stolos_document::{Located, Node, Place};
 
 /// More instances than this in one group are taken for a slip of the finger.
 const MAX_INSTANCES: u64 = 10_000;

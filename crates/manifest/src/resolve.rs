@@ -12,7 +12,6 @@ use crate::model::{
     Consume, Count, DefaultFor, InstanceGroup, Job, Manifest, Provide, UpdateOverride, Variable, VersionWish,
     WatchTime,
 };
-use crate::node::{Located, Place};
 use crate::problem::{Problems, code};
 use crate::read_group::default_word;
 use crate::resolved::{
@@ -21,6 +20,7 @@ use crate::resolved::{
     ResolvedRelease, ResolvedStemcell, ResolvedSubnet, ResolvedVariable, Update,
 };
 use crate::{variables, version};
+use stolos_document::{Located, Place};
 
 /// The name as it becomes part of DNS names: lower case, `-` for `_`. Two groups may not have the same one.
 #[must_use]

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
-use crate::node::{Node, Place, Value};
+use stolos_document::{Node, Place, Value};
 
 /// A variable that a document names.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -66,7 +66,7 @@ pub enum Error {
         /// For instance `release.MF` or ``job.MF of job `etcd` ``.
         document: String,
         /// What is wrong and where.
-        source: Box<serde_saphyr::Error>,
+        source: Box<stolos_document::Error>,
     },
     /// A document is valid YAML but contradicts itself or a rule of the format.
     #[error("`{document}` is not valid: {reason}")]
@@ -153,7 +153,7 @@ impl Classify for Error {
 
 /// Parses YAML, naming the document in the error.
 pub(crate) fn yaml<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T> {
-    serde_saphyr::from_slice(bytes).map_err(|source| Error::Yaml {
+    stolos_document::from_yaml_bytes(bytes).map_err(|source| Error::Yaml {
         document: document.to_owned(),
         source: Box::new(source),
     })

@@ -181,7 +181,7 @@ pub fn write_stemcell(
     manifest.sha1 = MultiDigest::from_sha256_hex(&sha256)?;
     manifest.check()?;
     let text =
-        serde_saphyr::to_string(&manifest).map_err(|error| invalid("stemcell.MF", error.to_string()))?;
+        stolos_document::to_yaml(&manifest).map_err(|error| invalid("stemcell.MF", error.to_string()))?;
     let write = || -> io::Result<()> {
         let mut packer = Packer::new(fs_err::File::create_new(path)?, Level::Store);
         packer.bytes("stemcell.MF", 0o644, text.as_bytes())?;

@@ -90,7 +90,7 @@ impl ReleaseWriter {
         self.jobs.sort();
         self.packages.sort();
         self.manifest.check()?;
-        let text = serde_saphyr::to_string(&self.manifest)
+        let text = stolos_document::to_yaml(&self.manifest)
             .map_err(|error| invalid("release.MF", error.to_string()))?;
         let write = || -> io::Result<()> {
             let mut packer = Packer::new(fs_err::File::create_new(path)?, Level::Store);

@@ -203,7 +203,7 @@ pub(crate) fn keep_stopped(instance: &Instance) -> anyhow::Result<Vec<FileLock>>
 pub(crate) fn read_configuration(instance: &Instance) -> anyhow::Result<Config> {
     let path = instance.config_file();
     let text = fs_err::read_to_string(&path)?;
-    serde_saphyr::from_str(&text)
+    stolos_document::from_yaml(&text)
         .map_err(|error| anyhow::anyhow!("the configuration `{path}` is not valid: {error}"))
 }
 
@@ -372,9 +372,9 @@ pub(crate) async fn take_in_turn(
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Settings, serde_saphyr::Error> {
+    fn read(text: &str) -> Result<Settings, stolos_document::Error> {
         let all = format!("programs: {{nats_server: /n, cpi_host: /c}}\nbackup: {text}\n");
-        let config: Config = serde_saphyr::from_str(&all)?;
+        let config: Config = stolos_document::from_yaml(&all)?;
         Ok(config.backup.expect("it has one"))
     }
 

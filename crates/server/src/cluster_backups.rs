@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use stolos_backup::{About, BackupId, BackupKey, ClusterBackup, ClusterManifest, ClusterSource};
 use stolos_base::ids::ClusterId;
+use stolos_base::input::Query;
 use stolos_base::pki::Identity;
 use stolos_base::{Classify as _, Clock, Secret, chain, task};
 use stolos_blobs::Signer;
@@ -422,7 +423,7 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
-        let read = |text: &str| serde_saphyr::from_str::<ClusterBackupSettings>(text);
+        let read = |text: &str| stolos_document::from_yaml::<ClusterBackupSettings>(text);
         let settings = read("{every: 24h}").expect("valid");
         assert_eq!((settings.keep, settings.at_once), (KEPT, AT_ONCE));
         let service = settings.to_service().expect("valid");

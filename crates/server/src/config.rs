@@ -301,7 +301,7 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let config: Self = serde_saphyr::from_str(&text).map_err(|error| Error::Parse {
+        let config: Self = stolos_document::from_yaml(&text).map_err(|error| Error::Parse {
             path: path.to_owned(),
             problem: error.to_string(),
         })?;
@@ -488,6 +488,34 @@ mod tests {
         };
         let built = ["1.99.7", "1.100.1"].map(|version| (version.to_owned(), artifacts.clone()));
         Config::read(&path, &built.into_iter().collect())
+    }
+
+    /// Whatever is wrong with the file is told with its place and in words for who wrote it.
+    #[test]
+    fn mistakes_are_told_in_our_words() {
+        use stolos_document::foreign::{foreign_word, spoiled};
+        let good = serde_json::json!({
+            "programs": {"nats_server": "/n", "cpi_host": "/c"},
+            "database": "sqlite", "zones": ["a"], "backup": {"to": "/b", "every": "6h", "keep": 3},
+            "cluster_backups": {"every": "24h"}, "oidc": {"claims": {}}, "members": [],
+            "plans": default_plans("1.99.7")[..1],
+        });
+        let mut refused = 0;
+        for document in spoiled(&good) {
+            let text = stolos_document::to_yaml(&document).expect("YAML");
+            let Err(error) = read(&text) else { continue };
+            let told = stolos_base::chain(&error);
+            refused += 1;
+            assert_eq!(foreign_word(&told), None, "{text}\n{told}");
+        }
+        assert!(refused > 100, "{refused} refused");
+        let error =
+            read("programs: {nats_server: /n, cpi_host: /c}\nplans:\n- name: a\n  worker_instances: many\n");
+        let told = stolos_base::chain(&error.expect_err("many is no number"));
+        assert!(
+            told.contains("line 4, column 21: plans[0].worker_instances: an integer"),
+            "{told}"
+        );
     }
 
     #[test]

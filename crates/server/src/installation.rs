@@ -319,7 +319,7 @@ async fn offer_zones(director: &director_api::Client, zones: &[String]) -> anyho
     let configs = director.configs("cloud").await?;
     let there = configs.iter().find(|config| config.name == NAME);
     let mut content: serde_json::Value = match there {
-        Some(config) => serde_saphyr::from_str(&config.content)
+        Some(config) => stolos_document::from_yaml(&config.content)
             .context("the director's default cloud config is not YAML")?,
         None => json!({}),
     };
@@ -342,7 +342,7 @@ async fn offer_zones(director: &director_api::Client, zones: &[String]) -> anyho
     let update = director_api::ConfigUpdate {
         kind: "cloud".to_owned(),
         name: NAME.to_owned(),
-        content: serde_saphyr::to_string(&content)?,
+        content: stolos_document::to_yaml(&content)?,
         expected_latest_id: None,
     };
     director.update_config(&update).await?;

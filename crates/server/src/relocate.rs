@@ -112,7 +112,7 @@ pub async fn relocate(
     let _stopped = keep_stopped(instance)?;
     let path = instance.config_file();
     let text = fs_err::read_to_string(&path)?;
-    let config: Config = serde_saphyr::from_str(&text)
+    let config: Config = stolos_document::from_yaml(&text)
         .map_err(|error| anyhow::anyhow!("the configuration `{path}` is not valid: {error}"))?;
     let source = start::database(instance, &config.database)?;
     let target = start::database(instance, to.expose()).context("the target is no database")?;
@@ -244,7 +244,7 @@ async fn copy(
 /// The configuration's text with another `database`. The operator's lines and comments stay where that is possible.
 pub(crate) fn with_database(text: &str, database: &str) -> io::Result<String> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
-    let mut wanted: Config = serde_saphyr::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    let mut wanted: Config = stolos_document::from_yaml(text).map_err(|error| invalid(error.to_string()))?;
     database.to_owned().clone_into(&mut wanted.database);
     let line = format!(
         "database: {}",
@@ -264,10 +264,10 @@ pub(crate) fn with_database(text: &str, database: &str) -> io::Result<String> {
         lines.insert(0, line);
     }
     let edited = lines.join("\n") + "\n";
-    match serde_saphyr::from_str::<Config>(&edited) {
+    match stolos_document::from_yaml::<Config>(&edited) {
         Ok(read) if read == wanted => Ok(edited),
         // A form that lines cannot be exchanged in, such as one long flow mapping.
-        _ => serde_saphyr::to_string(&wanted).map_err(|error| invalid(error.to_string())),
+        _ => stolos_document::to_yaml(&wanted).map_err(|error| invalid(error.to_string())),
     }
 }
 
@@ -287,7 +287,7 @@ mod tests {
         assert!(back.contains("\ndatabase: \"sqlite\"\n"), "{back}");
         let flow = "{programs: {nats_server: /n, cpi_host: /c}, database: sqlite}\n";
         let changed = with_database(flow, "postgres://h/d").expect("changed");
-        let config: Config = serde_saphyr::from_str(&changed).expect("valid");
+        let config: Config = stolos_document::from_yaml(&changed).expect("valid");
         assert_eq!(config.database, "postgres://h/d");
         let absent =
             with_database("programs: {nats_server: /n, cpi_host: /c}\n", "postgres://h/d").expect("changed");

@@ -21,8 +21,8 @@ use super::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// BOSH's header for the context of a task (bosh.md 1.1); at most 64 characters.
 const CONTEXT_HEADER: &str = "X-Bosh-Context-Id";
-/// How long an answer may be silent: longer than [`super::LONGEST_WAIT_MS`].
-const READ_LIMIT: Duration = Duration::from_secs(60);
+/// How long an answer may be silent: longer than [`LONGEST_WAIT_MS`](super::LONGEST_WAIT_MS).
+pub const READ_LIMIT: Duration = Duration::from_secs(60);
 /// How long [`Client::follow`] lets one request wait for news.
 const FOLLOW_WAIT: Duration = Duration::from_secs(20);
 /// Pauses of [`Client::follow`] while the director does not answer: it may be restarting.

@@ -1,5 +1,7 @@
 //! Backups of clusters: taken, listed, verified, restored.
 
+use std::sync::{Mutex, PoisonError};
+
 use stolos_api::pks::{BackupRun, Client, ClusterBackup, ClusterBackups as Summary, LATEST, OperationState};
 
 use super::clusters::confirm;
@@ -8,7 +10,7 @@ use super::operations;
 use super::patience::{Patience, WAIT};
 use crate::args::{BackUpCluster, ClusterBackups, RestoreCluster, VerifyClusterBackup};
 use crate::failure::Failure;
-use crate::progress::{State, Steps};
+use crate::progress::{State, Steps, meanwhile};
 use crate::{output, program_name};
 
 /// `stolos backup-cluster NAME`
@@ -49,13 +51,13 @@ pub(crate) async fn take(args: &BackUpCluster) -> Result<(), Failure> {
 /// Ctrl-C ends the following only.
 async fn follow(client: &Client, id: &str) -> Result<BackupRun, Failure> {
     let following = async {
-        let mut steps = Steps::new();
+        let steps = Mutex::new(Steps::new());
         let mut patience = Patience::new(client);
         loop {
-            let run = patience
-                .ask(async |client| client.backup_run(id, WAIT).await)
-                .await?;
+            let asked = patience.ask(async |client| client.backup_run(id, WAIT).await);
+            let run = meanwhile(&steps, asked).await?;
             if let Some(doing) = &run.doing {
+                let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
                 steps.show("Back up", State::Running, Some(doing), None);
             }
             if run.state.is_final() {
@@ -65,7 +67,7 @@ async fn follow(client: &Client, id: &str) -> Result<BackupRun, Failure> {
     };
     tokio::select! {
         result = following => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the backup goes on")
+        _ = tokio::signal::ctrl_c() => Err(Failure::left("backup")
             .hint(format!("See what came of it with `{} cluster-backups`.", program_name()))),
     }
 }

@@ -11,16 +11,40 @@ use crate::{output, program_name};
 
 /// `stolos certificates NAME`
 pub(crate) async fn list(args: &Certificates) -> Result<(), Failure> {
-    let certificates = pks_client()
+    let mut certificates = pks_client()
         .await?
         .certificates(&args.name, args.days)
         .await
         .map_err(|error| Failure::of_api(&error))?;
+    let program = program_name();
+    for certificate in &mut certificates {
+        certificate.name = shown_name(&program, &certificate.name);
+    }
     if args.json {
         return output::json(&certificates);
     }
     output::data(&table(&certificates));
+    if certificates.is_empty() {
+        output::note(&format!(
+            "No certificate of cluster {} ends within {} days.",
+            args.name, args.days
+        ));
+    }
     Ok(())
+}
+
+/// A certificate's name for who knows the program by a name. PKS's were paths in its CredHub, `/p-bosh/service-instance_UUID/tls-NAME`;
+/// its scripts look for their beginning and cut them there.
+pub(super) fn shown_name(program: &str, name: &str) -> String {
+    let parts = name
+        .strip_prefix('/')
+        .map(|name| name.splitn(3, '/').collect::<Vec<_>>());
+    match (program, parts.as_deref()) {
+        ("pks" | "tkgi", Some([_, deployment, variable])) => {
+            format!("/p-bosh/{deployment}/tls-{}", variable.replace('_', "-"))
+        }
+        _ => name.to_owned(),
+    }
 }
 
 fn table(certificates: &[Certificate]) -> String {
@@ -80,5 +104,16 @@ mod tests {
         /stolos/service-instance_x/kubernetes_ca  Root  3650       2030-11-20T18:00:00Z
         /stolos/service-instance_x/etcd_master-0  Leaf  9          2030-11-20T18:00:00Z
         ");
+    }
+
+    #[test]
+    fn scripts_of_pks_find_the_names_that_they_look_for() {
+        let own = "/stolos/service-instance_x/etcd_master-0";
+        assert_eq!(shown_name("stolos", own), own);
+        assert_eq!(
+            shown_name("tkgi", own),
+            "/p-bosh/service-instance_x/tls-etcd-master-0"
+        );
+        assert_eq!(shown_name("pks", "odd"), "odd");
     }
 }

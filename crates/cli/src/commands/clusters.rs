@@ -188,7 +188,7 @@ pub(crate) async fn delete(args: &Delete) -> Result<(), Failure> {
         .delete_cluster(&args.name)
         .await
         .map_err(|error| Failure::of_api(&error))?;
-    output::note(&format!("Deletion of {} in progress", args.name));
+    output::data(&format!("Deletion of {} in progress", args.name));
     match operation {
         Some(operation) if args.wait => operations::follow(&client, &operation).await,
         _ => Ok(()),

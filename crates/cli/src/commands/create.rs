@@ -25,7 +25,7 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
             kubernetes_master_host: Some(args.external_hostname.clone()),
             kubernetes_worker_instances: args.num_nodes,
             node_pool_instances: pools(given.node_pool_instances.as_deref())?,
-            cluster_tags: Some(tags(&args.tags)).filter(|tags| !tags.is_empty()),
+            cluster_tags: Some(tags(&args.tags)?).filter(|tags| !tags.is_empty()),
             private_registries: files.registries,
             config_file: files.config,
             from_backup: args.from_backup.clone(),
@@ -53,6 +53,9 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
         && let Some(operation) = &begun.operation
     {
         let result = operations::follow(&client, operation).await;
+        if result.as_ref().is_err_and(Failure::is_left) {
+            return result;
+        }
         // The cluster is shown as it ended, also when it ended badly. The token may have ended meanwhile.
         let now = match &result {
             Ok(()) => {
@@ -73,7 +76,7 @@ pub(crate) async fn create(args: &Create) -> Result<(), Failure> {
     }
     show_created(args, &cluster)?;
     if !args.going.json {
-        output::note(&format!(
+        output::data(&format!(
             "\nUse '{} cluster {}' to monitor the state of your cluster",
             program_name(),
             args.name
@@ -187,17 +190,19 @@ pub(crate) fn pools(text: Option<&str>) -> Result<Option<Vec<PoolInstances>>, Fa
         .map(Some)
 }
 
-/// Tags as they are typed; the server says what is wrong with them.
-pub(crate) fn tags(text: &str) -> Vec<ClusterTag> {
+/// Tags as they are typed; the server says what else is wrong with them.
+pub(crate) fn tags(text: &str) -> Result<Vec<ClusterTag>, Failure> {
     text.split(',')
-        .filter(|tag| !tag.trim().is_empty())
-        .map(|tag| {
-            let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
-            ClusterTag {
+        .map(str::trim)
+        .filter(|tag| !tag.is_empty())
+        .map(|tag| match tag.split_once(':') {
+            Some((name, value)) if !value.trim().is_empty() => Ok(ClusterTag {
                 name: name.trim().to_owned(),
                 value: value.trim().to_owned(),
                 category: None,
-            }
+            }),
+            _ => Err(Failure::user(format!("tag `{tag}` has no value"))
+                .hint("Write tags as `NAME:VALUE`, for instance `--tags \"team:blue,stage:test\"`.")),
         })
         .collect()
 }
@@ -207,6 +212,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_tag_has_a_value() {
+        for text in ["team", "team:", "stage:test,team : ", "stage:test,team"] {
+            let refused = tags(text).expect_err(text).to_string();
+            assert!(
+                refused.contains("`team") && refused.contains("has no value"),
+                "{refused}"
+            );
+        }
+        let given = tags(" team:blue , ,stage : test").expect("tags");
+        let given: Vec<_> = given
+            .iter()
+            .map(|tag| (tag.name.as_str(), tag.value.as_str()))
+            .collect();
+        assert_eq!(given, [("team", "blue"), ("stage", "test")]);
+        assert!(tags("").expect("none").is_empty());
+    }
 
     #[test]
     fn a_preview_says_what_would_change() {

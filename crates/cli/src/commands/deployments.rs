@@ -1,13 +1,14 @@
 //! The director, as far as a person uses it directly.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stolos_api::director::{
-    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, EventState, TaskFilter, Token,
-    TokenError, TokenSource, Tokens,
+    Client, ConfigUpdate, DeleteOptions, DeployOptions, Error, Event, EventState, READ_LIMIT, TaskFilter,
+    Token, TokenError, TokenSource, Tokens,
 };
+use stolos_api::http::Limit;
 use stolos_api::pks;
 use stolos_base::{Class, Secret};
 
@@ -15,7 +16,7 @@ use super::clusters::confirm;
 use super::login;
 use crate::args::{Delete, Deploy, DirectorTasks, Json, Named};
 use crate::failure::Failure;
-use crate::progress::{State, Steps};
+use crate::progress::{State, Steps, meanwhile};
 use crate::session::Session;
 use crate::{output, program_name};
 
@@ -43,19 +44,8 @@ pub(crate) async fn client() -> Result<Client, Failure> {
         .await;
     let info = info.map_err(|error| Failure::from_error(&error))?;
     let tokens: TokenSource = Arc::new(OfSession(session.clone()));
-    if session.ca_cert.is_empty() {
-        let http = stolos_api::http::client(
-            &if session.skip_ssl_verification {
-                stolos_api::http::Trust::Everybody
-            } else {
-                stolos_api::http::Trust::System
-            },
-            None,
-        )
-        .map_err(|error| Failure::from_error(&error))?;
-        return Ok(Client::with_http(&info.director, http, tokens));
-    }
-    Client::new(&info.director, &session.ca_cert, tokens).map_err(|error| Failure::from_error(&error))
+    let http = login::http(&login::trust_of(&session), Limit::Silence(READ_LIMIT))?;
+    Ok(Client::with_http(&info.director, http, tokens))
 }
 
 /// `stolos deploy MANIFEST`
@@ -210,11 +200,12 @@ pub(crate) async fn tasks(args: &DirectorTasks) -> Result<(), Failure> {
 /// Follows a director task to its end. Ctrl-C ends the following only.
 pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
     output::note(&format!("Task {task}"));
-    let mut steps = Steps::new();
+    let steps = Mutex::new(Steps::new());
+    let seen = |event: &Event| show(&mut steps.lock().unwrap_or_else(PoisonError::into_inner), event);
     let followed = tokio::select! {
-        followed = client.follow(task, |event| show(&mut steps, event)) => followed,
+        followed = meanwhile(&steps, client.follow(task, seen)) => followed,
         _ = tokio::signal::ctrl_c() => {
-            return Err(Failure::user("stopped following; the task goes on")
+            return Err(Failure::left("task")
                 .hint(format!("Follow it again with `{} director-tasks {task}`.", program_name())));
         }
     };
@@ -222,7 +213,11 @@ pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
         Ok(done) => {
             output::note(&format!(
                 "Task {task} done in {:.1} s",
-                steps.elapsed().as_secs_f64()
+                steps
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .elapsed()
+                    .as_secs_f64()
             ));
             if let Some(result) = done.result {
                 output::data(&result);
@@ -257,7 +252,7 @@ fn read(path: &camino::Utf8Path) -> Result<String, Failure> {
 }
 
 fn deployment_name(manifest: &str) -> Result<String, Failure> {
-    let document: serde_json::Value = serde_saphyr::from_str(manifest)
+    let document: serde_json::Value = stolos_document::from_yaml(manifest)
         .map_err(|error| Failure::user(format!("the manifest is not YAML: {error}")))?;
     match document["name"].as_str() {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),

@@ -12,7 +12,7 @@ use super::login::pks_client;
 use crate::args::LoadImage;
 use crate::failure::Failure;
 use crate::output;
-use crate::progress::{State, Steps};
+use crate::progress::{State, Steps, meanwhile};
 
 /// An API server that is there lists its nodes in milliseconds.
 const NODES_LIMIT: Duration = Duration::from_secs(10);
@@ -56,9 +56,8 @@ pub(crate) async fn load(args: &LoadImage) -> Result<(), Failure> {
             }
         }
     };
-    let result = cluster
-        .load_images(&args.file, &nodes, Duration::from_secs(args.timeout), &show)
-        .await;
+    let sent = cluster.load_images(&args.file, &nodes, Duration::from_secs(args.timeout), &show);
+    let result = meanwhile(&steps, sent).await;
     result.map_err(|error| {
         Failure::from_error(&error)
             .hint("Run the same command again: nodes that have the images take them again without harm.")

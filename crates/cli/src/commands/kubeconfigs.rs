@@ -23,7 +23,7 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::of_api(&error))?;
     if !args.json {
-        output::note(&format!("\nFetching credentials for cluster {}.", args.name));
+        output::data(&format!("\nFetching credentials for cluster {}.", args.name));
     }
     if let Some(user) = wants_tokens(&config) {
         let service = identity::Client::new(&session.identity, http);
@@ -38,8 +38,8 @@ pub(crate) async fn credentials(args: &Credentials) -> Result<(), Failure> {
     if args.json {
         return output::json(&config);
     }
-    kubeconfig::merge_into_file(&kubeconfig::path()?, &config)?;
-    output::note(&format!(
+    kubeconfig::merge(&kubeconfig::Files::of_environment()?, &config).await?;
+    output::data(&format!(
         "Context set for cluster {}.\n\nYou can now switch between clusters by using:\n$kubectl config use-context <cluster-name>",
         args.name
     ));
@@ -58,7 +58,7 @@ pub(crate) async fn personal(args: &GetKubeconfig) -> Result<(), Failure> {
         }
     };
     if !args.json {
-        output::note(&format!("Fetching kubeconfig for cluster {}.", args.name));
+        output::data(&format!("Fetching kubeconfig for cluster {}.", args.name));
     }
     let usual = known.as_ref().filter(|_| args.api.is_none());
     let usual = usual.map(|session| session.username.as_str());
@@ -72,8 +72,8 @@ pub(crate) async fn personal(args: &GetKubeconfig) -> Result<(), Failure> {
     if args.json {
         return output::json(&config);
     }
-    kubeconfig::merge_into_file(&kubeconfig::path()?, &config)?;
-    output::note(&format!(
+    kubeconfig::merge(&kubeconfig::Files::of_environment()?, &config).await?;
+    output::data(&format!(
         "\nYou can now use the kubeconfig for user {user}:\n$kubectl config use-context {}",
         args.name
     ));

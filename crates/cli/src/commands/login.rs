@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use stolos_api::http::{Trust, client};
+use stolos_api::http::{Limit, Proxies, Trust, client_through};
 use stolos_api::{identity, pks};
-use stolos_base::{Class, Clock, Secret, files};
+use stolos_base::{Class, Clock, Secret};
 
 use super::sign_in::{refused, sign_in};
 use crate::args::{Login, Trusted};
@@ -34,12 +34,8 @@ impl Server {
     /// # Errors
     /// When its certificates are none.
     pub(crate) fn of_session(session: &Session, limit: Duration) -> Result<Self, Failure> {
-        let trust = match (session.skip_ssl_verification, session.ca_cert.is_empty()) {
-            (true, _) => Trust::Everybody,
-            (false, true) => Trust::System,
-            (false, false) => Trust::Authorities(session.ca_cert.clone()),
-        };
-        let http = client(&trust, Some(limit)).map_err(|error| Failure::from_error(&error))?;
+        let trust = trust_of(session);
+        let http = http(&trust, Limit::Whole(limit))?;
         Ok(Self {
             api: session.api.clone(),
             identity: identity::Client::new(&session.identity, http.clone()),
@@ -47,6 +43,25 @@ impl Server {
             trust,
         })
     }
+}
+
+/// Whom a session trusts.
+pub(crate) fn trust_of(session: &Session) -> Trust {
+    match (session.skip_ssl_verification, session.ca_cert.is_empty()) {
+        (true, _) => Trust::Everybody,
+        (false, true) => Trust::System,
+        (false, false) => Trust::Authorities(session.ca_cert.clone()),
+    }
+}
+
+/// An HTTP client that goes through the proxies that the environment names, as that of PKS did.
+///
+/// # Errors
+/// When there are no certificates in what is trusted, or a variable names no proxy.
+pub(crate) fn http(trust: &Trust, limit: Limit) -> Result<reqwest::Client, Failure> {
+    Proxies::of_environment()
+        .and_then(|proxies| client_through(&proxies, trust, limit))
+        .map_err(|error| Failure::from_error(&error))
 }
 
 /// Finds an API, and from there its token service.
@@ -64,7 +79,7 @@ pub(crate) async fn connect(api: &str, trusted: &Trusted, limit: Duration) -> Re
     };
     let api = base_address(api, pks::PORT)?;
     let usual = base_address(host_of(&api), IDENTITY_PORT)?;
-    let http = client(&trust, Some(limit)).map_err(|error| Failure::from_error(&error))?;
+    let http = http(&trust, Limit::Whole(limit))?;
     // The API says where tokens are to be had; an installation may have moved that.
     let info = pks::Client::new(&api, http.clone(), Secret::from(""))
         .info()
@@ -114,9 +129,7 @@ pub(crate) async fn login(args: &Login) -> Result<(), Failure> {
 
 /// `stolos logout`
 pub(crate) fn logout() -> Result<(), Failure> {
-    let path = session::path()?;
-    files::remove_if_there(&path)
-        .map_err(|error| Failure::user(format!("failed to remove the session file `{path}`: {error}")))
+    session::remove()
 }
 
 /// The session with a token that lives, and the HTTP client that goes with it.

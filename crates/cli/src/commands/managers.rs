@@ -71,7 +71,7 @@ pub(crate) fn read_config(path: &Utf8Path) -> Result<Value, Failure> {
     let failed =
         |problem: String| Failure::user(format!("failed to read the configuration `{path}`: {problem}"));
     match fs_err::read_to_string(path) {
-        Ok(text) => serde_saphyr::from_str(&text).map_err(|error| failed(error.to_string())),
+        Ok(text) => stolos_document::from_yaml(&text).map_err(|error| failed(error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(json!({})),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -1,5 +1,6 @@
 //! Operations: what was asked, how far it is, what it waits for.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use stolos_api::pks::{Client, Operation, OperationState};
@@ -9,7 +10,7 @@ use super::login::pks_client;
 use super::patience::{Patience, WAIT};
 use crate::args::{Going, Operations};
 use crate::failure::Failure;
-use crate::progress::{State, Steps};
+use crate::progress::{State, Steps, meanwhile};
 use crate::{output, program_name};
 
 /// `stolos operations`
@@ -50,12 +51,12 @@ pub(crate) async fn run(args: &Operations) -> Result<(), Failure> {
 pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
     output::note(&format!("Operation {id}"));
     let following = async {
-        let mut steps = Steps::new();
+        let steps = Mutex::new(Steps::new());
         let mut patience = Patience::new(client);
         loop {
-            let operation = patience
-                .ask(async |client| client.operation(id, WAIT).await)
-                .await?;
+            let asked = patience.ask(async |client| client.operation(id, WAIT).await);
+            let operation = meanwhile(&steps, asked).await?;
+            let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
             show_steps(&mut steps, &operation);
             match operation.state {
                 OperationState::Queued | OperationState::Running => {}
@@ -84,13 +85,13 @@ pub(crate) async fn follow(client: &Client, id: &str) -> Result<(), Failure> {
     };
     tokio::select! {
         result = following => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the operation goes on")
+        _ = tokio::signal::ctrl_c() => Err(Failure::left("operation")
             .hint(format!("Follow it again with `{} operations {id} --follow`.", program_name()))),
     }
 }
 
 /// What a verb that changes a cluster does in the end: follows the operation if it was told to, and shows the cluster as it is then, also when the operation
-/// ended badly.
+/// ended badly. Who stops following with Ctrl-C is told how to go on, and nothing else.
 pub(crate) async fn conclude(
     client: &Client,
     cluster: &str,
@@ -102,6 +103,7 @@ pub(crate) async fn conclude(
         _ => Ok(()),
     };
     let cluster = match &result {
+        Err(failure) if failure.is_left() => return result,
         // The token may have ended while the operation went on.
         Ok(()) => {
             Patience::new(client)

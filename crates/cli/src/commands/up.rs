@@ -240,7 +240,7 @@ fn write_config(instance: &Instance, programs: &Value) -> Result<(), Failure> {
         return Ok(());
     }
     config["programs"] = programs.clone();
-    let text = serde_saphyr::to_string(&config).map_err(|error| failed(error.to_string()))?;
+    let text = stolos_document::to_yaml(&config).map_err(|error| failed(error.to_string()))?;
     files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| failed(error.to_string()))
 }
 
@@ -538,11 +538,61 @@ fn finish(args: &Up, built: &Built, network: &HostNetwork) {
     } else {
         output::data("Go on with: stolos create-cluster NAME -e HOST -p small --wait");
     }
+    // Nothing is put outside of the installation's own places, so that nothing outside has to be taken away again.
+    if let Ok(own) = sibling("stolos")
+        && let Some(advice) = path_advice(&own, doctor::on_path("stolos").as_deref())
+    {
+        output::data(&advice);
+    }
+}
+
+/// How to have `stolos` answer by its name, unless it does.
+fn path_advice(own: &Utf8Path, found: Option<&Utf8Path>) -> Option<String> {
+    let real = |path: &Utf8Path| path.canonicalize_utf8().unwrap_or_else(|_| path.to_owned());
+    let problem = match found {
+        None => "`stolos` is not on your PATH yet".to_owned(),
+        Some(found) if real(found) != real(own) => {
+            format!("the `stolos` of your PATH is another one, `{found}`")
+        }
+        Some(_) => return None,
+    };
+    let directory = own.parent()?.as_str().replace('\'', r"'\''");
+    Some(format!(
+        "For this shell, because {problem}: export PATH='{directory}':\"$PATH\""
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `make up` left nobody a hint where `stolos` was.
+    #[test]
+    fn a_newcomer_is_told_how_to_call_the_program() {
+        let dir = camino_tempfile::tempdir().expect("a temporary directory");
+        let (own, other, link) = (
+            dir.path().join("it's/stolos"),
+            dir.path().join("stolos"),
+            dir.path().join("pks"),
+        );
+        fs_err::create_dir(dir.path().join("it's")).expect("a directory");
+        fs_err::write(&own, "").expect("a program");
+        fs_err::write(&other, "").expect("another program");
+        fs_err::os::unix::fs::symlink(&own, &link).expect("a link");
+        assert_eq!(path_advice(&own, Some(&own)), None);
+        assert_eq!(path_advice(&own, Some(&link)), None);
+        let advice = path_advice(&own, Some(&other)).expect("another one");
+        assert!(advice.contains(other.as_str()), "{advice}");
+        let advice = path_advice(&own, None).expect("none");
+        let (_, line) = advice.split_once(": ").expect("a line");
+        let script = format!("{line}; echo \"${{PATH%%:*}}\"");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .output()
+            .expect("a shell");
+        let directory = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(directory.trim(), own.parent().expect("a directory").as_str());
+    }
 
     #[test]
     fn only_what_plans_name_is_built() {

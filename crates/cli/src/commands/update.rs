@@ -26,7 +26,7 @@ pub(crate) async fn resize(args: &Resize) -> Result<(), Failure> {
     let change = UpdateParameters {
         kubernetes_worker_instances: pools.is_none().then_some(args.num_nodes),
         node_pool_instances: pools,
-        cluster_tags: args.tags.as_deref().map(tags),
+        cluster_tags: args.tags.as_deref().map(tags).transpose()?,
         ..UpdateParameters::default()
     };
     let going = Going {
@@ -62,7 +62,16 @@ pub(crate) async fn update(args: &Update) -> Result<(), Failure> {
         return show_preview(&preview, args.going.json);
     }
     if !args.going.non_interactive {
-        output::note(&format!("Update summary for cluster {}:\n{summary}", args.name));
+        // Whoever confirms has to know whether nodes are drained.
+        let preview = client
+            .preview_update(&args.name, &change)
+            .await
+            .map_err(|error| Failure::of_api(&error))?;
+        output::note(&format!(
+            "Update summary for cluster {}:\n{summary}\n{}",
+            args.name,
+            sentence(&preview.machines)
+        ));
     }
     confirm(
         "Are you sure you want to continue? (y/n):",
@@ -93,6 +102,15 @@ pub(crate) async fn start(args: &Power) -> Result<(), Failure> {
     operations::conclude(&client, &args.name, operation, &args.going).await
 }
 
+/// A clause of the server as a sentence.
+fn sentence(clause: &str) -> String {
+    let mut letters = clause.chars();
+    match letters.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),
+        None => String::new(),
+    }
+}
+
 fn change(args: &Update) -> Result<UpdateParameters, Failure> {
     let files = Files::read(&args.given)?;
     let tags_given = args.tags.as_deref();
@@ -114,7 +132,10 @@ fn change(args: &Update) -> Result<UpdateParameters, Failure> {
             kubelet_drain_delete_local_data: args.kubelet_drain_delete_local_data.clone(),
             kubelet_drain_force_node: args.kubelet_drain_force_node.clone(),
         },
-        cluster_tags: tags_given.filter(|text| !text.trim().is_empty()).map(tags),
+        cluster_tags: tags_given
+            .filter(|text| !text.trim().is_empty())
+            .map(tags)
+            .transpose()?,
         delete_all_tags: tags_given
             .is_some_and(|text| text.trim().is_empty())
             .then_some(true),
@@ -205,7 +226,7 @@ async fn run(
     warn_not_applied(&begun.not_applied);
     operations::conclude(client, name, begun.operation, going).await?;
     if !going.json && !going.wait {
-        output::note(&format!(
+        output::data(&format!(
             "\nUse '{} cluster {name}' to monitor the state of your cluster",
             program_name()
         ));
@@ -230,7 +251,7 @@ mod tests {
                 kubelet_drain_force: Some("false".to_owned()),
                 ..KubernetesSettings::default()
             },
-            cluster_tags: Some(tags("team:blue, stage : test")),
+            cluster_tags: Some(tags("team:blue, stage : test").expect("tags")),
             ..UpdateParameters::default()
         };
         insta::assert_snapshot!(summary(&change), @r"

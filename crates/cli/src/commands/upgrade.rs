@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use stolos_api::pks::{CheckKind, Client, LastActionState, PreCheck, TaskInfo, TaskStatus, UpgradeClusters};
 
+use super::certificates;
 use super::clusters::{confirm, known};
 use super::login::pks_client;
 use super::patience::{Patience, WAIT};
@@ -21,7 +22,11 @@ pub(crate) async fn one(args: &UpgradeOne) -> Result<(), Failure> {
             .await
             .map_err(|error| Failure::of_api(&error))?;
         for line in looked_at(&found) {
-            output::note(&line);
+            if args.going.json {
+                output::note(&line);
+            } else {
+                output::data(&line);
+            }
         }
         judge_check(&found)?;
     }
@@ -42,12 +47,10 @@ fn looked_at(found: &PreCheck) -> Vec<String> {
         .collect();
     if !found.ends_soon.is_empty() {
         lines.push("The following certificates end within 180 days:".to_owned());
-        lines.extend(
-            found
-                .ends_soon
-                .iter()
-                .map(|certificate| format!("  {} ({} days left)", certificate.name, certificate.days_left)),
-        );
+        lines.extend(found.ends_soon.iter().map(|certificate| {
+            let name = certificates::shown_name(&program_name(), &certificate.name);
+            format!("  {name} ({} days left)", certificate.days_left)
+        }));
     }
     lines
 }
@@ -149,7 +152,7 @@ async fn run(request: &UpgradeClusters, going: &Going) -> Result<(), Failure> {
         if going.json {
             return output::json(&task);
         }
-        output::note(&format!(
+        output::data(&format!(
             "\nUse '{} task {}' to monitor the upgrade",
             program_name(),
             task.uuid
@@ -197,7 +200,7 @@ async fn follow(client: &Client, id: &str, quiet: bool) -> Result<TaskInfo, Fail
     };
     tokio::select! {
         result = following => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::user("stopped following; the upgrade goes on")
+        _ = tokio::signal::ctrl_c() => Err(Failure::left("upgrade")
             .hint(format!("See how far it is with `{} task {id}`.", program_name()))),
     }
 }

@@ -163,7 +163,7 @@ impl Desk {
 /// `parameters` come as an object, or as a text that holds one, as PKS's client sends them.
 fn object(parameters: &Value) -> Result<Value> {
     let parsed = match parameters {
-        Value::String(text) => serde_json::from_str(text)
+        Value::String(text) => stolos_document::from_json(text.as_bytes())
             .map_err(|error| Error::Request(format!("`parameters` is no JSON: {error}")))?,
         other => other.clone(),
     };

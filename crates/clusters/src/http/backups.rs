@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use stolos_api::pks;
+use stolos_base::input::{Json, Query, Unreadable};
 
 use super::{App, Failure, LONGEST_WAIT, WaitQuery, begun, unreadable};
 use crate::authorize::{Caller, Right};
@@ -94,7 +93,7 @@ pub(super) async fn cluster_restore(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
-    body: Result<Json<pks::RestoreRequest>, JsonRejection>,
+    body: Result<Json<pks::RestoreRequest>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(unreadable)?;

@@ -1,11 +1,11 @@
 //! Certificates of a cluster, and whether it may be upgraded. PKS's command line has the verbs; its paths were never published, so these are
 //! ours.
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query};
 
 use super::{App, Failure, begun};
 use crate::authorize::{Caller, Right};

@@ -1,12 +1,11 @@
 //! Plans, clusters and their kubeconfigs.
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query, Unreadable};
 
 use super::{App, Failure, LONGEST_WAIT, begun, operation_header, page, unreadable};
 use crate::accept::{Accepted, Deletion, Mode};
@@ -131,7 +130,7 @@ pub(super) async fn cluster_create(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<DryRun>,
-    body: Result<Json<pks::ClusterRequest>, JsonRejection>,
+    body: Result<Json<pks::ClusterRequest>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(unreadable)?;
@@ -158,7 +157,7 @@ pub(super) async fn cluster_update(
     caller: Caller,
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
-    body: Result<Json<pks::UpdateParameters>, JsonRejection>,
+    body: Result<Json<pks::UpdateParameters>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Manage)?;
     let Json(change) = body.map_err(unreadable)?;
@@ -256,7 +255,7 @@ pub(super) async fn cluster_transfer(
     State(app): State<App>,
     caller: Caller,
     Path(name): Path<String>,
-    body: Result<Json<pks::TransferRequest>, JsonRejection>,
+    body: Result<Json<pks::TransferRequest>, Unreadable>,
 ) -> Result<Json<pks::Cluster>, Failure> {
     caller.may(Right::ManageAll)?;
     let Json(request) = body.map_err(unreadable)?;

@@ -1,10 +1,10 @@
 //! Metering: ours beside the foreign API.
 
-use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query};
 
 use super::{App, Failure};
 use crate::authorize::{Caller, Right};

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query};
 
 use super::{App, Failure, LONGEST_WAIT, WaitQuery, page};
 use crate::authorize::{Caller, Right};

@@ -1,17 +1,16 @@
 //! Network, compute and Kubernetes profiles.
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use stolos_api::pks;
+use stolos_base::input::{Json, Unreadable};
 
 use super::{App, Failure, unreadable};
 use crate::authorize::{Caller, Right};
 use crate::error::Result;
 use crate::profiles::Kind;
 
-type Body<T> = Result<Json<T>, JsonRejection>;
+type Body<T> = Result<Json<T>, Unreadable>;
 
 /// The handlers of a kind whose profiles are a name and parameters.
 macro_rules! handlers {

@@ -1,11 +1,10 @@
 //! Quotas and usages.
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use stolos_api::pks;
+use stolos_base::input::{Json, Unreadable};
 
 use super::{App, Failure, unreadable};
 use crate::authorize::{Caller, Right};
@@ -32,7 +31,7 @@ pub(super) async fn quota_view(
 pub(super) async fn quota_create(
     State(app): State<App>,
     caller: Caller,
-    body: Result<Json<pks::Quota>, JsonRejection>,
+    body: Result<Json<pks::Quota>, Unreadable>,
 ) -> Result<Response, Failure> {
     caller.may(Right::Quotas)?;
     let Json(quota) = body.map_err(unreadable)?;
@@ -44,7 +43,7 @@ pub(super) async fn quota_update(
     State(app): State<App>,
     caller: Caller,
     Path(owner): Path<String>,
-    body: Result<Json<pks::QuotaChange>, JsonRejection>,
+    body: Result<Json<pks::QuotaChange>, Unreadable>,
 ) -> Result<Json<pks::Quota>, Failure> {
     caller.may(Right::Quotas)?;
     let Json(change) = body.map_err(unreadable)?;

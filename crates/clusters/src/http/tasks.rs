@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use stolos_api::pks;
+use stolos_base::input::{Json, Query, Unreadable};
 
 use super::{App, Failure, LONGEST_WAIT, WaitQuery, unreadable};
 use crate::authorize::{Caller, Right};
@@ -19,7 +18,7 @@ const SHOWN: u32 = 10;
 pub(super) async fn clusters_upgrade(
     State(app): State<App>,
     caller: Caller,
-    body: Result<Json<pks::UpgradeClusters>, JsonRejection>,
+    body: Result<Json<pks::UpgradeClusters>, Unreadable>,
 ) -> Result<(StatusCode, Json<pks::TaskInfo>), Failure> {
     caller.may(Right::Manage)?;
     let Json(request) = body.map_err(unreadable)?;

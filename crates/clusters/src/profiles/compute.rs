@@ -140,7 +140,7 @@ impl ComputeProfile {
     /// # Errors
     /// [`Invalid`] with the field.
     pub fn parse(name: &str, parameters: &Value, zones: &[String]) -> Result<(Self, Vec<String>), Invalid> {
-        let given: Parameters = serde_json::from_value(parameters.clone())
+        let given: Parameters = stolos_document::from_value(parameters.clone())
             .map_err(|error| Invalid(format!("`parameters`: {error}")))?;
         let mut not_applied = Vec::new();
         for az in &given.azs {

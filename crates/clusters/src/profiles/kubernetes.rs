@@ -343,7 +343,7 @@ fn check_file(flag: &str, content: &str) -> Result<(), Invalid> {
     if flag == ENCRYPTION {
         // What serde would quote of it is secret, so errors of reading it name the place only.
         let document: Value =
-            serde_saphyr::from_str(content).map_err(|_| Invalid(format!("file `{flag}` is not YAML")))?;
+            stolos_document::from_yaml(content).map_err(|_| Invalid(format!("file `{flag}` is not YAML")))?;
         let kind = document["kind"].as_str().unwrap_or_default();
         if kind != "EncryptionConfiguration" {
             return Err(Invalid(format!(

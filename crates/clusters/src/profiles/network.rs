@@ -91,8 +91,8 @@ impl NetworkProfile {
     }
 
     fn cni(&mut self, value: &Value, not_applied: &mut Vec<String>) -> Result<(), Invalid> {
-        let at = |error: serde_json::Error| Invalid(format!("`cni_configurations`: {error}"));
-        let cni: Cni = serde_json::from_value(value.clone()).map_err(at)?;
+        let at = |error: stolos_document::Error| Invalid(format!("`cni_configurations`: {error}"));
+        let cni: Cni = stolos_document::from_value(value.clone()).map_err(at)?;
         match cni.kind.as_str() {
             "nsxt" | "antrea" => {
                 not_applied.extend(
@@ -103,7 +103,8 @@ impl NetworkProfile {
                 Ok(())
             }
             "stolos" => {
-                let own: OwnParameters = serde_json::from_value(Value::Object(cni.parameters)).map_err(at)?;
+                let own: OwnParameters =
+                    stolos_document::from_value(Value::Object(cni.parameters)).map_err(at)?;
                 if let Some(pods) = own.pod_network
                     && (pods.prefix_len() != 16 || pods.trunc() != pods || !is_private(pods))
                 {
@@ -171,8 +172,8 @@ fn is_private(net: Ipv4Net) -> bool {
 }
 
 fn name_servers(value: &Value) -> Result<Vec<Ipv4Addr>, Invalid> {
-    let servers: Vec<Ipv4Addr> =
-        serde_json::from_value(value.clone()).map_err(|error| Invalid(format!("`nodes_dns`: {error}")))?;
+    let servers: Vec<Ipv4Addr> = stolos_document::from_value(value.clone())
+        .map_err(|error| Invalid(format!("`nodes_dns`: {error}")))?;
     if servers.len() > MOST_SERVERS {
         return Err(Invalid(format!(
             "`nodes_dns` has more than {MOST_SERVERS} servers"

@@ -57,7 +57,7 @@ fn rendered_in(phase: Phase, plan: &Plan, workers: u32, settings: &Settings) -> 
 }
 
 fn parsed(yaml: &str) -> Value {
-    serde_saphyr::from_str(yaml).expect("the rendered text is YAML")
+    stolos_document::from_yaml(yaml).expect("the rendered text is YAML")
 }
 
 fn items<'a>(value: &'a Value, key: &str) -> &'a Vec<Value> {

@@ -9,6 +9,7 @@ mod people;
 mod power;
 mod profiles;
 mod upgrades;
+mod words;
 mod world;
 
 use axum::http::{Method, StatusCode};

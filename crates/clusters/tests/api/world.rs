@@ -256,7 +256,7 @@ impl Director for Below {
         manifest: &'a str,
         context: &'a str,
     ) -> BoxFuture<'a, Result<u64>> {
-        let manifest = serde_saphyr::from_str(manifest).expect("YAML");
+        let manifest = stolos_document::from_yaml(manifest).expect("YAML");
         lock(&self.deployed).insert(deployment.to_owned(), manifest);
         let state = if self.fail.load(Ordering::Relaxed) {
             TaskState::Failed("no more machines".to_owned())
@@ -457,6 +457,8 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) operation: Option<String>,
     pub(crate) body: Value,
+    /// The same as it came.
+    pub(crate) text: String,
 }
 
 impl Answer {
@@ -615,6 +617,7 @@ impl World {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned),
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
+            text: String::from_utf8_lossy(&bytes).into_owned(),
         }
     }
 

@@ -110,7 +110,7 @@ pub(crate) async fn pause(db: &Db, user: &str, paused: bool) -> Result<()> {
 /// # Errors
 /// What is wrong with it, for whoever sends it.
 pub(crate) fn check(content: &str) -> Result<Vec<Rule>> {
-    let document: Document = serde_saphyr::from_str(content)
+    let document: Document = stolos_document::from_yaml(content)
         .map_err(|error| Error::Request(format!("the resurrection config is not valid: {error}")))?;
     Ok(document.rules)
 }

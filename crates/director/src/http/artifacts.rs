@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::header;
 use axum::response::Response;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use stolos_api::director as wire;
 use stolos_base::http::PeerAddress;
 use stolos_base::ids::FlowId;
+use stolos_base::input::{Json, Query};
 use stolos_base::{chain, files};
 use stolos_flow::Kind;
 use tokio::io::AsyncWriteExt as _;

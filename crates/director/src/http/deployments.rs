@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stolos_api::director as wire;
 use stolos_base::ids::FlowId;
+use stolos_base::input::{Json, Query};
 use stolos_manifest::diff::{Change, Redaction, diff};
 use stolos_manifest::{Count, Manifest, yaml};
 

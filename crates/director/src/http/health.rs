@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use stolos_api::director as wire;
+use stolos_base::input::{Json, Query};
 
 use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stolos_api::director::{self as wire, LONGEST_WAIT_MS, OutputKind, TASK_STATE_HEADER, TaskState};
+use stolos_base::input::{Json, Query};
 
 use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;

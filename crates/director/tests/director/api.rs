@@ -59,7 +59,7 @@ const ROUTES: &[(&str, &str, bool)] = &[
     // new routes go above this line
 ];
 
-fn http(life: &Life) -> reqwest::Client {
+pub(crate) fn http(life: &Life) -> reqwest::Client {
     let tls = stolos_base::tls::client(&life.ca, None).expect("TLS");
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)

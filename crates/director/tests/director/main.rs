@@ -7,4 +7,5 @@ mod health;
 mod machines;
 mod reach;
 mod resume;
+mod words;
 mod world;

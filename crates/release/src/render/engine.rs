@@ -51,6 +51,7 @@ fn environment() -> Environment<'static> {
     environment.add_filter("tojson", tojson);
     environment.add_filter("b64encode", b64encode);
     environment.add_filter("shquote", shquote);
+    environment.add_filter("word", word);
     environment
 }
 
@@ -286,8 +287,11 @@ fn number_of(value: &Value) -> Result<Json, Error> {
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "JSON has no such number"))
 }
 
-/// JSON on one line, with a blank after `:` and `,` so that it is YAML for every parser. The engine's own filter escapes
-/// for HTML.
+/// JSON on one line, with a blank after `:` and `,` so that it is YAML for every parser, and TOML where it is a string. The engine's
+/// own filter escapes for HTML.
+///
+/// What a parser of YAML 1.1 takes for the end of a line (U+0085, U+2028, U+2029), what YAML and TOML allow in no text (other control
+/// characters, U+FFFE, U+FFFF) and the byte order mark are escaped.
 fn tojson(value: Value) -> Result<String, Error> {
     struct Spaced;
     impl serde_json::ser::Formatter for Spaced {
@@ -309,11 +313,53 @@ fn tojson(value: Value) -> Result<String, Error> {
     json_of(&value)?
         .serialize(&mut serde_json::Serializer::with_formatter(&mut text, Spaced))
         .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    String::from_utf8(text).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    let text = String::from_utf8(text)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    let is_odd = |c: char| {
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    };
+    if !text.contains(is_odd) {
+        return Ok(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_odd(c) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    Ok(escaped)
 }
 
 fn b64encode(value: String) -> String {
     base64::engine::general_purpose::STANDARD.encode(value)
+}
+
+/// A word for formats that have no quotes: letters, digits and `._:/+@-`, and no way out of a directory. Anything else is refused.
+fn word(value: Value) -> Result<String, Error> {
+    let text = match value.kind() {
+        ValueKind::String | ValueKind::Number => value.to_string(),
+        other => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("a value of kind {other} is no word"),
+            ));
+        }
+    };
+    let is_word = !text.is_empty()
+        && !text.starts_with('-')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._:/+@-".contains(c))
+        && text.split('/').all(|part| !matches!(part, "." | ".."));
+    if is_word {
+        return Ok(text);
+    }
+    Err(Error::new(
+        ErrorKind::InvalidOperation,
+        "the value is no plain word: only letters, digits and `._:/+@-` can stand here",
+    ))
 }
 
 /// One word for a POSIX shell, whatever is in it.

@@ -352,7 +352,7 @@ pub async fn restore_into(
         };
         let invalid = |error: String| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
         let config: crate::config::Config =
-            serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+            stolos_document::from_yaml(&text).map_err(|error| invalid(error.to_string()))?;
         let url = start::database(instance, &config.database).map_err(|error| invalid(error.to_string()))?;
         Ok((url, text))
     };

@@ -214,7 +214,7 @@ fn newest(instance: &Instance) -> Result<String, Error> {
         versions: Vec<String>,
     }
     let release: Release =
-        serde_saphyr::from_str(PINNED).expect("the file is a part of this program, and tests read it");
+        stolos_document::from_yaml(PINNED).expect("the file is a part of this program, and tests read it");
     release.versions.into_iter().next().ok_or(Error::NoVersion)
 }
 
@@ -374,7 +374,7 @@ fn merged(
     let text = yaml::write(&Node::new(Value::Map(map)));
     // `stolos up` writes the programs; until then the file is not complete.
     if has_programs {
-        let config: Config = serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let config: Config = stolos_document::from_yaml(&text).map_err(|error| invalid(error.to_string()))?;
         if config.plans.as_ref() != Some(&configuration.plans) {
             return Err(invalid("it does not keep what is written into it".to_owned()));
         }
@@ -452,7 +452,7 @@ mod tests {
 
         fn config(&self) -> Config {
             let text = fs_err::read_to_string(self.instance.config_file()).expect("the configuration");
-            serde_saphyr::from_str(&text).expect("a configuration")
+            stolos_document::from_yaml(&text).expect("a configuration")
         }
     }
 
@@ -461,7 +461,7 @@ mod tests {
         let place = Place::new();
         let text = place.import(&[]).expect("imported");
         assert!(!place.instance.root.exists(), "nothing is made");
-        let read: serde_json::Value = serde_saphyr::from_str(&text).expect("the whole output is YAML");
+        let read: serde_json::Value = stolos_document::from_yaml(&text).expect("the whole output is YAML");
         assert_eq!(read["plans"][0]["name"], "small", "{text}");
         let json = place.import(&["--json"]).expect("imported");
         let read: serde_json::Value = serde_json::from_str(&json).expect("JSON");
@@ -512,7 +512,7 @@ mod tests {
         assert_eq!(read["written"]["plans_gone"], json!([]));
         let written = fs_err::read_to_string(place.instance.config_file()).expect("the configuration");
         let completed = format!("{written}programs: {{nats_server: /n, cpi_host: /c}}\n");
-        let config: Config = serde_saphyr::from_str(&completed).expect("what `stolos up` makes of it");
+        let config: Config = stolos_document::from_yaml(&completed).expect("what `stolos up` makes of it");
         assert_eq!(config.plans.expect("plans").len(), 4);
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 use stolos_clusters::plans::{InvalidPlans, MachineSize, Plan, Plans};
-use stolos_manifest::Node;
+use stolos_manifest::{Node, yaml};
 
 use super::machines::{Understood, understand};
 use super::report::Report;
@@ -705,12 +705,16 @@ impl Taking<'_> {
                         "Mend it and write it into `addons` of the plan in config.yml",
                     );
                 }
-                Ok(node) if holds_secret(&node.to_json()) => self.report.not_taken(
-                    line,
-                    &property,
-                    format!("document {at} holds a Secret, and secrets are not copied"),
-                    "Apply it with kubectl to each cluster, or write it into `addons` of the plan in config.yml",
-                ),
+                Ok(node) if holds_secret(&node.to_json()) => {
+                    self.report.not_taken(
+                        line,
+                        &property,
+                        format!("document {at} holds a Secret, and secrets are not copied"),
+                        "Apply it with kubectl to each cluster, or write it into `addons` of the plan in config.yml",
+                    );
+                    // Of a list, the other objects stay.
+                    kept.extend(without_secrets(node.to_json()).map(|rest| yaml::write(&Node::from(rest))));
+                }
                 Ok(node) if node.is_null() => {}
                 Ok(_) => kept.push(document),
             }
@@ -781,9 +785,27 @@ fn documents(text: &str) -> Vec<String> {
     documents
 }
 
+/// A list of objects without the Secrets in it; `None` when nothing is left.
+fn without_secrets(mut object: Value) -> Option<Value> {
+    if object["kind"] == "Secret" || object["kind"] == "SecretList" {
+        return None;
+    }
+    let Some(items) = object.get_mut("items").and_then(Value::as_array_mut) else {
+        return Some(object);
+    };
+    let rest: Vec<Value> = std::mem::take(items)
+        .into_iter()
+        .filter_map(without_secrets)
+        .collect();
+    let is_empty = rest.is_empty();
+    *items = rest;
+    (!is_empty).then_some(object)
+}
+
 /// Whether an object is a Secret, or a list with one.
 fn holds_secret(object: &Value) -> bool {
     object["kind"] == "Secret"
+        || object["kind"] == "SecretList"
         || object["items"]
             .as_array()
             .is_some_and(|items| items.iter().any(holds_secret))

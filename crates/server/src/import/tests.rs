@@ -202,6 +202,28 @@ fn addons_are_taken_whole_or_not_at_all() {
     let (kept, told) = addons(&list);
     assert_eq!(kept, namespace);
     assert!(told.contains("document 2 holds a Secret"), "{told}");
+    // The other objects of a list were dropped with it.
+    let item = |kind: &str| {
+        format!("{{apiVersion: v1, kind: {kind}, metadata: {{name: a}}, data: {{a: never-show-this}}}}")
+    };
+    let list = format!(
+        "apiVersion: v1\nkind: List\nitems: [{}, {}]\n",
+        item("Secret"),
+        item("ConfigMap")
+    );
+    let (kept, told) = addons(&list.replace(
+        "kind: ConfigMap, metadata: {name: a}, data: {a: never-show-this}",
+        "kind: ConfigMap, metadata: {name: b}",
+    ));
+    assert!(
+        kept.contains("kind: ConfigMap") && kept.contains("name: b"),
+        "{kept}"
+    );
+    assert!(
+        !kept.contains("Secret") && !kept.contains("never-show-this"),
+        "{kept}"
+    );
+    assert!(told.contains("document 1 holds a Secret"), "{told}");
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn a_person_comes_by_name(installation: &Installation) {
     // A token that has ended: kubectl asks the token service for another, by the refresh token.
     let path = installation.home.path().join("kubeconfig");
     let text = fs_err::read_to_string(&path).expect("the kubeconfig");
-    let mut config: Value = serde_saphyr::from_str(&text).expect("YAML");
+    let mut config: Value = stolos_document::from_yaml(&text).expect("YAML");
     let part = |value: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string());
     let ended = format!(
         "{}.{}.AAAA",

@@ -18,7 +18,7 @@ pub(crate) fn configure(installation: &Installation) {
 fn write(installation: &Installation, version: &str) {
     let path = installation.root.join("config.yml");
     let mut config: serde_json::Value = match fs_err::read_to_string(&path) {
-        Ok(text) => serde_saphyr::from_str(&text).expect("YAML"),
+        Ok(text) => stolos_document::from_yaml(&text).expect("YAML"),
         Err(_) => json!({}),
     };
     let size = |disk: u32| json!({"cpu": 2, "ram": 1536, "ephemeral_disk": 8192, "persistent_disk": disk});
@@ -32,7 +32,7 @@ fn write(installation: &Installation, version: &str) {
     moving["pod_security"] = json!({"enforce": "baseline"});
     config["plans"] = json!([plan("small", NEWER), moving]);
     fs_err::create_dir_all(&installation.root).expect("the root");
-    let text = serde_saphyr::to_string(&config).expect("YAML");
+    let text = stolos_document::to_yaml(&config).expect("YAML");
     fs_err::write(&path, text).expect("the configuration");
 }
 

@@ -71,7 +71,7 @@ impl Site {
             command
         };
         said(stolos().args(["get-credentials", cluster]))?;
-        let kubeconfig: Value = serde_saphyr::from_str(&fs_err::read_to_string(&kubeconfig)?)?;
+        let kubeconfig: Value = stolos_document::from_yaml(&fs_err::read_to_string(&kubeconfig)?)?;
         let shown: Value = serde_json::from_str(&said(stolos().args(["cluster", cluster, "--json"]))?)?;
         let id = shown["uuid"].as_str().context("the cluster has no uuid")?;
         Ok(Self {

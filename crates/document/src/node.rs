@@ -1,11 +1,9 @@
 //! The document tree: what YAML and JSON can say, with the place of each node.
 
-use std::fmt;
 use std::ops::Deref;
 
 use indexmap::IndexMap;
-use serde::de::{self, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Line and column in a document, both from 1; 0 means that the node was not read from a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,17 +68,27 @@ pub struct Node {
     pub value: Value,
     /// Where it begins.
     pub at: At,
-    /// The scalar as written, kept for numbers with a fraction only: `version: 1.10` must not become 1.1.
-    pub(crate) text: Option<Written>,
+    /// The scalar as written, where it says more than the value: `version: 1.10` must not become 1.1.
+    pub(crate) written: Option<Written>,
 }
 
-/// A scalar as written.
+/// A scalar that is no string, as written.
 #[derive(Clone, Debug)]
 pub(crate) enum Written {
-    /// At these bytes of the source; `yaml::parse`, which has the source at hand, looks there.
-    At { from: u64, len: u64 },
-    /// The text.
-    Text(Box<str>),
+    /// Anything but a float: `0755`, `yes`.
+    Plain(Box<str>),
+    /// A float, though its value may be whole: `1.10`, `2.0`.
+    Float(Box<str>),
+    /// An integer that does not fit into 64 bits; the node's value is no more than near to it.
+    Wide(Box<str>),
+}
+
+impl Written {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Plain(text) | Self::Float(text) | Self::Wide(text) => text,
+        }
+    }
 }
 
 /// What a node can be.
@@ -132,7 +140,7 @@ impl Node {
         Self {
             value,
             at: At::default(),
-            text: None,
+            written: None,
         }
     }
 
@@ -140,6 +148,17 @@ impl Node {
     #[must_use]
     pub fn string(text: impl Into<String>) -> Self {
         Self::new(Value::Text(text.into()))
+    }
+
+    /// A node of another value at the same place. How a number was written stays with the number only.
+    #[must_use]
+    pub fn with_value(&self, value: Value) -> Self {
+        let written = self.written.clone().filter(|_| value == self.value);
+        Self {
+            value,
+            at: self.at,
+            written,
+        }
     }
 
     /// The value of a key when this is a mapping that has it.
@@ -181,14 +200,15 @@ impl Node {
         self.value == Value::Null
     }
 
-    /// A scalar as text the way it was written: strings, numbers and booleans; `None` for the rest.
+    /// A scalar as text: strings, booleans and integers as their value is, floats as they were written, so that a version
+    /// keeps its zeros; `None` for the rest.
     #[must_use]
     pub fn scalar_text(&self) -> Option<String> {
         match &self.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Number(number) => Some(match &self.text {
-                Some(Written::Text(text)) => text.to_string(),
-                Some(Written::At { .. }) | None => number.to_string(),
+            Value::Number(number) => Some(match &self.written {
+                Some(Written::Float(text) | Written::Wide(text)) => text.to_string(),
+                Some(Written::Plain(_)) | None => number.to_string(),
             }),
             Value::Bool(flag) => Some(flag.to_string()),
             Value::Null | Value::List(_) | Value::Map(_) => None,
@@ -255,122 +275,5 @@ impl From<serde_json::Value> for Node {
 impl Serialize for Node {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.to_json().serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = serde_saphyr::Spanned::<Value>::deserialize(deserializer)?;
-        let text = match &spanned.value {
-            Value::Number(number) if number.is_f64() => {
-                let span = spanned.defined.span();
-                span.byte_offset()
-                    .zip(span.byte_len())
-                    .map(|(from, len)| Written::At { from, len })
-            }
-            _ => None,
-        };
-        Ok(Self {
-            value: spanned.value,
-            at: at(&spanned.referenced),
-            text,
-        })
-    }
-}
-
-fn at(location: &serde_saphyr::Location) -> At {
-    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    At {
-        line: number(location.line()),
-        column: number(location.column()),
-    }
-}
-
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ValueVisitor;
-
-        impl<'de> Visitor<'de> for ValueVisitor {
-            type Value = Value;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any YAML value")
-            }
-
-            fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-
-            fn visit_none<E: de::Error>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-
-            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-                Value::deserialize(deserializer)
-            }
-
-            fn visit_bool<E: de::Error>(self, flag: bool) -> Result<Value, E> {
-                Ok(Value::Bool(flag))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Value, E> {
-                Ok(Value::Number(number.into()))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
-                Ok(Value::Number(number.into()))
-            }
-
-            fn visit_i128<E: de::Error>(self, number: i128) -> Result<Value, E> {
-                Err(E::custom(format!(
-                    "the integer {number} does not fit into 64 bits; quote it to make it a string"
-                )))
-            }
-
-            fn visit_u128<E: de::Error>(self, number: u128) -> Result<Value, E> {
-                Err(E::custom(format!(
-                    "the integer {number} does not fit into 64 bits; quote it to make it a string"
-                )))
-            }
-
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
-                serde_json::Number::from_f64(number)
-                    .map(Value::Number)
-                    .ok_or_else(|| E::custom("infinity and not-a-number cannot be used here"))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
-                Ok(Value::Text(text.to_owned()))
-            }
-
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Value, E> {
-                Ok(Value::Text(text))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(node) = access.next_element::<Node>()? {
-                    list.push(node);
-                }
-                Ok(Value::List(list))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-                let mut map = Map::new();
-                while let Some(key) = access.next_key::<serde_saphyr::Spanned<String>>()? {
-                    let node = access.next_value::<Node>()?;
-                    map.insert(
-                        key.value,
-                        Entry {
-                            key_at: at(&key.referenced),
-                            node,
-                        },
-                    );
-                }
-                Ok(Value::Map(map))
-            }
-        }
-
-        deserializer.deserialize_any(ValueVisitor)
     }
 }
