@@ -92,7 +92,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Health(args) => health::problems(&args).await,
         Command::Events(args) => health::events(&args).await,
         Command::Resurrection(args) => health::resurrection(&args).await,
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args).await,
         Command::Up(args) => up::run(&args).await,
         Command::Down(args) => down::run(&args),
         Command::Import(args) => import::run(&args),

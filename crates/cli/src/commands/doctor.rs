@@ -8,9 +8,11 @@ use stolos_base::Instance;
 use stolos_base::process::Process;
 
 use crate::args::Doctor;
+use crate::commands::clusters::gib;
+use crate::commands::login::pks_client;
 use crate::commands::managers::{Managers, bus_record};
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, session};
 
 /// The oldest kernel that kube-proxy's nftables mode runs on (Kubernetes v1.36: pkg/proxy/nftables/supported.go).
 const OLDEST_KERNEL: (u32, u32) = (5, 13);
@@ -71,10 +73,11 @@ impl Check {
 }
 
 /// `stolos doctor`
-pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
+pub(crate) async fn run(args: &Doctor) -> Result<(), Failure> {
     let instance = args.local.instance();
     let mut checks = host(&instance);
     checks.extend(running(&instance));
+    checks.extend(room().await);
     if args.json {
         output::json(&checks)?;
     } else {
@@ -97,6 +100,17 @@ pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
         }
     }
     refuse_failed(&checks)
+}
+
+/// What there is room for at the API of the session; nothing where there is no session, or no end to the room.
+async fn room() -> Option<Check> {
+    let api = session::load().ok()?.api;
+    let room = pks_client().await.ok()?.room().await.ok()?;
+    let free = gib(room.free_memory_mib?);
+    Some(Check::ok(
+        "room",
+        format!("{free} of memory for machines of new clusters at {api}"),
+    ))
 }
 
 /// An error when a check has failed.

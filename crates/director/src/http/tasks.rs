@@ -12,6 +12,7 @@ use stolos_base::input::{Json, Query};
 
 use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;
+use crate::db::health::{EventRow, insert_event};
 use crate::db::tasks::{self as rows, TaskRow, found};
 use crate::error::{Error, Result};
 
@@ -172,7 +173,7 @@ pub(super) async fn task_cancel(
 ) -> Result<StatusCode, Failure> {
     caller.may(Right::Admin)?;
     let task = task(&app, &id).await?;
-    cancel(&app, &task).await?;
+    cancel(&app, &caller, &task).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -203,7 +204,7 @@ pub(super) async fn task_cancel_many(
         ..rows::Filter::default()
     };
     for task in rows::list(&app.db, &filter).await? {
-        match cancel(&app, &task).await {
+        match cancel(&app, &caller, &task).await {
             // It ended while we asked.
             Err(Error::TaskState { .. }) => {}
             other => other?,
@@ -212,7 +213,7 @@ pub(super) async fn task_cancel_many(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn cancel(app: &App, task: &TaskRow) -> Result<()> {
+async fn cancel(app: &App, caller: &Caller, task: &TaskRow) -> Result<()> {
     let invalid = |state: TaskState| Error::TaskState {
         id: task.id,
         state: state.as_str(),
@@ -226,6 +227,18 @@ async fn cancel(app: &App, task: &TaskRow) -> Result<()> {
     }
     let mut tx = app.db.begin("cancel a task").await?;
     rows::request_cancel(&mut tx, task.id).await?;
+    // Somebody will ask who did that.
+    let event = EventRow {
+        user: caller.name().to_owned(),
+        action: "cancel".to_owned(),
+        object_type: "task".to_owned(),
+        object_name: task.id.to_string(),
+        task: Some(task.id),
+        deployment: task.deployment.clone(),
+        message: format!("asked task {} to stop", task.id),
+        ..EventRow::default()
+    };
+    insert_event(&mut tx, &event).await?;
     tx.commit().await?;
     let flows = app
         .flows
