@@ -168,7 +168,9 @@ fn write(path: &Utf8Path, document: Map<String, Value>) -> Result<(), Failure> {
 fn from_yaml(text: &str) -> Result<Value, String> {
     // As kubectl reads it: the last of two equal keys counts.
     let document = stolos_document::parse_with(text, Duplicates::TakeLast);
-    document.map(|node| node.to_json()).map_err(|error| format!("it cannot be read: {error}"))
+    document
+        .map(|node| node.to_json())
+        .map_err(|error| format!("it cannot be read: {error}"))
 }
 
 fn to_yaml(document: &Value) -> Result<String, String> {

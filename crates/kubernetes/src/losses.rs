@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::api::ListParams;
 use kube::Api;
+use kube::api::ListParams;
 
 use crate::client::Cluster;
 use crate::error::Error;

@@ -192,8 +192,7 @@ async fn rows_of_before_go_to_who_made_them_and_to_nobody_else() {
         below.add_person(early.clone());
         below.add_person(late.clone());
         below.delete_person("id-of-dave");
-        let world = World::with(
-            place, crate::world::plans(), crate::world::catalogue("1"), below).await;
+        let world = World::with(place, crate::world::plans(), crate::world::catalogue("1"), below).await;
         let named = async |who: &Person| -> Vec<Value> {
             let got = world
                 .ask_as(who, Method::GET, "/v1/clusters", &Value::Null)
