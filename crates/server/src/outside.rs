@@ -54,6 +54,8 @@ pub struct Outside {
     pub hosts: Option<Arc<dyn Hosts>>,
     /// When machines count as dead.
     pub resurrection: Resurrection,
+    /// How long disks without an instance are kept.
+    pub orphaned_disks_kept: Duration,
     /// Who is told of alerts.
     pub alerts: Option<Webhook>,
     /// Virtual addresses.

@@ -158,6 +158,7 @@ impl Simulation {
             cpi: Arc::new(machines.clone()),
             hosts: None,
             resurrection: stolos_director::Resurrection::default(),
+            orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
             alerts: None,
             addresses: Arc::new(Unpublished),
             kubernetes: Arc::new(kubernetes::Simulated),

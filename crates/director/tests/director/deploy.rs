@@ -192,9 +192,13 @@ async fn a_group_comes_grows_changes_shrinks_and_goes() {
             2
         );
 
+        let with_disks = DeleteOptions {
+            delete_disks: true,
+            ..DeleteOptions::default()
+        };
         let task = life
             .client
-            .delete_deployment("site", DeleteOptions::default())
+            .delete_deployment("site", with_disks)
             .await
             .expect("a task");
         let events = life.done(task).await;
