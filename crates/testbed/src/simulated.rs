@@ -15,6 +15,7 @@ mod release;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8Path;

@@ -318,7 +318,8 @@ async fn alerts_are_told_to_a_webhook_and_counted() {
     let place_for_alerts = axum::Router::new().route(
         "/alerts",
         axum::routing::post(
-            async move |headers: axum::http::HeaderMap, axum::Json(body): axum::Json<Value>| {
+            async move |headers: axum::http::HeaderMap,
+                        stolos_base::input::Json(body): stolos_base::input::Json<Value>| {
                 let refuse =
                     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
                 if refuse.is_ok() {

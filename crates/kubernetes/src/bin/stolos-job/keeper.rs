@@ -422,7 +422,8 @@ fn problems(look: &Look) -> Vec<Problem> {
         let member = view.members.iter().find(|member| member.id == alarm.member);
         let is_own = alarm.member == look.own;
         let is_mute = member.is_none_or(|member| member.figures.is_none());
-        if !is_own && !(leads && is_mute) {
+        let is_ours_to_tell = is_own || (leads && is_mute);
+        if !is_ours_to_tell {
             continue;
         }
         let whose = if is_own {
