@@ -158,8 +158,10 @@ impl Core {
             tracing::warn!(error = %chain(&error), "the stored spec cannot be read");
             ApplySpec::default()
         });
-        let (job_state, shown) = processes::state(&inner.paths, &*inner.platform, &apply::job_names(&spec));
+        let jobs = apply::job_names(&spec);
+        let (job_state, shown) = processes::state(&inner.paths, &*inner.platform, &jobs);
         Heartbeat {
+            problems: processes::problems(&inner.paths, &*inner.platform, &jobs),
             deployment: spec.deployment.clone(),
             job: spec.job.as_ref().map(|job| job.name.clone()),
             index: spec.index,

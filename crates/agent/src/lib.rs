@@ -15,6 +15,7 @@ mod error;
 mod logs;
 pub mod paths;
 pub mod platform;
+mod problems;
 mod processes;
 mod scripts;
 mod service;

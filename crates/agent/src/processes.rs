@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stolos_base::files;
 use stolos_init::wire::{ProcessSpec, ProcessStatus, State, Stop};
-use stolos_mbus::state::{JobState, Process as Shown, ProcessCpu, ProcessMemory, Uptime};
+use stolos_mbus::state::{JobState, Problem, Process as Shown, ProcessCpu, ProcessMemory, Uptime};
 
 use crate::apply::component;
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 use crate::platform::Platform;
+use crate::problems;
 
 /// A process that failed and lives for less has not shown that it stays up.
 const STEADY_MS: u64 = 1_000;
@@ -193,6 +194,15 @@ pub(crate) fn state(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> 
     };
     let shown = processes.iter().map(|process| show(process, platform)).collect();
     (sum, shown)
+}
+
+/// What is not well while the jobs should run.
+pub(crate) fn problems(paths: &Paths, platform: &dyn Platform, jobs: &[String]) -> Vec<Problem> {
+    match list(platform).and_then(|processes| Ok((processes, Wanted::read(paths)?))) {
+        Ok((processes, Wanted::Running)) => problems::found(paths, &processes, jobs),
+        // Why they cannot be listed is told with the state.
+        _ => Vec::new(),
+    }
 }
 
 fn sum(paths: &Paths, jobs: &[String], processes: &[ProcessStatus]) -> JobState {

@@ -15,13 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::error::{Error, Result};
+use crate::problems::{CRITICAL_AFTER, Standing};
 
 /// BOSH's severities: a process that was restarted.
 const ERROR: i32 = 3;
 /// A process that does not stay up.
 const CRITICAL: i32 = 2;
-/// From so many failures in a row on.
-const CRITICAL_AFTER: u32 = 3;
 /// How long the last words of a machine may take.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 /// Between two heartbeats that only bring news.
@@ -70,6 +69,7 @@ impl Agent {
             core.clone(),
             announcer.clone(),
             config.heartbeat,
+            config.clock.clone(),
             link,
             news.clone(),
         );
@@ -137,15 +137,24 @@ async fn beat(
     core: Core,
     announcer: Arc<Announcer>,
     interval: Duration,
+    clock: Clock,
     mut link: watch::Receiver<Link>,
     news: Arc<Notify>,
 ) {
     let mut epoch = link.borrow_and_update().epoch;
+    let mut standing = Standing::default();
     loop {
         let asked = core.clone();
-        let Ok(heartbeat) = tokio::task::spawn_blocking(move || asked.heartbeat()).await else {
+        let Ok(mut heartbeat) = tokio::task::spawn_blocking(move || asked.heartbeat()).await else {
             continue;
         };
+        for news in standing.compare(std::time::Instant::now(), &mut heartbeat.problems) {
+            let alert = news.alert(stolos_base::ids::random_hex(16), clock.now().as_second());
+            tracing::warn!(title = alert.title, summary = alert.summary, "told");
+            if let Err(error) = announcer.alert(&alert).await {
+                tracing::debug!(error = %chain(&error), "alert not sent");
+            }
+        }
         if let Err(error) = announcer.heartbeat(&heartbeat).await {
             tracing::debug!(error = %chain(&error), "heartbeat not sent");
         }
@@ -215,6 +224,7 @@ async fn alerts(core: Core, announcer: Arc<Announcer>, clock: Clock, news: Arc<N
             title: format!("{} - {exit} - restart", event.name),
             summary: format!("process {} {exit}, {failures} times in a row", event.name),
             created_at: clock.now().as_second(),
+            over: false,
         };
         tracing::warn!(process = %event.name, how = %exit, failures, "process ended");
         if let Err(error) = announcer.alert(&alert).await {

@@ -232,6 +232,9 @@ pub struct Task {
     /// What the caller's `X-Bosh-Context-Id` said.
     #[serde(default)]
     pub context_id: String,
+    /// Ours: who wanted it to end early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<String>,
 }
 
 /// The outputs of a task.
@@ -611,6 +614,25 @@ pub struct Lock {
     pub task_id: String,
 }
 
+/// A disk without an instance, an element of `GET /disks`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OrphanedDisk {
+    /// The CPI's id.
+    pub disk_cid: String,
+    /// MiB.
+    pub size: u64,
+    /// Zone.
+    pub az: Option<String>,
+    /// The deployment that it was of.
+    pub deployment_name: String,
+    /// The instance that it was of: `GROUP/ID`.
+    pub instance_name: String,
+    /// What it was made with.
+    pub cloud_properties: Value,
+    /// Since when it is without one: `2026-01-02 03:04:05 UTC`.
+    pub orphaned_at: String,
+}
+
 /// What happened, an element of `GET /events`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastEvent {
@@ -646,14 +668,9 @@ pub struct PastEvent {
 pub struct EventContext {
     /// For people.
     pub message: String,
-    /// Of an alert: 1 alert, 2 critical, 3 error, 4 warning.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub severity: i64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn is_zero(number: &i64) -> bool {
-    *number == 0
+    /// Of an alert: `alert`, `critical`, `error`, `warning`, the worst first; empty where it is no alert.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub severity: String,
 }
 
 /// `GET` and `PUT /resurrection`.
@@ -670,20 +687,21 @@ pub struct ResurrectionUpdate {
     pub resurrection_paused: bool,
 }
 
-/// A machine that is not well, an element of `GET /health/problems` (ours).
+/// A machine or a deployment that is not well, an element of `GET /health/problems` (ours).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineProblem {
     /// The deployment.
     pub deployment: String,
-    /// `GROUP/INDEX`.
+    /// `GROUP/INDEX`; empty where it is about the whole deployment.
     pub instance: String,
-    /// Id of the instance.
+    /// Id of the instance; empty where it is about the whole deployment.
     pub id: String,
     /// The agent that is not heard of; absent when the machine is gone.
     pub agent_id: Option<String>,
     /// The CPI's id of the machine.
     pub cid: Option<String>,
-    /// `suspect`, `dead`, `repairing`.
+    /// Of machines: `suspect`, `dead`, `repairing`, or `failing` when it answers and its jobs are not well. Of deployments: `unfinished`, when its last change
+    /// did not come to its end and nobody works on it.
     pub state: String,
     /// Seconds.
     pub since: u64,
@@ -692,7 +710,10 @@ pub struct MachineProblem {
     /// What a repair waits for; absent when it goes on, or when nothing is to be repaired yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_on: Option<String>,
-    /// The task that repairs it.
+    /// What a person can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The task that repairs it, or that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<i64>,
 }

@@ -22,6 +22,7 @@ pub mod range;
 pub mod retry;
 pub mod secret;
 pub mod task;
+pub mod text;
 pub mod tls;
 
 pub use clock::Clock;

@@ -1,5 +1,4 @@
 //! A process of its own, since the limit of open files is the whole process's.
-#![expect(clippy::unwrap_used, reason = "tests panic")]
 
 use std::convert::Infallible;
 use std::fs::File;

@@ -2,6 +2,7 @@
 
 mod backups;
 mod clusters;
+mod director;
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
@@ -12,6 +13,7 @@ pub(crate) use clusters::{
     Operations, Power, Resize, RotateCertificates, Show, Task, Tasks, TransferCluster, Update, UpgradeMany,
     UpgradeOne,
 };
+pub(crate) use director::{CancelDirectorTask, Configs, DeleteConfig, DeleteDisk};
 
 /// Makes, heals and deletes Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -253,13 +255,30 @@ pub(crate) enum Command {
         after_help = "Example:\n  stolos instances service-instance_01a1fdf4-667d-77ee-afb8-4a2431c97306"
     )]
     Instances(Named),
-    /// Delete a deployment.
+    /// Delete a deployment. Its persistent disks are kept for a while as orphaned disks.
     #[command(after_help = "Example:\n  stolos delete-deployment etcd --non-interactive --wait")]
     DeleteDeployment(Delete),
     /// Show the director's tasks, or follow one.
     #[command(after_help = "Examples:\n  stolos director-tasks\n  stolos director-tasks 7")]
     DirectorTasks(DirectorTasks),
-    /// Show machines that are not well, and what is done about them.
+    /// Ask a task of the director to end early. What it has done stays.
+    #[command(after_help = "Example:\n  stolos cancel-director-task 7")]
+    CancelDirectorTask(CancelDirectorTask),
+    /// List the director's configs of a type: cloud or resurrection.
+    #[command(after_help = "Examples:\n  stolos configs cloud\n  stolos configs cloud --json")]
+    Configs(Configs),
+    /// Delete a config of the director, all versions of it.
+    #[command(after_help = "Example:\n  stolos delete-config cloud etcd --non-interactive")]
+    DeleteConfig(DeleteConfig),
+    /// List persistent disks that belong to no instance any more.
+    #[command(
+        after_help = "Examples:\n  stolos orphaned-disks\n  stolos orphaned-disks --json\n\nThey are deleted after `orphaned_disk_days` of config.yml."
+    )]
+    OrphanedDisks(Json),
+    /// Delete a persistent disk that belongs to no instance any more.
+    #[command(after_help = "Example:\n  stolos delete-disk disk-01a1fdf4-667d-77ee-afb8-4a2431c97306 --wait")]
+    DeleteDisk(DeleteDisk),
+    /// Show clusters and machines that are not well, what is done about them, and what you can do.
     #[command(after_help = "Examples:\n  stolos health\n  stolos health --json")]
     Health(Json),
     /// Show what happened to machines: alerts, repairs, switches.

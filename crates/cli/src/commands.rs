@@ -5,6 +5,7 @@ mod certificates;
 mod clusters;
 mod create;
 mod deployments;
+mod director;
 mod doctor;
 mod down;
 mod health;
@@ -89,6 +90,11 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Instances(args) => deployments::instances(&args).await,
         Command::DeleteDeployment(args) => deployments::delete(&args).await,
         Command::DirectorTasks(args) => deployments::tasks(&args).await,
+        Command::CancelDirectorTask(args) => director::cancel(&args).await,
+        Command::Configs(args) => director::configs(&args).await,
+        Command::DeleteConfig(args) => director::delete_config(&args).await,
+        Command::OrphanedDisks(args) => director::orphaned_disks(&args).await,
+        Command::DeleteDisk(args) => director::delete_disk(&args).await,
         Command::Health(args) => health::problems(&args).await,
         Command::Events(args) => health::events(&args).await,
         Command::Resurrection(args) => health::resurrection(&args).await,

@@ -1,9 +1,12 @@
 //! What people and scripts read: stdout is data, stderr the rest.
+//!
+//! Everything is printed here, and nothing that came from elsewhere (a service, a machine, a file) reaches a terminal as anything but text.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
 
 use serde::Serialize;
+use stolos_base::text;
 
 use crate::failure::Failure;
 
@@ -13,7 +16,7 @@ static LOST: OnceLock<std::io::Error> = OnceLock::new();
 /// Prints data. Whether it arrived says [`arrived`] in the end.
 pub(crate) fn data(text: &str) {
     let mut out = anstream::stdout().lock();
-    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+    if let Err(error) = writeln!(out, "{}", text::lines(text)).and_then(|()| out.flush()) {
         // A second error has the same cause.
         let _ = LOST.set(error);
     }
@@ -35,7 +38,7 @@ pub(crate) fn arrived() -> Result<(), Failure> {
 /// Prints something about the data: progress, confirmation, hints.
 pub(crate) fn note(text: &str) {
     let mut err = anstream::stderr().lock();
-    let _ = writeln!(err, "{text}");
+    let _ = writeln!(err, "{}", text::lines(text));
 }
 
 /// Prints a value as pretty JSON.
@@ -53,6 +56,7 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
 /// When the value cannot be serialized.
 pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, Failure> {
     serde_json::to_string_pretty(value)
+        .map(|json| text::json(&json).into_owned())
         .map_err(|error| Failure::ours(format!("failed to write JSON: {error}")))
 }
 
@@ -82,8 +86,11 @@ pub(crate) async fn watch<F: Future<Output = Result<String, Failure>>>(
             let text = shown().await?;
             if text != last {
                 // Home, and clear what is below.
-                let clear = if in_place { "\u{1b}[H\u{1b}[J" } else { "" };
-                data(&format!("{clear}{text}"));
+                if in_place {
+                    let mut out = anstream::stdout().lock();
+                    let _ = write!(out, "\u{1b}[H\u{1b}[J");
+                }
+                data(&text);
                 last = text;
                 if LOST.get().is_some() {
                     return Ok(());
@@ -105,7 +112,11 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().map(ToString::to_string).collect::<Vec<_>>());
     for row in rows {
-        table.add_row(row.clone());
+        table.add_row(
+            row.iter()
+                .map(|cell| text::line(cell).into_owned())
+                .collect::<Vec<_>>(),
+        );
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -123,6 +134,7 @@ pub(crate) fn block(rows: &[(&str, String)]) -> String {
     const KEY_WIDTH: usize = 26;
     rows.iter()
         .map(|(key, value)| {
+            let value = text::line(value);
             format!("{:<KEY_WIDTH$}{value}", format!("{key}:"))
                 .trim_end()
                 .to_owned()
@@ -142,6 +154,19 @@ mod tests {
         Last Action Description:  x
         Tags:
         ");
+    }
+
+    /// An alert of a machine, a task's output or a description says what its author likes; a table of it is still a table.
+    #[test]
+    fn what_came_from_elsewhere_is_only_text() {
+        let evil = "\u{1b}[2Jfine\nworker/9  all is well\u{202e}".to_owned();
+        insta::assert_snapshot!(table(&["Name", "Why"], &[vec!["a".into(), evil.clone()]]), @r"
+        Name  Why
+        a     \u{1b}[2Jfine\nworker/9  all is well\u{202e}
+        ");
+        assert_eq!(block(&[("Name", evil.clone())]).lines().count(), 1);
+        let json = to_json(&serde_json::json!({"why": evil})).expect("JSON");
+        assert!(json.is_ascii() && json.contains("\\u202e"), "{json}");
     }
 
     #[test]

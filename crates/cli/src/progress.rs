@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use stolos_base::text;
 
 /// A step that is shorter than this says nothing before its end, and no step says more often what it waits on.
 const QUIET: Duration = Duration::from_secs(3);
@@ -72,7 +73,8 @@ impl Steps {
 
     /// Shows a step. `elapsed` is what the server says, when it knows better than we do.
     pub(crate) fn show(&mut self, name: &str, state: State, detail: Option<&str>, elapsed: Option<Duration>) {
-        let line = self.step(name, state, detail, elapsed, Instant::now());
+        let (name, detail) = (text::line(name), detail.map(text::line));
+        let line = self.step(&name, state, detail.as_deref(), elapsed, Instant::now());
         if let Some(line) = line {
             self.print(&line);
         }

@@ -2,11 +2,12 @@
 //! each with a config of its own, reading them all anew would be most of the work of a deploy.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stolos_api::director::ConfigUpdate;
 use stolos_base::compute;
-use stolos_manifest::{CloudConfig, CloudDocument, Problems};
+use stolos_manifest::{CloudConfig, CloudDocument, IpSet, Network, Problems, Range, Subnet};
 use stolos_store::Db;
 
 use crate::db::configs;
@@ -49,8 +50,35 @@ impl CloudConfigs {
             .collect();
         let others = self.documents(db, &others).await?.into_iter();
         let mut documents: Vec<Arc<CloudDocument>> = others.map(|(_, document)| document).collect();
-        documents.push(Arc::new(CloudDocument::parse(&update.name, &update.content)?));
-        put_together(documents).await.map(drop)
+        let new = Arc::new(CloudDocument::parse(&update.name, &update.content)?);
+        let before = documents.clone();
+        documents.push(new.clone());
+        let whole = put_together(documents).await?;
+        let names = |config: &CloudConfig| -> Vec<String> {
+            config
+                .networks
+                .iter()
+                .map(|network| network.name.clone())
+                .collect()
+        };
+        // Only what the update brings is judged: what was there before it is used by somebody.
+        let added = match put_together(vec![new]).await {
+            Ok(own) => names(&own),
+            // It needs others to be whole.
+            Err(_) => {
+                let old = put_together(before)
+                    .await
+                    .map(|old| names(&old))
+                    .unwrap_or_default();
+                let mut added = names(&whole);
+                added.retain(|name| !old.contains(name));
+                added
+            }
+        };
+        match shared(&whole, &added) {
+            None => Ok(()),
+            Some(text) => Err(Error::Request(text)),
+        }
     }
 
     /// Ids and names of the newest ones. Forgets what was read of others.
@@ -86,6 +114,50 @@ impl CloudConfigs {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Two networks of different names that would hand out the same address, one of them among those named. An address is given to one instance only, whatever
+/// the network, so a plan on one of them could take what a plan on the other one has. Networks may share a range where each reserves what the other hands out.
+fn shared(whole: &CloudConfig, added: &[String]) -> Option<String> {
+    let networks: Vec<&Network> = whole.networks.iter().collect();
+    for (i, one) in networks.iter().enumerate() {
+        if !added.contains(&one.name) {
+            continue;
+        }
+        let others = networks
+            .iter()
+            .enumerate()
+            .filter(|(j, other)| i != *j && one.name != other.name);
+        for (_, other) in others {
+            for (ours, theirs) in one
+                .subnets
+                .iter()
+                .flat_map(|ours| other.subnets.iter().map(move |theirs| (ours, theirs)))
+            {
+                if let Some(address) = common(ours, theirs) {
+                    return Some(format!(
+                        "networks '{}' ({}) and '{}' ({}) overlap: both would hand out {address}; give them ranges of their own, or reserve in each what the \
+                         other one hands out",
+                        one.name, ours.range, other.name, theirs.range
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// An address that both hand out.
+fn common(one: &Subnet, other: &Subnet) -> Option<IpAddr> {
+    // Ranges of networks contain each other or have nothing in common.
+    let smaller = if one.range.contains(&other.range) {
+        other.range
+    } else if other.range.contains(&one.range) {
+        one.range
+    } else {
+        return None;
+    };
+    IpSet::lowest_free(&Range::of(smaller), None, &[&one.reserved, &other.reserved])
 }
 
 async fn put_together(documents: Vec<Arc<CloudDocument>>) -> Result<CloudConfig> {

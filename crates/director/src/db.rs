@@ -6,6 +6,7 @@
 //! variables; their values stay with whoever keeps credentials.
 
 pub(crate) mod adoption;
+pub(crate) mod alerts;
 pub(crate) mod configs;
 pub(crate) mod deployments;
 pub(crate) mod health;
@@ -246,6 +247,31 @@ pub static TABLES: Part = Part {
                 "ALTER TABLE deployments ADD COLUMN may_name TEXT",
                 // Clusters of before named the files of their Kubernetes profile where these lie; their next deploy does not.
                 "UPDATE deployments SET may_name = '[\"/stolos/kubernetes-profiles/\"]' WHERE name LIKE 'service-instance%'",
+            ],
+        },
+        Migration {
+            number: 6,
+            name: "counted_alerts_and_cancelling",
+            statements: &[
+                // The machine whose words caused an event; absent for the director's own.
+                "ALTER TABLE events ADD COLUMN source TEXT",
+                "CREATE INDEX events_source ON events (source, id)",
+                // Alerts of machines, counted while they repeat.
+                "CREATE TABLE alerts (
+                    source TEXT NOT NULL,
+                    subject TEXT NOT NULL,
+                    times BIGINT NOT NULL,
+                    first_at BIGINT NOT NULL,
+                    last_at BIGINT NOT NULL,
+                    told BIGINT NOT NULL,
+                    next_at BIGINT NOT NULL,
+                    severity BIGINT NOT NULL,
+                    is_open BIGINT NOT NULL,
+                    recent TEXT NOT NULL,
+                    PRIMARY KEY (source, subject)
+                )",
+                // intent: who wanted the task to end early
+                "ALTER TABLE tasks ADD COLUMN cancelled_by TEXT",
             ],
         },
         // new migrations go above this line, with the next number

@@ -42,6 +42,8 @@ pub struct Config {
     pub agent_limit: Duration,
     /// When machines count as dead.
     pub resurrection: Resurrection,
+    /// How long disks without an instance are kept.
+    pub orphaned_disks_kept: Duration,
     /// Who is told of alerts.
     pub alerts: Option<Webhook>,
 }

@@ -66,6 +66,9 @@ pub enum Error {
     /// There is no such config.
     #[error("Config {0} not found")]
     NoConfig(String),
+    /// There is no such disk without an instance.
+    #[error("Orphan disk {0} not found")]
+    NoDisk(String),
     /// There is no such event.
     #[error("Event {0} not found")]
     NoEvent(String),
@@ -281,6 +284,7 @@ impl Classify for Error {
             | Self::NoDeployment(_)
             | Self::NoInstance(..)
             | Self::NoConfig(_)
+            | Self::NoDisk(_)
             | Self::NoEvent(_)
             | Self::NoRelease(_)
             | Self::NoStemcell(_) => Class::NotFound,

@@ -1,5 +1,6 @@
 //! The kinds of flows that tasks run as, and how a request becomes one.
 
+pub(crate) mod disks;
 pub(crate) mod import;
 pub(crate) mod repair;
 mod states;
@@ -19,6 +20,7 @@ use crate::prepare::{self, prepare};
 use crate::steps::{delete, deploy};
 use crate::tasks::Line;
 
+pub(crate) use disks::DeleteDisk;
 pub(crate) use import::{DeleteArtifact, ImportRelease, ImportStemcell};
 pub(crate) use repair::{Repair, Request as RepairRequest};
 pub(crate) use states::{InstanceStates, Request as StatesRequest};
@@ -29,6 +31,9 @@ pub(crate) const UPDATE_DEPLOYMENT: &str = "update_deployment";
 pub(crate) const SCAN_AND_FIX: &str = "cck_scan_and_fix";
 /// The word for a deletion among tasks, as in BOSH.
 pub(crate) const DELETE_DEPLOYMENT: &str = "delete_deployment";
+
+/// The word for the deletion of a disk among tasks.
+pub(crate) const DELETE_DISK: &str = "delete_orphan_disks";
 
 /// A deploy.
 pub(crate) struct Deploy(pub(crate) Arc<App>);

@@ -74,6 +74,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             get(health::resurrection_view).put(health::resurrection_update),
         )
         .route("/disks", get(misc::orphan_list))
+        .route("/disks/{cid}", delete(misc::orphan_delete))
+        .route("/orphan_disks", get(misc::orphan_list))
+        .route("/orphan_disks/{cid}", delete(misc::orphan_delete))
         .route("/unknown_machines", get(misc::unknown_machine_list))
         .route("/resources/{id}", get(misc::resource_view))
         .route(
@@ -211,10 +214,18 @@ impl IntoResponse for Failure {
         }
         // BOSH's clients know 401 for both, and get a new token then.
         if matches!(error.class(), Class::Unauthenticated | Class::Denied) {
-            let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"BOSH Director\"")];
+            // RFC 6750, section 3.1: clients that know it do not log in again where that would not help.
+            let (challenge, reason) = match &error {
+                Error::Unauthenticated(cause) => ("Basic realm=\"BOSH Director\"", chain(cause)),
+                other => (
+                    "Bearer realm=\"BOSH Director\", error=\"insufficient_scope\"",
+                    chain(other),
+                ),
+            };
+            let challenge = [(header::WWW_AUTHENTICATE, challenge)];
             let body = wire::ErrorBody {
                 code: error.code(),
-                description: format!("Not authorized: {}", chain(&error)),
+                description: format!("Not authorized: {reason}"),
             };
             return (StatusCode::UNAUTHORIZED, challenge, Json(body)).into_response();
         }

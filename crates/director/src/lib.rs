@@ -51,7 +51,9 @@ pub use crate::deps::{
 pub use crate::error::{Cause, Error, Result};
 
 use crate::app::App;
-use crate::flows::{Delete, DeleteArtifact, Deploy, ImportRelease, ImportStemcell, InstanceStates, Repair};
+use crate::flows::{
+    Delete, DeleteArtifact, DeleteDisk, Deploy, ImportRelease, ImportStemcell, InstanceStates, Repair,
+};
 use crate::health::Health;
 use crate::states::States;
 use crate::tasks::Tasks;
@@ -99,6 +101,7 @@ impl Director {
             .kind(ImportRelease(app.clone()))
             .kind(ImportStemcell(app.clone()))
             .kind(DeleteArtifact(app.clone()))
+            .kind(DeleteDisk(app.clone()))
             .kind(InstanceStates(app.clone()))
             .kind(Repair(app.clone()))
             .start();

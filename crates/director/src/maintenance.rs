@@ -1,4 +1,4 @@
-//! What is forgotten with time: the journals of flows that ended, and uploads that nobody needs.
+//! What is forgotten with time: the journals of flows that ended, uploads that nobody needs, disks that were orphans for long enough.
 //!
 //! Each process does it: twice is as good as once.
 
@@ -29,6 +29,9 @@ pub(crate) fn start(app: Arc<App>, flows: Flows, stop: CancellationToken) {
             if let Err(error) = forget(&app, &flows).await {
                 tracing::warn!(error = %stolos_base::chain(&error), "failed to forget what is old; trying again later");
             }
+            if let Err(error) = crate::flows::disks::clean(&app).await {
+                tracing::warn!(error = %stolos_base::chain(&error), "failed to clean up orphaned disks; trying again later");
+            }
             tokio::select! {
                 () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
                 () = tokio::time::sleep(INTERVAL) => {}
@@ -40,5 +43,7 @@ pub(crate) fn start(app: Arc<App>, flows: Flows, stop: CancellationToken) {
 async fn forget(app: &App, flows: &Flows) -> Result<()> {
     let before = app.db.clock().now_millis() - KEPT_MILLIS;
     while flows.delete_ended(before, AT_ONCE).await? == u64::from(AT_ONCE) {}
-    Ok(())
+    let mut tx = app.db.begin_background("forget old alerts").await?;
+    crate::db::alerts::forget(&mut tx, before).await?;
+    Ok(tx.commit().await?)
 }

@@ -285,7 +285,17 @@ async fn ground(app: &App, request: &Request) -> Result<Ground> {
     let networks: Vec<&str> = networks.into_iter().collect();
     // What is there may be newer than what is known of it: seen before anything is decided on it.
     adopt::before_plan(app, &deployment.name).await?;
-    let mut inventory = inventory::load(&app.db, &deployment.name, &networks).await?;
+    let ranges = networks
+        .iter()
+        .filter_map(|name| deployment.networks.get(*name))
+        .flat_map(|network| {
+            network
+                .subnets
+                .iter()
+                .map(|subnet| inventory::pattern(subnet.range))
+        })
+        .collect();
+    let mut inventory = inventory::load(&app.db, &deployment.name, &networks, &ranges).await?;
     if let Some(wanted) = &request.wanted {
         wanted.apply(&deployment.name, &mut inventory.instances)?;
     }

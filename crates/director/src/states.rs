@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use stolos_base::ids::AgentId;
-use stolos_base::task;
+use stolos_base::{task, text};
 use stolos_mbus::Transport;
 use stolos_mbus::client::{Event, events};
-use stolos_mbus::state::{JobState, Process, Vitals};
+use stolos_mbus::state::{Heartbeat, JobState, Problem, Process, Vitals};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,21 @@ pub(crate) struct Seen {
     pub(crate) processes: Option<Vec<Process>>,
 }
 
+/// Problems of one agent that are kept, and characters of each of their texts: a machine says what it likes.
+const PROBLEMS: usize = 16;
+const PROBLEM_TEXT: usize = 300;
+
+/// An agent whose last heartbeat says that something is not well.
+#[derive(Clone, Debug)]
+pub(crate) struct Unwell {
+    /// When that heartbeat came.
+    pub(crate) at: Instant,
+    /// What it says; bounded and harmless.
+    pub(crate) problems: Vec<Problem>,
+    /// Since when its heartbeats say without a break that jobs fail.
+    pub(crate) failing_since: Option<Instant>,
+}
+
 /// What all agents said last; a cheap handle.
 #[derive(Clone, Debug)]
 pub(crate) struct States(Arc<Inner>);
@@ -38,6 +53,7 @@ pub(crate) struct States(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     seen: Mutex<HashMap<AgentId, Seen>>,
+    unwell: Mutex<HashMap<AgentId, Unwell>>,
     /// Changes with every message, for those who wait for an agent's first.
     news: watch::Sender<u64>,
 }
@@ -47,6 +63,7 @@ impl States {
     pub(crate) fn start(monitor: Arc<dyn Transport>, health: Health, stop: CancellationToken) -> Self {
         let states = Self(Arc::new(Inner {
             seen: Mutex::default(),
+            unwell: Mutex::default(),
             news: watch::Sender::new(0),
         }));
         let listener = states.clone();
@@ -76,6 +93,36 @@ impl States {
         self.seen().insert(agent, seen);
     }
 
+    /// Agents that say that something is not well.
+    pub(crate) fn unwell(&self) -> Vec<(AgentId, Unwell)> {
+        let unwell = self.unwells();
+        unwell.iter().map(|(agent, one)| (*agent, one.clone())).collect()
+    }
+
+    fn judge(&self, agent: AgentId, heartbeat: &Heartbeat, now: Instant) {
+        let mut unwell = self.unwells();
+        let failing = heartbeat.job_state == JobState::Failing;
+        if heartbeat.problems.is_empty() && !failing {
+            unwell.remove(&agent);
+            return;
+        }
+        if unwell.len() % 1024 == 1023 {
+            unwell.retain(|_, one| now.duration_since(one.at) < FORGOTTEN);
+        }
+        let before = unwell.get(&agent).and_then(|one| one.failing_since);
+        let told = heartbeat.problems.iter().take(PROBLEMS).map(harmless);
+        let one = Unwell {
+            at: now,
+            problems: told.collect(),
+            failing_since: failing.then(|| before.unwrap_or(now)),
+        };
+        unwell.insert(agent, one);
+    }
+
+    fn unwells(&self) -> MutexGuard<'_, HashMap<AgentId, Unwell>> {
+        self.0.unwell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends when the agent has been heard of.
     pub(crate) async fn heard_of(&self, agent: AgentId) {
         let mut news = self.0.news.subscribe();
@@ -95,6 +142,7 @@ impl States {
             match event {
                 Event::Heartbeat(agent, heartbeat) => {
                     health.heard(agent);
+                    self.judge(agent, &heartbeat, Instant::now());
                     let mut seen = self.seen();
                     let processes = seen.remove(&agent).and_then(|old| old.processes);
                     let now = Instant::now();
@@ -114,11 +162,12 @@ impl States {
                     self.0.news.send_modify(|number| *number += 1);
                 }
                 Event::Alert(agent, alert) => {
-                    health.alerted(agent, alert);
+                    health.alerted(agent, &alert);
                 }
                 Event::Shutdown(agent) => {
                     health.goes_down(agent);
                     self.seen().remove(&agent);
+                    self.unwells().remove(&agent);
                 }
             }
         }
@@ -126,5 +175,18 @@ impl States {
 
     fn seen(&self) -> MutexGuard<'_, HashMap<AgentId, Seen>> {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn harmless(problem: &Problem) -> Problem {
+    let short =
+        |said: &str| text::clip(&text::line(&text::clip(said, PROBLEM_TEXT)), PROBLEM_TEXT).into_owned();
+    Problem {
+        source: short(&problem.source),
+        kind: short(&problem.kind),
+        severity: problem.severity.clamp(1, 4),
+        text: short(&problem.text),
+        next: problem.next.as_deref().map(short),
+        since_s: problem.since_s,
     }
 }

@@ -12,7 +12,7 @@ pub(crate) mod deploy;
 pub(crate) mod disk;
 pub(crate) mod instance;
 pub(crate) mod machine;
-mod single;
+pub(crate) mod single;
 
 use std::sync::Arc;
 

@@ -32,6 +32,9 @@ use crate::view::StepState;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest such pause: a database that is back is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long it is tried to find out what a flow's steps are, before the flow fails with what was in the way. A database or service that is restarted is back
+/// sooner; a flow holds its lock meanwhile.
+const GRAPH_LIMIT: Duration = Duration::from_secs(1800);
 /// How long running steps get when the process is to stop. They are repeatable, so this only saves work.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -213,6 +216,7 @@ impl Run {
     /// The graph, or how the flow ends without one.
     async fn graph(&self) -> Result<Result<Graph, (FlowState, Option<Failure>)>, Halt> {
         let mut pause = FIRST_PAUSE;
+        let began = Instant::now();
         loop {
             if self.cancel.is_cancelled() {
                 return Ok(Err((FlowState::Canceled, None)));
@@ -232,6 +236,15 @@ impl Run {
                 Err(panic) => StepError::internal(format!("panicked: {}", panic_text(&*panic))),
             };
             if !error.retryable {
+                return Ok(Err((FlowState::Failed, Some(failure(None, error)))));
+            }
+            if began.elapsed() >= GRAPH_LIMIT {
+                let message = format!(
+                    "gave up after {} minutes of trying: {}",
+                    GRAPH_LIMIT.as_secs() / 60,
+                    error.message
+                );
+                let error = StepError { message, ..error };
                 return Ok(Err((FlowState::Failed, Some(failure(None, error)))));
             }
             self.live.set_waiting_on(Some(error.message));

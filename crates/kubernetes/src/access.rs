@@ -240,7 +240,8 @@ fn binding(meta: &ObjectMeta, name: String, kind: Kind) -> Option<Binding> {
         .is_some_and(|labels| labels.contains_key(GIVEN));
     let mut managers = meta.managed_fields.iter().flatten();
     let is_applied = managers.any(|fields| fields.manager.as_deref() == Some(FIELD_MANAGER));
-    if !is_given && !(is_old_name(&name) && is_applied) {
+    let is_ours = is_given || (is_old_name(&name) && is_applied);
+    if !is_ours {
         return None;
     }
     let holder = match (text(OF), text(BY)) {

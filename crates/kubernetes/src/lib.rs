@@ -14,6 +14,7 @@ pub mod client;
 pub mod conditions;
 pub mod error;
 pub mod etcd;
+pub mod etcd_room;
 pub mod images;
 pub mod inherited;
 pub mod losses;

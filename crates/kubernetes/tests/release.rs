@@ -367,19 +367,19 @@ fn a_held_member_runs_nothing_and_a_restoring_one_does_its_part_first() {
     assert_eq!(processes(&held), 0);
     assert!(text(&held, "etcd", "bin/pre-start").contains("--prepare"));
     assert!(text(&held, "etcd", "bin/post-start").contains("set -eu\nexit 0"));
-    assert!(!text(&held, "etcd", "bin/post-deploy").contains("await"));
+    assert!(!text(&held, "etcd", "bin/post-deploy").contains("etcd-ready"));
     let read: Value = serde_json::from_str(text(&held, "etcd", "config/restore.json")).expect("JSON");
     assert_eq!(read["id"], "x", "it is handed on as it is");
 
     let restoring = given(wish, false);
-    assert_eq!(processes(&restoring), 1);
+    assert_eq!(processes(&restoring), 2, "etcd and its keeper");
     let first = text(&restoring, "etcd", "bin/pre-start");
     assert!(
         first.contains("etcd-restore") && !first.contains("--prepare"),
         "{first}"
     );
     // All have to vote before anything else begins, and what was before stays until then.
-    assert!(text(&restoring, "etcd", "bin/post-deploy").contains("await"));
+    assert!(text(&restoring, "etcd", "bin/post-deploy").contains("etcd-ready"));
     assert!(!text(&restoring, "etcd", "bin/post-start").contains("member.before-restore"));
     // The address of the backup is a right: it is in no argument.
     for (file, content) in &restoring.jobs["etcd"].files {

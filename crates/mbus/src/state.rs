@@ -203,9 +203,32 @@ pub struct Heartbeat {
     /// How many processes are supervised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number_of_processes: Option<u64>,
+    /// Ours: what is not well although the machine answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
     /// What we do not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// Something that is not well in a machine that answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Problem {
+    /// The process (`JOB/PROCESS`) that does not stay up, or the job that says it.
+    pub source: String,
+    /// What, in a word or two; empty where the process itself is it.
+    #[serde(default)]
+    pub kind: String,
+    /// As an alert's.
+    pub severity: i32,
+    /// For people.
+    pub text: String,
+    /// What a person can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Seconds since it is so.
+    #[serde(default)]
+    pub since_s: u64,
 }
 
 /// What an agent sends to `hm.agent.alert.<id>`.
@@ -222,6 +245,9 @@ pub struct Alert {
     pub summary: String,
     /// Seconds since the Unix epoch.
     pub created_at: i64,
+    /// Ours: what alerts with the same beginning of the title told is over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub over: bool,
 }
 
 #[cfg(test)]

@@ -38,6 +38,9 @@ pub struct Config {
     /// When machines count as dead, and when that is too much to be believed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub resurrection: Resurrection,
+    /// Days for which disks without an instance are kept: of a deployment that was deleted, of an instance that is gone. Deleted clusters leave none.
+    #[serde(default = "orphaned_disk_days")]
+    pub orphaned_disk_days: u32,
     /// Who is told of alerts: a repair, a process that ends again and again, a machine that nobody repairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
@@ -71,6 +74,11 @@ impl Default for Capacity {
     fn default() -> Self {
         Self { memory_percent: 200 }
     }
+}
+
+/// As in BOSH.
+fn orphaned_disk_days() -> u32 {
+    5
 }
 
 /// When machines count as dead. Whether dead ones are made anew is switched at the director (`stolos resurrection`).

@@ -101,7 +101,14 @@ impl Director for RemoteDirector {
             }
             let client = self.0.with_context(context);
             match client
-                .delete_deployment(deployment, DeleteOptions { force: true })
+                // As PKS did: who deletes a cluster deletes what is in it.
+                .delete_deployment(
+                    deployment,
+                    DeleteOptions {
+                        force: true,
+                        delete_disks: true,
+                    },
+                )
                 .await
             {
                 Ok(task) => number(task).map(Some),

@@ -183,6 +183,7 @@ impl Installation {
                 }),
                 agent_limit: Duration::from_secs(120),
                 resurrection: outside.resurrection,
+                orphaned_disks_kept: outside.orphaned_disks_kept,
                 alerts: outside.alerts,
             },
             deps,

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
@@ -54,6 +55,8 @@ pub struct Outside {
     pub hosts: Option<Arc<dyn Hosts>>,
     /// When machines count as dead.
     pub resurrection: Resurrection,
+    /// How long disks without an instance are kept.
+    pub orphaned_disks_kept: Duration,
     /// Who is told of alerts.
     pub alerts: Option<Webhook>,
     /// Virtual addresses.

@@ -73,6 +73,7 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         )),
         hosts: Some(Arc::new(HostdSigns(hostd.clone()))),
         resurrection: config.resurrection.into(),
+        orphaned_disks_kept: Duration::from_secs(u64::from(config.orphaned_disk_days) * 24 * 3600),
         alerts: config.alerts.as_ref().map(Alerts::webhook).transpose()?,
         addresses: Arc::new(hostd),
         kubernetes: Arc::new(stolos_clusters::ApiServers),

@@ -15,6 +15,7 @@ mod release;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
@@ -158,6 +159,7 @@ impl Simulation {
             cpi: Arc::new(machines.clone()),
             hosts: None,
             resurrection: stolos_director::Resurrection::default(),
+            orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
             alerts: None,
             addresses: Arc::new(Unpublished),
             kubernetes: Arc::new(kubernetes::Simulated),

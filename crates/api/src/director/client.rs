@@ -12,9 +12,9 @@ use stolos_base::{Class, Classify, Secret};
 
 use super::{
     CancelTasks, Config, ConfigUpdate, Deployment, DeploymentSummary, Diff, ErrorBody, Event, Info,
-    InstanceState, InstanceSummary, Lock, MachineProblem, OutputKind, PastEvent, Release, Remote,
-    ResurrectionState, ResurrectionUpdate, Stemcell, TASK_STATE_HEADER, Task, TaskState, UnknownMachine,
-    Variable, code,
+    InstanceState, InstanceSummary, Lock, MachineProblem, OrphanedDisk, OutputKind, PastEvent, Release,
+    Remote, ResurrectionState, ResurrectionUpdate, Stemcell, TASK_STATE_HEADER, Task, TaskState,
+    UnknownMachine, Variable, code,
 };
 
 /// How long to wait for a connection: the director is on this host or near it.
@@ -193,6 +193,8 @@ impl DeployOptions {
 pub struct DeleteOptions {
     /// Go on past agents that do not answer and disks that cannot be deleted.
     pub force: bool,
+    /// Delete its disks too, instead of keeping them as orphans.
+    pub delete_disks: bool,
 }
 
 /// What to upload.
@@ -378,7 +380,27 @@ impl Client {
         if options.force {
             request = request.query(&[("force", "true")]);
         }
+        if options.delete_disks {
+            request = request.query(&[("delete_disks", "true")]);
+        }
         started("delete the deployment", request).await
+    }
+
+    /// Disks without an instance.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn orphaned_disks(&self) -> Result<Vec<OrphanedDisk>> {
+        json("list orphaned disks", self.request(Method::GET, "/disks").await?).await
+    }
+
+    /// Deletes a disk without an instance; the answer is the task's number.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_disk(&self, cid: &str) -> Result<i64> {
+        let request = self.request(Method::DELETE, &format!("/disks/{cid}")).await?;
+        started("delete the disk", request).await
     }
 
     /// Instances of a deployment as the director has them.
@@ -765,6 +787,12 @@ async fn checked(what: &str, sent: reqwest::Result<Response>) -> Result<Response
     if status.is_success() || status == StatusCode::FOUND {
         return Ok(response);
     }
+    // BOSH answers 401 to those who are known and have no right, too. Ours says which of both it is.
+    let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+    let is_known = challenges
+        .filter_map(|challenge| challenge.to_str().ok())
+        .any(|challenge| challenge.contains("insufficient_scope"));
+    let status = if is_known { StatusCode::FORBIDDEN } else { status };
     let text = response.text().await.unwrap_or_default();
     let body = serde_json::from_str(&text).unwrap_or_else(|_| ErrorBody {
         code: if status == StatusCode::UNAUTHORIZED {

@@ -186,7 +186,7 @@ pub(crate) async fn tasks(args: &DirectorTasks) -> Result<(), Failure> {
                 task.user.clone(),
                 task.deployment.clone().unwrap_or_default(),
                 task.description.clone(),
-                task.result.clone().unwrap_or_default(),
+                outcome(task),
             ]
         })
         .collect();
@@ -195,6 +195,16 @@ pub(crate) async fn tasks(args: &DirectorTasks) -> Result<(), Failure> {
         &rows,
     ));
     Ok(())
+}
+
+/// What became of it, and who ended it early.
+fn outcome(task: &stolos_api::director::Task) -> String {
+    let result = task.result.clone().unwrap_or_default();
+    match &task.cancelled_by {
+        None => result,
+        Some(who) if result.is_empty() => format!("cancelled by {who}"),
+        Some(who) => format!("cancelled by {who}: {result}"),
+    }
 }
 
 /// Follows a director task to its end. Ctrl-C ends the following only.
@@ -224,7 +234,16 @@ pub(crate) async fn follow(client: &Client, task: i64) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Err(error @ Error::TaskFailed { .. }) => Err(Failure::user(stolos_base::chain(&error))),
+        Err(error @ Error::TaskFailed { .. }) => {
+            let text = stolos_base::chain(&error);
+            Err(match &error {
+                Error::TaskFailed { task, .. } if task.cancelled_by.is_some() => {
+                    let who = task.cancelled_by.as_deref().unwrap_or_default();
+                    Failure::user(format!("{text} (cancelled by {who})"))
+                }
+                _ => Failure::user(text),
+            })
+        }
         Err(error) => Err(failed(error)),
     }
 }

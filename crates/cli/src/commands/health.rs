@@ -1,14 +1,15 @@
-//! What the director says of machines: who is not well, what happened, whether the dead are made anew.
+//! What is not well with clusters and machines, what happened, whether the dead are made anew.
 
 use std::collections::BTreeMap;
 
 use stolos_api::director::{ConfigUpdate, MachineProblem, code};
+use stolos_api::pks::{Cluster, LastActionState};
 
 use super::deployments::failed;
 use super::{deployments, login};
 use crate::args::{Events, Json, Resurrection, Switch};
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, program_name};
 
 /// What a cluster's deployment is called, before its id.
 const PREFIX: &str = "service-instance_";
@@ -19,10 +20,14 @@ const SWITCHES: &str = "resurrection";
 async fn names() -> Result<BTreeMap<String, String>, Failure> {
     let clusters = login::pks_client().await?.clusters().await;
     let clusters = clusters.map_err(|error| Failure::from_error(&error))?;
-    Ok(clusters
-        .into_iter()
-        .map(|cluster| (format!("{PREFIX}{}", cluster.uuid), cluster.name))
-        .collect())
+    Ok(names_of(&clusters))
+}
+
+fn names_of(clusters: &[Cluster]) -> BTreeMap<String, String> {
+    clusters
+        .iter()
+        .map(|cluster| (format!("{PREFIX}{}", cluster.uuid), cluster.name.clone()))
+        .collect()
 }
 
 /// The deployment of a cluster, or one that is named itself.
@@ -38,17 +43,26 @@ fn deployment_of(names: &BTreeMap<String, String>, wanted: &str) -> Result<Strin
 pub(crate) async fn problems(args: &Json) -> Result<(), Failure> {
     let client = deployments::client().await?;
     let problems = client.problems().await.map_err(failed)?;
-    if args.json {
-        return output::json(&problems);
-    }
     let resurrection = client.resurrection().await.map_err(failed)?;
-    if problems.is_empty() {
-        output::data("All machines are well.");
+    let clusters = login::pks_client().await?.clusters().await;
+    let clusters = clusters.map_err(|error| Failure::from_error(&error))?;
+    let mut all: Vec<MachineProblem> = clusters.iter().filter_map(of_cluster).collect();
+    // What a failed operation left unfinished is said once, by the cluster.
+    let is_said = |problem: &MachineProblem| {
+        problem.state == "unfinished" && all.iter().any(|one| one.deployment == problem.deployment)
+    };
+    let others: Vec<MachineProblem> = problems.into_iter().filter(|one| !is_said(one)).collect();
+    all.extend(others);
+    if args.json {
+        return output::json(&all);
+    }
+    let names = names_of(&clusters);
+    let rows: Vec<Vec<String>> = all.iter().map(|problem| row(problem, &names)).collect();
+    if rows.is_empty() {
+        output::data("All clusters and machines are well.");
     } else {
-        let names = names().await?;
-        let rows: Vec<Vec<String>> = problems.iter().map(|problem| row(problem, &names)).collect();
         output::data(&output::table(
-            &["Cluster", "Machine", "State", "Since", "Why", "Waiting on"],
+            &["Cluster", "Machine", "State", "Since", "Why", "What is next"],
             &rows,
         ));
     }
@@ -60,20 +74,56 @@ pub(crate) async fn problems(args: &Json) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A cluster whose last operation failed, in the form of the director's problems.
+fn of_cluster(cluster: &Cluster) -> Option<MachineProblem> {
+    (cluster.last_action_state == LastActionState::Failed).then(|| MachineProblem {
+        deployment: format!("{PREFIX}{}", cluster.uuid),
+        instance: String::new(),
+        id: String::new(),
+        agent_id: None,
+        cid: None,
+        state: "failed".to_owned(),
+        since: 0,
+        why: cluster.last_action_description.clone(),
+        waiting_on: None,
+        next: Some(format!(
+            "`{0} operations --cluster {1}` shows where; mend that and ask for it again",
+            program_name(),
+            cluster.name
+        )),
+        task: None,
+    })
+}
+
 fn row(problem: &MachineProblem, names: &BTreeMap<String, String>) -> Vec<String> {
-    let doing = match (&problem.waiting_on, problem.task) {
-        (Some(waiting), _) => waiting.clone(),
-        (None, Some(task)) => format!("director task {task}"),
-        (None, None) => String::new(),
+    let doing = match (&problem.waiting_on, &problem.next, problem.task) {
+        (Some(waiting), _, _) => format!("waits: {waiting}"),
+        (None, Some(next), _) => next.clone(),
+        (None, None, Some(task)) => format!("director task {task}"),
+        (None, None, None) => String::new(),
     };
     vec![
         shown(&problem.deployment, names),
         problem.instance.clone(),
         problem.state.clone(),
-        format!("{} s", problem.since),
+        if problem.state == "failed" {
+            String::new()
+        } else {
+            since(problem.since)
+        },
         problem.why.clone(),
         doing,
     ]
+}
+
+/// As people say it: the largest unit that is not 0.
+fn since(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 fn shown(deployment: &str, names: &BTreeMap<String, String>) -> String {
@@ -108,13 +158,14 @@ pub(crate) async fn events(args: &Events) -> Result<(), Failure> {
                     .as_deref()
                     .map(|name| shown(name, &names))
                     .unwrap_or_default(),
+                event.context.severity.clone(),
                 event.object_name.clone(),
                 event.context.message.clone(),
             ]
         })
         .collect();
     output::data(&output::table(
-        &["ID", "Time", "Cluster", "What", "Message"],
+        &["ID", "Time", "Cluster", "Severity", "What", "Message"],
         &rows,
     ));
     Ok(())

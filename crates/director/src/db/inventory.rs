@@ -3,9 +3,10 @@
 //! A row comes before what it stands for: a machine or disk without a `cid` was about to be made and may exist. Rows go
 //! only after what they stand for is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use stolos_base::ids::{AgentId, InstanceId};
 use stolos_manifest::PersistentDisk;
 use stolos_store::{AnyRow, AssertSqlSafe, Db, Fence, Tx, query};
@@ -191,8 +192,14 @@ pub(crate) async fn cid_of(db: &Db, agent: AgentId) -> Result<Option<String>> {
     row.map(|row| get(&row, "cid")).transpose()
 }
 
-/// What the planner wants to know. `networks` are those that the deployment uses.
-pub(crate) async fn load(db: &Db, deployment: &str, networks: &[&str]) -> Result<Inventory> {
+/// What the planner wants to know. `networks` are those that the deployment uses, with their subnets' ranges: an address belongs to one instance only, so what
+/// instances on other networks have of these ranges is taken too.
+pub(crate) async fn load(
+    db: &Db,
+    deployment: &str,
+    networks: &[&str],
+    ranges: &BTreeSet<String>,
+) -> Result<Inventory> {
     let instances = instances(db, deployment).await?;
     let mut inventory = Inventory {
         instances: instances.into_iter().map(InstanceRow::existing).collect(),
@@ -202,14 +209,22 @@ pub(crate) async fn load(db: &Db, deployment: &str, networks: &[&str]) -> Result
         return Ok(inventory);
     }
     let places: Vec<String> = (0..networks.len()).map(|i| format!("${}", i + 2)).collect();
+    let first = networks.len() + 2;
+    let likes: Vec<String> = (0..ranges.len())
+        .map(|i| format!(" OR a.address LIKE ${}", first + i))
+        .collect();
     let sql = format!(
         "SELECT a.address, i.deployment, i.grp, i.idx FROM ip_addresses a JOIN instances i ON i.id = a.instance
-         WHERE (i.deployment <> $1 OR a.wanted = 0) AND a.network IN ({})",
-        places.join(", ")
+         WHERE (i.deployment <> $1 OR a.wanted = 0) AND (a.network IN ({}){})",
+        places.join(", "),
+        likes.concat()
     );
     let mut others = query(AssertSqlSafe(sql)).bind(deployment);
     for network in networks {
         others = others.bind(*network);
+    }
+    for range in ranges {
+        others = others.bind(range.as_str());
     }
     for row in others.fetch_all(db.read()).await? {
         let address = parse("address", "address", &get::<String>(&row, "address")?)?;
@@ -221,6 +236,22 @@ pub(crate) async fn load(db: &Db, deployment: &str, networks: &[&str]) -> Result
         );
     }
     Ok(inventory)
+}
+
+/// A pattern that all addresses of a range have in common as texts, and some others too.
+pub(crate) fn pattern(range: IpNet) -> String {
+    match range {
+        IpNet::V4(range) => {
+            let whole = usize::from(range.prefix_len() / 8).min(3);
+            let octets: Vec<String> = range.network().octets()[..whole]
+                .iter()
+                .map(|octet| format!("{octet}."))
+                .collect();
+            format!("{}%", octets.concat())
+        }
+        // The same address has several forms.
+        IpNet::V6(_) => "%:%".to_owned(),
+    }
 }
 
 /// Writes what a plan wants: instances and their addresses. Nothing has been made yet.
@@ -427,6 +458,37 @@ pub(crate) async fn orphans(db: &Db, deployment: Option<&str>) -> Result<Vec<Dis
     .await?
     .iter()
     .map(disk)
+    .collect()
+}
+
+/// The disk without an instance that has this CID.
+pub(crate) async fn orphan(db: &Db, cid: &str) -> Result<Option<DiskRow>> {
+    let row = query(
+        "SELECT call_id, deployment, instance_name, made_as, cid, active, orphaned_at FROM disks
+         WHERE instance IS NULL AND cid = $1",
+    )
+    .bind(cid)
+    .fetch_optional(db.read())
+    .await?;
+    row.map(|row| disk(&row)).transpose()
+}
+
+/// CIDs of disks that are without an instance since before a time, in milliseconds since the Unix epoch, and of which no unfinished task of the kind is
+/// about.
+pub(crate) async fn old_orphans(tx: &mut Tx, before: i64, kind: &str, limit: i64) -> Result<Vec<String>> {
+    query(
+        "SELECT cid FROM disks WHERE instance IS NULL AND cid IS NOT NULL AND orphaned_at < $1
+         AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.kind = $2 AND t.state IN ('queued', 'processing')
+             AND t.description LIKE '%' || disks.cid)
+         ORDER BY orphaned_at LIMIT $3",
+    )
+    .bind(before)
+    .bind(kind)
+    .bind(limit)
+    .fetch_all(tx.conn())
+    .await?
+    .iter()
+    .map(|row| get(row, "cid"))
     .collect()
 }
 

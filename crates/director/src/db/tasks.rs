@@ -24,6 +24,7 @@ pub(crate) struct TaskRow {
     pub(crate) context_id: String,
     pub(crate) created_at: i64,
     pub(crate) cancel_requested: bool,
+    pub(crate) cancelled_by: Option<String>,
     pub(crate) state: TaskState,
     pub(crate) started_at: Option<i64>,
     pub(crate) ended_at: Option<i64>,
@@ -52,7 +53,7 @@ pub(crate) struct Filter<'a> {
 }
 
 const COLUMNS: &str = "id, flow, description, deployment, username, context_id, created_at, cancel_requested_at, \
-                       state, started_at, ended_at, result";
+                       cancelled_by, state, started_at, ended_at, result";
 
 impl TaskRow {
     /// The state that people see.
@@ -78,6 +79,7 @@ impl TaskRow {
             user: self.username.clone(),
             deployment: self.deployment.clone(),
             context_id: self.context_id.clone(),
+            cancelled_by: self.cancelled_by.clone(),
         }
     }
 }
@@ -183,15 +185,17 @@ pub(crate) fn state_of(word: &str) -> Result<TaskState> {
     parse("state", "task state", word)
 }
 
-/// Notes that somebody wants the task to end early.
-pub(crate) async fn request_cancel(tx: &mut Tx, id: i64) -> Result<()> {
+/// Notes that somebody wants the task to end early. Whoever wanted it first is remembered. False when somebody did before, or it has ended.
+pub(crate) async fn request_cancel(tx: &mut Tx, id: i64, who: &str) -> Result<bool> {
     let now = tx.now_millis();
-    query("UPDATE tasks SET cancel_requested_at = $2 WHERE id = $1 AND ended_at IS NULL AND cancel_requested_at IS NULL")
+    let noted = query("UPDATE tasks SET cancel_requested_at = $2, cancelled_by = $3 WHERE id = $1 AND ended_at IS NULL AND cancel_requested_at IS NULL")
         .bind(id)
         .bind(now)
+        .bind(who)
         .execute(tx.conn())
-        .await?;
-    Ok(())
+        .await?
+        .rows_affected();
+    Ok(noted == 1)
 }
 
 /// Writes how a task stands; part of the transaction in which its flow changes. Gives its number, if there is such a task.
@@ -304,6 +308,7 @@ fn task(row: &AnyRow) -> Result<TaskRow> {
         username: get(row, "username")?,
         context_id: get(row, "context_id")?,
         created_at: get(row, "created_at")?,
+        cancelled_by: get(row, "cancelled_by")?,
         cancel_requested: get::<Option<i64>>(row, "cancel_requested_at")?.is_some(),
         state: parse("state", "task state", &get::<String>(row, "state")?)?,
         started_at: get(row, "started_at")?,

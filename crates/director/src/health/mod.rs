@@ -7,9 +7,11 @@
 //! written, so that two members, or one that was paused, never begin the same repair twice. While all is well nothing is written; who was silent for a
 //! moment is asked whether it is there, and that is all.
 
+pub(crate) mod alerts;
 pub(crate) mod judge;
 mod metrics;
 mod monitor;
+pub(crate) mod problems;
 #[cfg(test)]
 mod simulation;
 

@@ -14,11 +14,13 @@ use stolos_store::lease::{self, Acquired};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::alerts::{Arrived, Intake};
 use super::judge::{Case, Death, Decision, Doubt, Judge, Probe, Witness, decide};
 use super::metrics::{self, Metrics};
 use super::switches::Switches;
 use crate::app::App;
-use crate::db::health::{self as rows, EventRow, RepairRow};
+use crate::db::alerts::{self as counted, Origin};
+use crate::db::health::{self as rows, EventRow, RepairRow, USER};
 use crate::db::inventory::{self, InstanceRow};
 use crate::db::tasks;
 use crate::deps::{HostSign, Hosts, Resurrection};
@@ -53,8 +55,6 @@ const HOUR_MILLIS: i64 = 3600 * 1000;
 const FIRST_RETRY_MILLIS: i64 = 20_000;
 /// How often a failed repair is looked at.
 const UNSETTLED_LOOK: Duration = Duration::from_secs(3);
-/// What the monitor is called in tasks and events, as in BOSH.
-const USER: &str = "health_monitor";
 /// A reason that stands so long is told.
 const TELL_AFTER: Duration = Duration::from_secs(10);
 
@@ -67,7 +67,7 @@ struct Inner {
     judge: Mutex<Judge>,
     /// Agents that were heard of and are not known yet.
     strangers: Mutex<BTreeMap<AgentId, Option<Instant>>>,
-    alerts: Mutex<Vec<(AgentId, Alert)>>,
+    alerts: Mutex<Intake>,
     problems: Mutex<Vec<Problem>>,
     metrics: Metrics,
     wake: Notify,
@@ -127,11 +127,8 @@ impl Health {
     }
 
     /// One of its processes is not well.
-    pub(crate) fn alerted(&self, agent: AgentId, alert: Alert) {
-        let mut alerts = lock(&self.0.alerts);
-        if alerts.len() < 10_000 {
-            alerts.push((agent, alert));
-        }
+    pub(crate) fn alerted(&self, agent: AgentId, alert: &Alert) {
+        lock(&self.0.alerts).add(Instant::now(), agent, alert);
         self.0.wake.notify_one();
     }
 
@@ -342,41 +339,69 @@ impl Work {
         Ok(())
     }
 
+    /// Counts what agents said, and tells what is due.
     async fn tell_alerts(&self) -> Result<()> {
-        let alerts = std::mem::take(&mut *lock(&self.health.0.alerts));
-        if alerts.is_empty() {
+        let arrived = lock(&self.health.0.alerts).take(Instant::now());
+        if arrived.is_empty() {
             return Ok(());
         }
-        let mut events = Vec::new();
-        for (agent, alert) in alerts {
-            let row = inventory::of_agent(&self.app.db, agent).await?;
-            let (deployment, instance) =
-                row.map_or((None, None), |(deployment, name)| (Some(deployment), Some(name)));
-            events.push(EventRow {
-                severity: i64::from(alert.severity),
-                message: format!("{}: {}", alert.title, alert.summary),
-                deployment,
-                instance,
-                ..alert_event("process")
-            });
+        let counted = self.count_alerts(&arrived).await;
+        if counted.is_err() {
+            let mut intake = lock(&self.health.0.alerts);
+            for (agent, arrived) in arrived {
+                intake.give_back(Instant::now(), agent, arrived);
+            }
         }
-        self.tell(&events).await
+        counted
+    }
+
+    async fn count_alerts(&self, arrived: &[(AgentId, Arrived)]) -> Result<()> {
+        let mut known = Vec::new();
+        for (agent, arrived) in arrived {
+            match inventory::of_agent(&self.app.db, *agent).await? {
+                Some(place) => known.push((place, arrived)),
+                None => {
+                    tracing::debug!(%agent, subject = arrived.subject, "an alert of a machine that nobody knows")
+                }
+            }
+        }
+        if known.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.app.db.begin_background("count alerts").await?;
+        let mut told = Vec::new();
+        for ((deployment, instance), arrived) in &known {
+            let from = Origin { deployment, instance };
+            told.extend(counted::note(&mut tx, &from, arrived).await?);
+        }
+        tx.commit().await?;
+        for event in &told {
+            self.log(event);
+        }
+        Ok(())
+    }
+
+    fn log(&self, event: &EventRow) {
+        tracing::warn!(
+            deployment = event.deployment,
+            instance = event.instance,
+            kind = event.object_name,
+            "{}",
+            event.message
+        );
+        self.health.0.metrics.alerted(&event.object_name);
     }
 
     async fn tell(&self, events: &[EventRow]) -> Result<()> {
         let mut tx = self.app.db.begin_background("tell of health").await?;
         for event in events {
-            tracing::warn!(
-                deployment = event.deployment,
-                instance = event.instance,
-                kind = event.object_name,
-                "{}",
-                event.message
-            );
             rows::insert_event(&mut tx, event).await?;
-            self.health.0.metrics.alerted(&event.object_name);
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        for event in events {
+            self.log(event);
+        }
+        Ok(())
     }
 
     /// Asks one that counts as alive.
@@ -674,7 +699,7 @@ impl Work {
             deployment: Some(patient.deployment.clone()),
             instance: Some(name(&patient.row)),
             message: format!("dead and not repaired: {}; {text}", patient.why),
-            ..alert_event("not repaired")
+            ..EventRow::alert("not repaired")
         })
     }
 
@@ -716,7 +741,7 @@ impl Work {
                 .then(|| instances.keys().next().map(ToString::to_string))
                 .flatten(),
             message: format!("{} of its machines is made anew: {why}", instances.len()),
-            ..alert_event("repair")
+            ..EventRow::alert("repair")
         };
         rows::insert_event(&mut tx, &event).await?;
         let now = tx.now_millis();
@@ -796,16 +821,6 @@ fn name(row: &InstanceRow) -> String {
     format!("{}/{}", row.group, row.id)
 }
 
-fn alert_event(kind: &str) -> EventRow {
-    EventRow {
-        user: USER.to_owned(),
-        action: "create".to_owned(),
-        object_type: "alert".to_owned(),
-        object_name: kind.to_owned(),
-        ..EventRow::default()
-    }
-}
-
 fn problem(doubt: &Doubt, row: &InstanceRow) -> Problem {
     Problem {
         deployment: doubt.deployment.to_string(),
@@ -817,6 +832,7 @@ fn problem(doubt: &Doubt, row: &InstanceRow) -> Problem {
         since: doubt.since.as_secs(),
         why: doubt.why.clone(),
         waiting_on: None,
+        next: None,
         task: None,
     }
 }
@@ -832,6 +848,7 @@ fn in_repair(repair: &RepairRow, row: &InstanceRow, now: i64) -> Problem {
         since: u64::try_from((now - repair.created_at) / 1000).unwrap_or(0),
         why: repair.why.clone(),
         waiting_on: None,
+        next: None,
         task: Some(repair.task),
     }
 }
@@ -847,6 +864,7 @@ fn of_patient(patient: &Patient) -> Problem {
         since: patient.since.as_secs(),
         why: patient.why.clone(),
         waiting_on: None,
+        next: None,
         task: None,
     }
 }

@@ -243,6 +243,8 @@ fn words(text: Option<&str>) -> Vec<String> {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct DeleteQuery {
     force: Option<String>,
+    /// Ours: disks are deleted too instead of being kept as orphans.
+    delete_disks: Option<String>,
 }
 
 pub(super) async fn deployment_delete(
@@ -264,6 +266,7 @@ pub(super) async fn deployment_delete(
         input: delete::Request {
             deployment: name.clone(),
             force: is_on(query.force.as_deref()),
+            keep_disks: !is_on(query.delete_disks.as_deref()),
         },
     };
     Ok(to_task(flows::submit::<Delete>(&app, wish).await?))

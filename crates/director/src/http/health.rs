@@ -12,18 +12,25 @@ use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;
 use crate::db::health::{self as rows, EventFilter, EventRow};
 use crate::error::{Error, Result};
-use crate::health::switches;
+use crate::health::{problems, switches};
 
 /// As many as BOSH gives at once.
 const EVENTS: i64 = 200;
 
+/// What `GET /events` is asked with (bosh.md 1.8). Texts, so that what is wrong can be said.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct EventQuery {
-    before_id: Option<i64>,
-    after_id: Option<i64>,
+    before_id: Option<String>,
+    after_id: Option<String>,
+    before_time: Option<String>,
+    after_time: Option<String>,
+    task: Option<String>,
     deployment: Option<String>,
     instance: Option<String>,
+    user: Option<String>,
+    action: Option<String>,
     object_type: Option<String>,
+    object_name: Option<String>,
 }
 
 pub(super) async fn event_list(
@@ -33,15 +40,50 @@ pub(super) async fn event_list(
 ) -> Result<Json<Vec<wire::PastEvent>>, Failure> {
     caller.may(Right::Read)?;
     let filter = EventFilter {
-        before_id: query.before_id,
-        after_id: query.after_id,
+        before_id: number("before_id", query.before_id.as_deref())?,
+        after_id: number("after_id", query.after_id.as_deref())?,
+        before: time("before_time", query.before_time.as_deref())?,
+        after: time("after_time", query.after_time.as_deref())?,
+        task: number("task", query.task.as_deref())?,
         deployment: query.deployment,
         instance: query.instance,
+        user: query.user,
+        action: query.action,
         object_type: query.object_type,
+        object_name: query.object_name,
         limit: EVENTS,
     };
     let events = rows::events(&app.db, &filter).await?;
     Ok(Json(events.into_iter().map(shown).collect()))
+}
+
+fn number(name: &str, text: Option<&str>) -> Result<Option<i64>> {
+    text.map(|text| text.trim().parse()).transpose().map_err(|_| {
+        Error::Request(format!(
+            "invalid parameter '{name}': '{}' is no number",
+            text.unwrap_or_default()
+        ))
+    })
+}
+
+/// Seconds since the Unix epoch, RFC 3339, or as BOSH prints times; in milliseconds.
+fn time(name: &str, text: Option<&str>) -> Result<Option<i64>> {
+    let Some(text) = text.map(str::trim) else {
+        return Ok(None);
+    };
+    let read = match text.parse() {
+        Ok(seconds) => jiff::Timestamp::from_second(seconds).ok(),
+        Err(_) => text
+            .parse()
+            .or_else(|_| jiff::Timestamp::strptime("%Y-%m-%d %H:%M:%S %z", text.replace("UTC", "+0000")))
+            .ok(),
+    };
+    match read {
+        Some(time) => Ok(Some(time.as_millisecond())),
+        None => Err(Error::Request(format!(
+            "invalid parameter '{name}': '{text}' is no time; it is written as seconds since 1970, as 2026-01-02T03:04:05Z or as 2026-01-02 03:04:05 UTC"
+        ))),
+    }
 }
 
 pub(super) async fn event_view(
@@ -74,8 +116,19 @@ fn shown(event: EventRow) -> wire::PastEvent {
         instance: event.instance,
         context: wire::EventContext {
             message: event.message,
-            severity: event.severity,
+            severity: severity(event.severity).to_owned(),
         },
+    }
+}
+
+/// BOSH's words.
+fn severity(number: i64) -> &'static str {
+    match number {
+        1 => "alert",
+        2 => "critical",
+        3 => "error",
+        4 => "warning",
+        _ => "",
     }
 }
 
@@ -84,7 +137,7 @@ pub(super) async fn problem_list(
     caller: Caller,
 ) -> Result<Json<Vec<wire::MachineProblem>>, Failure> {
     caller.may(Right::Read)?;
-    Ok(Json(app.health.problems()))
+    Ok(Json(problems::all(&app).await?))
 }
 
 /// What Prometheus scrapes.

@@ -7,18 +7,18 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use stolos_api::director as wire;
 use stolos_base::input::{Json, Query};
 use stolos_blobs::BlobId;
 use tokio_util::io::ReaderStream;
 
-use super::{Caller, Failure, Right, actor, is_on, read};
+use super::{Caller, Failure, Right, actor, is_on, read, to_task};
 use crate::app::App;
 use crate::db::tasks::{self, time_text};
 use crate::db::{configs, inventory};
 use crate::error::{Error, Result};
-use crate::flows::{DELETE_DEPLOYMENT, SCAN_AND_FIX, UPDATE_DEPLOYMENT};
+use crate::flows::{self, DELETE_DEPLOYMENT, SCAN_AND_FIX, UPDATE_DEPLOYMENT};
 use crate::health::switches;
 
 /// Never asks for a token; says who it is when a good one is shown.
@@ -190,26 +190,14 @@ pub(super) async fn lock_list(
 /// Leases of flows are renewed long before they end.
 const LOCK_SECONDS: i64 = 30;
 
-/// A disk without an instance.
-#[derive(Debug, Serialize)]
-pub(super) struct Orphan {
-    disk_cid: String,
-    size: u64,
-    az: Option<String>,
-    deployment_name: String,
-    instance_name: String,
-    cloud_properties: serde_json::Value,
-    orphaned_at: String,
-}
-
 pub(super) async fn orphan_list(
     State(app): State<Arc<App>>,
     caller: Caller,
-) -> Result<Json<Vec<Orphan>>, Failure> {
+) -> Result<Json<Vec<wire::OrphanedDisk>>, Failure> {
     caller.may(Right::Read)?;
     let orphans = inventory::orphans(&app.db, None).await?;
     let shown = orphans.into_iter().filter_map(|disk| {
-        Some(Orphan {
+        Some(wire::OrphanedDisk {
             disk_cid: disk.cid?,
             size: disk.made_as.size_mib,
             az: None,
@@ -220,6 +208,16 @@ pub(super) async fn orphan_list(
         })
     });
     Ok(Json(shown.collect()))
+}
+
+pub(super) async fn orphan_delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(cid): Path<String>,
+) -> Result<Response, Failure> {
+    caller.may(Right::Admin)?;
+    let task = flows::disks::delete(&app, &cid, caller.name(), caller.context()).await?;
+    Ok(to_task(task))
 }
 
 pub(super) async fn resource_view(

@@ -12,7 +12,7 @@ use stolos_base::input::{Json, Query};
 
 use super::{Body, Caller, Failure, Right, read};
 use crate::app::App;
-use crate::db::health::{EventRow, insert_event};
+use crate::db::health::{self, EventRow};
 use crate::db::tasks::{self as rows, TaskRow, found};
 use crate::error::{Error, Result};
 
@@ -25,6 +25,7 @@ const UNHEARD: Duration = Duration::from_secs(2);
 /// What `verbose=1` shows.
 const SHOWN: &[&str] = &[
     "delete_deployment",
+    "delete_orphan_disks",
     "delete_release",
     "delete_stemcell",
     "update_deployment",
@@ -173,7 +174,7 @@ pub(super) async fn task_cancel(
 ) -> Result<StatusCode, Failure> {
     caller.may(Right::Admin)?;
     let task = task(&app, &id).await?;
-    cancel(&app, &caller, &task).await?;
+    cancel(&app, &task, caller.name()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -204,7 +205,7 @@ pub(super) async fn task_cancel_many(
         ..rows::Filter::default()
     };
     for task in rows::list(&app.db, &filter).await? {
-        match cancel(&app, &caller, &task).await {
+        match cancel(&app, &task, caller.name()).await {
             // It ended while we asked.
             Err(Error::TaskState { .. }) => {}
             other => other?,
@@ -213,7 +214,7 @@ pub(super) async fn task_cancel_many(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn cancel(app: &App, caller: &Caller, task: &TaskRow) -> Result<()> {
+async fn cancel(app: &App, task: &TaskRow, who: &str) -> Result<()> {
     let invalid = |state: TaskState| Error::TaskState {
         id: task.id,
         state: state.as_str(),
@@ -226,19 +227,19 @@ async fn cancel(app: &App, caller: &Caller, task: &TaskRow) -> Result<()> {
         return Err(invalid(state));
     }
     let mut tx = app.db.begin("cancel a task").await?;
-    rows::request_cancel(&mut tx, task.id).await?;
-    // Somebody will ask who did that.
-    let event = EventRow {
-        user: caller.name().to_owned(),
-        action: "cancel".to_owned(),
-        object_type: "task".to_owned(),
-        object_name: task.id.to_string(),
-        task: Some(task.id),
-        deployment: task.deployment.clone(),
-        message: format!("asked task {} to stop", task.id),
-        ..EventRow::default()
-    };
-    insert_event(&mut tx, &event).await?;
+    if rows::request_cancel(&mut tx, task.id, who).await? {
+        let event = EventRow {
+            user: who.to_owned(),
+            action: "cancel".to_owned(),
+            object_type: "task".to_owned(),
+            object_name: task.id.to_string(),
+            task: Some(task.id),
+            deployment: task.deployment.clone(),
+            message: format!("task {} ({}) is cancelled by {who}", task.id, task.description),
+            ..EventRow::default()
+        };
+        health::insert_event(&mut tx, &event).await?;
+    }
     tx.commit().await?;
     let flows = app
         .flows

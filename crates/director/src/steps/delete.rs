@@ -1,4 +1,4 @@
-//! The deletion of a deployment: its instances with their machines and disks, orphans, records.
+//! The deletion of a deployment: its instances with their machines, records, and, where that is asked for, disks. Else disks are kept as orphans, as in BOSH.
 //!
 //! What there is is listed once, when the flow is taken up for the first time, and kept as the flow's plan: a second
 //! life has the same steps although half of it is gone.
@@ -32,6 +32,9 @@ pub(crate) struct Request {
     /// Go on past agents that do not answer and scripts that fail.
     #[serde(default)]
     pub(crate) force: bool,
+    /// Disks become orphans. Requests from before there was a choice delete them.
+    #[serde(default)]
+    pub(crate) keep_disks: bool,
 }
 
 /// All that is to go.
@@ -39,6 +42,8 @@ pub(crate) struct Request {
 pub(crate) struct Doomed {
     deployment: String,
     force: bool,
+    #[serde(default)]
+    keep_disks: bool,
     instances: Vec<DoomedInstance>,
     leftovers: Leftovers,
     /// CIDs and calls of disks without an instance.
@@ -68,7 +73,11 @@ pub(crate) async fn doomed(app: &App, flow: FlowId, request: &Request) -> Result
         return from_json("body", &body);
     }
     let instances = inventory::instances(&app.db, &request.deployment).await?;
-    let orphans = inventory::orphans(&app.db, Some(&request.deployment)).await?;
+    let orphans = if request.keep_disks {
+        Vec::new()
+    } else {
+        inventory::orphans(&app.db, Some(&request.deployment)).await?
+    };
     let disk = |disk: &inventory::DiskRow| {
         let cid = disk.cid.clone()?;
         Some(DoomedDisk {
@@ -79,6 +88,7 @@ pub(crate) async fn doomed(app: &App, flow: FlowId, request: &Request) -> Result
     let doomed = Doomed {
         deployment: request.deployment.clone(),
         force: request.force,
+        keep_disks: request.keep_disks,
         leftovers: leftovers(&instances),
         orphans: orphans.iter().filter_map(disk).collect(),
         instances: instances
@@ -262,20 +272,24 @@ async fn delete_one(attempt: &Attempt<Doomed>, i: usize) -> Result<()> {
     let one = &attempt.what.instances[i];
     if let Some(machine) = &one.machine {
         let disks: Vec<&String> = one.disks.iter().map(|disk| &disk.cid).collect();
-        // The disks go too, so nothing has to be unmounted in order.
-        release_machine(
-            attempt,
-            machine,
-            &format!("{}/{}", one.group, one.id),
-            &disks,
-            false,
-        )
-        .await?;
+        let name = format!("{}/{}", one.group, one.id);
+        // Disks that go too need not be unmounted in order.
+        let in_order = attempt.what.keep_disks && !disks.is_empty() && answers(attempt, machine, &name).await;
+        release_machine(attempt, machine, &name, &disks, in_order).await?;
     }
     for disk in &one.disks {
-        delete_disk(attempt, disk).await?;
+        if attempt.what.keep_disks {
+            inventory::orphan_disk(&attempt.app.db, attempt.ctx.fence(), &disk.cid).await?;
+        } else {
+            delete_disk(attempt, disk).await?;
+        }
     }
     inventory::delete_instance(&attempt.app.db, attempt.ctx.fence(), one.id).await
+}
+
+async fn answers(attempt: &Attempt<Doomed>, machine: &MachineRef, name: &str) -> bool {
+    let agent = attempt.agent(machine.agent_id, name).with_timeout(FORCE_PATIENCE);
+    agent.ping().await.is_ok()
 }
 
 async fn delete_disk(attempt: &Attempt<Doomed>, disk: &DoomedDisk) -> Result<()> {

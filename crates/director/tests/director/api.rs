@@ -46,6 +46,9 @@ const ROUTES: &[(&str, &str, bool)] = &[
     ("GET", "/resurrection", true),
     ("PUT", "/resurrection", false),
     ("GET", "/disks", true),
+    ("DELETE", "/disks/x", false),
+    ("GET", "/orphan_disks", true),
+    ("DELETE", "/orphan_disks/x", false),
     ("GET", "/unknown_machines", true),
     ("GET", "/resources/x", false),
     ("GET", "/releases", true),
@@ -477,7 +480,7 @@ async fn releases_are_taken_in_whole_or_not_at_all() {
         .await
         .expect_err("not for uploaders");
     assert!(
-        matches!(refused, Error::Refused { status: 401, .. }),
+        matches!(refused, Error::Refused { status: 403, .. }),
         "{refused:?}"
     );
     // … who are on it. Elsewhere nobody, not even they, learns which files there are.
@@ -591,5 +594,161 @@ async fn configs_have_versions() {
         .await
         .expect_err("gone already");
     assert_eq!(gone.code(), Some(440_012));
+    life.stop().await;
+}
+
+/// A caller without rights was told that it is not authenticated, so people logged in again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_and_has_no_right_is_not_sent_to_log_in() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let life = world.start(&place, Faults::default()).await;
+    let client =
+        |token: String| Client::new(&life.url, &life.ca, Arc::new(Secret::from(token))).expect("a client");
+    let denied = client(world.token(&["bosh.read"]))
+        .set_resurrection(false)
+        .await
+        .expect_err("not for readers");
+    assert_eq!(stolos_base::Classify::class(&denied), stolos_base::Class::Denied);
+    assert!(
+        denied
+            .to_string()
+            .contains("Not authorized: one of these scopes is needed: bosh.admin"),
+        "{denied}"
+    );
+    let unknown = client("garbage".to_owned())
+        .deployments()
+        .await
+        .expect_err("nobody known");
+    assert_eq!(
+        stolos_base::Classify::class(&unknown),
+        stolos_base::Class::Unauthenticated
+    );
+    assert!(
+        !unknown
+            .to_string()
+            .to_lowercase()
+            .contains("not authorized: not authorized"),
+        "{unknown}"
+    );
+    // Both are BOSH's 401.
+    let answer = call(&life, "PUT", "/resurrection", Some(&world.token(&["bosh.read"]))).await;
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    life.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_filtered_and_a_filter_that_is_not_understood_is_refused() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let life = world.start(&place, Faults::default()).await;
+    life.client.set_resurrection(false).await.expect("off");
+    life.client.set_resurrection(true).await.expect("on");
+    let token = world.token(&["bosh.admin"]);
+    for (query, good) in [
+        ("before_time=yesterday", false),
+        ("after_time=2026-13-01T00:00:00Z", false),
+        ("before_id=x", false),
+        ("task=x", false),
+        ("before_time=1440318199", true),
+        ("after_time=2020-01-02T03:04:05Z", true),
+        ("after_time=2020-01-02%2003:04:05%20UTC&user=tester", true),
+    ] {
+        let answer = call(&life, "GET", &format!("/events?{query}"), Some(&token)).await;
+        if good {
+            assert_eq!(answer.status(), StatusCode::OK, "{query}");
+            let events: Vec<Value> = answer.json().await.expect("JSON");
+            let wanted = if query.starts_with("before") { 0 } else { 2 };
+            assert_eq!(events.len(), wanted, "{query}: {events:?}");
+        } else {
+            assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
+            let body: Value = answer.json().await.expect("JSON");
+            let name = query.split('=').next().expect("a name");
+            let said = body["description"].as_str().expect("a text");
+            assert!(said.contains(&format!("invalid parameter '{name}'")), "{said}");
+        }
+    }
+    life.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cancelled_a_task_is_known() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let life = world.ready(&place).await;
+    world.outside.state().hanging = vec!["web/0 pre-start".into()];
+    let options = stolos_api::director::DeployOptions::default();
+    let task = life
+        .client
+        .deploy(&Site::default().manifest(), &options)
+        .await
+        .expect("a task");
+    life.client.cancel_task(task).await.expect("it is asked to end");
+    let _ = life.client.follow(task, |_| {}).await;
+    let ended = life.client.task(task).await.expect("the task");
+    assert_eq!(ended.cancelled_by.as_deref(), Some("tester"), "{ended:?}");
+    let events = life.client.events(Some("site"), None).await.expect("events");
+    let told = events
+        .iter()
+        .find(|event| event.action == "cancel")
+        .expect("an event");
+    assert_eq!(
+        (told.user.as_str(), told.object_name.clone()),
+        ("tester", task.to_string())
+    );
+    world.outside.state().hanging.clear();
+    life.stop().await;
+}
+
+/// A deploy on the second of two overlapping networks tried the first one's addresses every two seconds, for ever, and held its lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_networks_are_refused_and_older_ones_never_share_an_address() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let life = world.ready(&place).await;
+    let second = |reserved: &str| ConfigUpdate {
+        kind: "cloud".into(),
+        name: "second".into(),
+        content: format!(
+            "networks:\n- name: second\n  type: manual\n  subnets:\n  - {{range: 10.1.0.0/25, gateway: 10.1.0.1, dns: [], azs: [z1], \
+             reserved: [{reserved}], cloud_properties: {{segment: c2}}}}\n"
+        ),
+        expected_latest_id: None,
+    };
+    let refused = life
+        .client
+        .update_config(&second(""))
+        .await
+        .expect_err("they overlap")
+        .to_string();
+    for word in ["'default' (10.1.0.0/24)", "'second' (10.1.0.0/25)", "10.1.0.2"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    life.client
+        .update_config(&second("10.1.0.2-10.1.0.126"))
+        .await
+        .expect("one that hands out nothing of the other's");
+    life.client.delete_config("cloud", "second").await.expect("gone");
+    // One from before this was refused.
+    let mut tx = life.db.begin("an old config").await.expect("a transaction");
+    stolos_store::query(
+        "INSERT INTO configs (id, kind, name, content, created_at) VALUES (1000, 'cloud', 'second', $1, 0)",
+    )
+    .bind(second("").content)
+    .execute(tx.conn())
+    .await
+    .expect("a row");
+    tx.commit().await.expect("written");
+    life.deploy(&Site::default().manifest()).await;
+    let manifest = Site::default().manifest();
+    let other = manifest
+        .replace("name: site\nreleases", "name: other\nreleases")
+        .replace("networks: [{name: default}]", "networks: [{name: second}]");
+    life.deploy(&other).await;
+    let mut addresses: Vec<String> = Vec::new();
+    for deployment in ["site", "other"] {
+        let instances = life.client.instances(deployment).await.expect("instances");
+        addresses.extend(instances.into_iter().flat_map(|instance| instance.ips));
+    }
+    addresses.sort();
+    let all = addresses.len();
+    addresses.dedup();
+    assert_eq!((all, addresses.len()), (6, 6), "{addresses:?}");
     life.stop().await;
 }

@@ -192,9 +192,13 @@ async fn a_group_comes_grows_changes_shrinks_and_goes() {
             2
         );
 
+        let with_disks = DeleteOptions {
+            delete_disks: true,
+            ..DeleteOptions::default()
+        };
         let task = life
             .client
-            .delete_deployment("site", DeleteOptions::default())
+            .delete_deployment("site", with_disks)
             .await
             .expect("a task");
         let events = life.done(task).await;
@@ -306,16 +310,6 @@ async fn a_cancelled_deploy_ends_and_can_be_done_again() {
     life.client.cancel_task(task).await.expect("a cancel");
     let (ended, error) = life.failed(task).await;
     assert_eq!((ended.state, error.code), (TaskState::Cancelled, 10_001));
-    let events = life.client.events(None, None).await.expect("events");
-    let cancel = events
-        .iter()
-        .find(|event| event.action == "cancel")
-        .expect("who did it");
-    assert_eq!(
-        (cancel.object_type.as_str(), cancel.task.as_deref()),
-        ("task", Some(task.to_string().as_str()))
-    );
-    assert!(!cancel.user.is_empty(), "{cancel:?}");
     let again = life.client.cancel_task(task).await.expect_err("it has ended");
     assert!(
         again

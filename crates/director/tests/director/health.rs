@@ -11,6 +11,7 @@ use stolos_base::ids::AgentId;
 use stolos_cpi::{DiskCid, VmCid};
 use stolos_director::{HostSign, Infrastructure as _};
 use stolos_flow::faults::Faults;
+use stolos_mbus::state::{Alert, Heartbeat, JobState, Problem};
 use stolos_store::testing::Place;
 
 use crate::world::{Life, Site, World};
@@ -65,7 +66,7 @@ fn same_but(before: &[InstanceSummary], after: &[InstanceSummary], renewed: &BTr
     }
 }
 
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match look().await {
@@ -79,7 +80,9 @@ async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, Stri
 /// Waits until all instances have machines of their own again and nobody is in doubt.
 async fn whole(life: &Life, renewed: &BTreeSet<u32>, before: &[InstanceSummary]) -> Vec<InstanceSummary> {
     eventually("a repair", async || {
-        let problems = life.client.problems().await.expect("problems");
+        let mut problems = life.client.problems().await.expect("problems");
+        // A deploy that failed on purpose is not the machine's.
+        problems.retain(|problem| problem.state != "unfinished");
         let now = instances(life).await;
         let done = before
             .iter()
@@ -315,7 +318,8 @@ async fn alerts_are_told_to_a_webhook_and_counted() {
     let place_for_alerts = axum::Router::new().route(
         "/alerts",
         axum::routing::post(
-            async move |headers: axum::http::HeaderMap, axum::Json(body): axum::Json<Value>| {
+            async move |headers: axum::http::HeaderMap,
+                        stolos_base::input::Json(body): stolos_base::input::Json<Value>| {
                 let refuse =
                     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
                 if refuse.is_ok() {
@@ -400,5 +404,195 @@ async fn alerts_are_told_to_a_webhook_and_counted() {
         figures.contains(r#"stolos_machines{state="Alive"} 3"#),
         "{figures}"
     );
+    life.stop().await;
+}
+
+/// What an agent of a machine says on the bus.
+async fn say<T: serde::Serialize>(world: &World, agent: AgentId, subject: String, said: &T) {
+    use stolos_mbus::Transport as _;
+    let transport = world
+        .outside
+        .bus()
+        .connect(stolos_mbus::rights::Peer::Agent(agent));
+    let payload = serde_json::to_vec(said).expect("JSON");
+    transport
+        .publish(&subject, payload.into())
+        .await
+        .expect("the bus takes it");
+}
+
+/// One failing process made an event every five seconds for ever, what a machine said reached a terminal as it was, and ten thousand events of one machine
+/// washed out all others.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_says_is_counted_bounded_and_harmless() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    life.client.set_resurrection(false).await.expect("off");
+    let (evil, other) = (agent(&before[0]), agent(&before[1]));
+    let subject = stolos_mbus::subject::alert;
+    for n in 0..1_000 {
+        let alert = Alert {
+            id: format!("a{n}"),
+            severity: 2,
+            title: format!("web/nginx - exited with code {n} - restart"),
+            summary: format!("\u{1b}[2J\n{}", "x".repeat(10_000)),
+            ..Alert::default()
+        };
+        say(&world, evil, subject(evil), &alert).await;
+    }
+    for n in 0..1_000 {
+        let alert = Alert {
+            id: format!("b{n}"),
+            severity: 1,
+            title: format!("subject {n} - x - y"),
+            ..Alert::default()
+        };
+        say(&world, evil, subject(evil), &alert).await;
+    }
+    let one = Alert {
+        id: "c".to_owned(),
+        severity: 3,
+        title: "etcd: alarm NOSPACE - raised - tell".to_owned(),
+        summary: "etcd refuses writes".to_owned(),
+        ..Alert::default()
+    };
+    say(&world, other, subject(other), &one).await;
+    let over = Alert {
+        id: "d".to_owned(),
+        over: true,
+        title: "etcd: alarm NOSPACE - over - tell".to_owned(),
+        ..one.clone()
+    };
+    let about = async |instance: &InstanceSummary| {
+        let events = life.client.events(Some("site"), None).await.expect("events");
+        let of = |event: &stolos_api::director::PastEvent| {
+            event
+                .instance
+                .as_deref()
+                .is_some_and(|name| name.ends_with(&instance.id))
+        };
+        events.into_iter().filter(of).collect::<Vec<_>>()
+    };
+    let told = eventually("the other machine's alert", async || {
+        let told = about(&before[1]).await;
+        if told.is_empty() {
+            Err("nothing yet".to_owned())
+        } else {
+            Ok(told)
+        }
+    })
+    .await;
+    assert_eq!(told[0].context.severity, "error");
+    say(&world, other, subject(other), &over).await;
+    eventually("its end", async || {
+        let told = about(&before[1]).await;
+        if told.len() == 2 && told[0].context.message.contains("over") {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
+    })
+    .await;
+    let flood = eventually("the flood is cut off", async || {
+        let told = about(&before[0]).await;
+        if told
+            .iter()
+            .any(|event| event.context.message.contains("counted and not told"))
+        {
+            Ok(told)
+        } else {
+            Err(format!("{} events", told.len()))
+        }
+    })
+    .await;
+    assert_eq!(
+        flood.len(),
+        21,
+        "twenty, and the one that says that there are more"
+    );
+    let repeated = flood
+        .iter()
+        .filter(|event| event.context.message.contains("web/nginx"))
+        .count();
+    assert_eq!(repeated, 1, "a thousand failures of one process are one event");
+    for event in &flood {
+        let message = &event.context.message;
+        assert!(!message.contains(stolos_base::text::is_harmful), "{message:?}");
+        assert!(
+            message.chars().count() < 700,
+            "{} characters",
+            message.chars().count()
+        );
+    }
+    let all = life.client.events(None, None).await.expect("events");
+    assert!(
+        all.iter().any(|event| event.user == "tester"),
+        "what a person did is still there: {all:?}"
+    );
+    life.stop().await;
+}
+
+/// `stolos health` said that all was well while a process failed for the 41st time and etcd had an alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_answers_and_is_not_well_is_shown() {
+    let (world, place) = (World::new(), Place::sqlite());
+    let (life, before) = site(&world, &place, &Site::default()).await;
+    let agent = agent(&before[1]);
+    let subject = stolos_mbus::subject::heartbeat(agent);
+    let beat = |problems: Vec<Problem>| Heartbeat {
+        job_state: if problems.is_empty() {
+            JobState::Running
+        } else {
+            JobState::Failing
+        },
+        problems,
+        ..Heartbeat::default()
+    };
+    let alarm = Problem {
+        source: "etcd".to_owned(),
+        kind: "alarm NOSPACE".to_owned(),
+        severity: 1,
+        text: "etcd refuses writes\u{1b}[2J".to_owned(),
+        next: Some("delete objects".to_owned()),
+        since_s: 41,
+    };
+    say(&world, agent, subject.clone(), &beat(vec![alarm; 100])).await;
+    let shown = problem(&life, |problem| problem.state == "failing").await;
+    assert_eq!((shown.instance.as_str(), shown.since), ("web/1", 41));
+    assert_eq!(shown.why, r"etcd: etcd refuses writes\u{1b}[2J");
+    assert_eq!(shown.next.as_deref(), Some("delete objects"));
+    let all = life.client.problems().await.expect("problems");
+    assert!(all.len() <= 16, "{} problems of one machine", all.len());
+    say(&world, agent, subject, &beat(Vec::new())).await;
+    eventually("it is well again", async || {
+        let problems = life.client.problems().await.expect("problems");
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{problems:?}"))
+        }
+    })
+    .await;
+
+    // A deploy that failed in the middle and that nobody works on.
+    world.outside.state().broken.push("web/0".to_owned());
+    let wanted = Site {
+        greeting: "later".into(),
+        ..Site::default()
+    };
+    let options = stolos_api::director::DeployOptions::default();
+    let task = life
+        .client
+        .deploy(&wanted.manifest(), &options)
+        .await
+        .expect("a task");
+    life.failed(task).await;
+    let shown = problem(&life, |problem| problem.state == "unfinished").await;
+    assert_eq!((shown.deployment.as_str(), shown.task), ("site", Some(task)));
+    assert!(shown.why.contains("is not running after update"), "{shown:?}");
+    world.outside.state().broken.clear();
+    life.deploy(&wanted.manifest()).await;
+    let problems = life.client.problems().await.expect("problems");
+    assert!(problems.is_empty(), "{problems:?}");
     life.stop().await;
 }

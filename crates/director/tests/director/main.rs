@@ -3,6 +3,7 @@
 
 mod api;
 mod deploy;
+mod disks;
 mod health;
 mod machines;
 mod reach;

@@ -30,6 +30,16 @@ fn own() -> DeployOptions {
     }
 }
 
+/// What the machines of `other` were given.
+fn greetings(world: &World) -> Vec<String> {
+    let state = world.outside.state();
+    let machines = state.machines.values();
+    machines
+        .filter(|machine| machine.spec.deployment == "other")
+        .map(|machine| String::from_utf8_lossy(&files(machine)["web/bin/run"]).into_owned())
+        .collect()
+}
+
 async fn refused(life: &Life, manifest: &str, options: &DeployOptions, name: &str) {
     let task = life.client.deploy(manifest, options).await.expect("a task");
     let (_, error) = life.failed(task).await;
@@ -81,15 +91,7 @@ async fn a_deployment_of_clusters_names_its_own_credentials_only() {
             .deploy(other("((!))/test/site/password))"), &own())
             .await;
         life.done(task.expect("a task")).await;
-        let state = world.outside.state();
-        let greetings: Vec<String> = state
-            .machines
-            .values()
-            .filter(|machine| machine.spec.deployment == "other")
-            .map(|machine| String::from_utf8_lossy(&files(machine)["web/bin/run"]).into_owned())
-            .collect();
-        drop(state);
-        assert_eq!(greetings, [format!("#!/bin/sh\necho {OTHERS}\n")]);
+        assert_eq!(greetings(&world), [format!("#!/bin/sh\necho {OTHERS}\n")]);
 
         // Narrow for ever: an operator who deploys the manifest again, or stops and starts it, widens nothing.
         refused(
@@ -118,12 +120,9 @@ async fn an_operators_deployment_may_name_all() {
         let life = world.ready(place).await;
         life.deploy(&Site::default().manifest()).await;
         life.deploy(&other(OTHERS)).await;
-        let state = world.outside.state();
-        let shown = state.machines.values().any(|machine| {
-            let run = String::from_utf8_lossy(&files(machine)["web/bin/run"]).into_owned();
-            machine.spec.deployment == "other" && run.contains(&format!("{PASSWORD}-password"))
-        });
-        drop(state);
+        let shown = greetings(&world)
+            .iter()
+            .any(|run| run.contains(&format!("{PASSWORD}-password")));
         assert!(shown, "the operator's deployment has the other one's password");
         life.stop().await;
     })

@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) authority: Authority,
     /// Who is told of alerts.
     pub(crate) alerts: Option<stolos_director::Webhook>,
+    /// How long disks without an instance are kept.
+    pub(crate) orphaned_disks_kept: Duration,
 }
 
 /// A running director.
@@ -72,6 +74,7 @@ impl World {
             ids,
             host: Arc::default(),
             alerts: None,
+            orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
             mint: Mint::new(),
             authority,
         }
@@ -121,6 +124,7 @@ impl World {
             holder: "stolosd".into(),
             max_cpi_calls: 8,
             agent_limit: Duration::from_secs(10),
+            orphaned_disks_kept: self.orphaned_disks_kept,
             alerts: self.alerts.clone(),
             resurrection: Resurrection {
                 // So that a test need not wait for half a minute.

@@ -2,6 +2,7 @@
 //! come and go. Where no etcd was built, this says so and passes.
 
 mod restore;
+mod room;
 mod world;
 
 use std::process::Command;

@@ -45,6 +45,9 @@ pub(crate) struct World {
     /// Members that the release would know now.
     pub(crate) instances: Vec<usize>,
     running: BTreeMap<usize, Running>,
+    keepers: Vec<Running>,
+    /// Quota of the databases of members that start from now on, in bytes.
+    pub(crate) quota: u64,
     /// Given back last.
     _turn: MutexGuard<'static, ()>,
 }
@@ -54,6 +57,16 @@ static TURN: Mutex<()> = Mutex::new(());
 
 struct Running {
     child: Child,
+}
+
+impl Running {
+    fn kill(mut self) {
+        let group = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let _ = group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+        let _ = self.child.wait();
+    }
 }
 
 impl World {
@@ -74,6 +87,8 @@ impl World {
             net,
             instances: (0..members).collect(),
             running: BTreeMap::new(),
+            keepers: Vec::new(),
+            quota: 2 << 30,
             _turn: turn,
         };
         let now = stolos_base::Clock::system().now();
@@ -150,6 +165,7 @@ impl World {
             format!("--peer-trusted-ca-file={}", self.path("ca.pem")),
             format!("--cert-file={}", self.path(&format!("{n}.pem"))),
             format!("--peer-cert-file={}", self.path(&format!("{n}.pem"))),
+            format!("--quota-backend-bytes={}", self.quota),
             format!("--key-file={}", self.path(&format!("{n}.key"))),
             format!("--peer-key-file={}", self.path(&format!("{n}.key"))),
         ]);
@@ -170,14 +186,62 @@ impl World {
 
     /// SIGKILL, for the member and for what it left in the background.
     pub(crate) fn kill(&mut self, n: usize) {
-        if let Some(mut running) = self.running.remove(&n) {
-            let group = i32::try_from(running.child.id())
-                .ok()
-                .and_then(rustix::process::Pid::from_raw);
-            let _ =
-                group.map(|group| rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
-            let _ = running.child.wait();
+        if let Some(running) = self.running.remove(&n) {
+            running.kill();
         }
+    }
+
+    /// The keeper beside a member, until the end of the test.
+    pub(crate) fn keep(&mut self, n: usize) {
+        let log = fs_err::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("keeper-{n}.log")))
+            .expect("a log");
+        let log: std::fs::File = log.into();
+        let child = Command::new(JOB)
+            .arg("etcd-keeper")
+            .args(self.words(n))
+            .arg(format!("--report={}", self.report(n)))
+            .arg("--quota=1")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("stolos-job starts");
+        self.keepers.push(Running { child });
+    }
+
+    pub(crate) fn end_keepers(&mut self) {
+        for keeper in self.keepers.drain(..) {
+            keeper.kill();
+        }
+    }
+
+    fn report(&self, n: usize) -> Utf8PathBuf {
+        self.path(&format!("run-{n}/problems.json"))
+    }
+
+    /// What a keeper tells the agent.
+    pub(crate) fn told(&self, n: usize) -> String {
+        fs_err::read_to_string(self.report(n)).unwrap_or_default()
+    }
+
+    pub(crate) fn keeper_said(&self, n: usize) -> String {
+        fs_err::read_to_string(self.path(&format!("keeper-{n}.log"))).unwrap_or_default()
+    }
+
+    pub(crate) fn ready(&self, n: usize, seconds: u64) -> std::process::Output {
+        Command::new(JOB)
+            .arg("etcd-ready")
+            .arg(format!("--url=https://{}:2379", self.address(n)))
+            .arg(format!("--ca={}", self.path("ca.pem")))
+            .arg(format!("--cert={}", self.path(&format!("{n}.pem"))))
+            .arg(format!("--key={}", self.path(&format!("{n}.key"))))
+            .arg(format!("--timeout={seconds}"))
+            .output()
+            .expect("stolos-job runs")
     }
 
     pub(crate) fn lose_data(&self, n: usize) {
@@ -185,6 +249,10 @@ impl World {
     }
 
     pub(crate) fn ctl(&self, n: usize, words: &[&str]) -> Result<String, String> {
+        self.ctl_with(n, words, Stdio::null())
+    }
+
+    pub(crate) fn ctl_with(&self, n: usize, words: &[&str], input: Stdio) -> Result<String, String> {
         let output = Command::new(&self.etcdctl)
             .args([
                 &format!("--endpoints=https://{}:2379", self.address(n)),
@@ -194,6 +262,7 @@ impl World {
                 "--command-timeout=3s",
             ])
             .args(words)
+            .stdin(input)
             .output()
             .expect("etcdctl runs");
         if output.status.success() {
@@ -201,6 +270,33 @@ impl World {
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
+    }
+
+    /// The id of a member, as etcd's JSON gateway writes it.
+    pub(crate) fn member_id(&self, n: usize) -> String {
+        let text = self
+            .ctl(n, &["endpoint", "status", "--write-out=json"])
+            .expect("a status");
+        let status: Value = serde_json::from_str(&text).expect("JSON");
+        status[0]["Status"]["header"]["member_id"].to_string()
+    }
+
+    /// Raises an alarm of a member, as etcd does when it finds that something is wrong.
+    pub(crate) fn raise(&self, n: usize, member: &str, alarm: &str) {
+        let body = format!(r#"{{"action": "ACTIVATE", "memberID": "{member}", "alarm": "{alarm}"}}"#);
+        let output = Command::new("curl")
+            .args(["-sS", "--fail", "-d", &body])
+            .arg(format!("https://{}:2379/v3/maintenance/alarm", self.address(n)))
+            .args(["--cacert", self.path("ca.pem").as_str()])
+            .args(["--cert", self.path("0.pem").as_str()])
+            .args(["--key", self.path("0.key").as_str()])
+            .output()
+            .expect("curl runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Names of those that vote, as one member sees them.
@@ -279,6 +375,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.end_keepers();
         for n in 0..5 {
             self.kill(n);
         }

@@ -133,6 +133,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         cpi: Arc::new(runner),
         hosts: None,
         resurrection: stolos_director::Resurrection::default(),
+        orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
         alerts: None,
         addresses: Arc::new(Unpublished),
         kubernetes: Arc::new(kubernetes::Simulated),

@@ -10,7 +10,7 @@ use stolos_kubernetes::nodes::{DrainOptions, Drained, Loss};
 use stolos_kubernetes::smoke::SmokeTest;
 use stolos_kubernetes::{Cluster, Document};
 
-use crate::{images, member, note, problems, ready, restore, volumes};
+use crate::{images, keeper, member, note, problems, ready, restore, volumes};
 
 /// Helper of the Kubernetes release's job scripts.
 #[derive(Parser)]
@@ -32,6 +32,10 @@ enum Command {
     EtcdLeave(member::Leave),
     /// Removes members that no instance stands for any more and that do not answer
     EtcdTidy(member::Tidy),
+    /// Waits until a member of etcd takes part in its cluster, whether or not its database is full
+    EtcdReady(keeper::Ready),
+    /// Sees to room in etcd's database and says what is not well with it, for ever
+    EtcdKeeper(keeper::Keep),
     /// Does a member's part when its cluster is restored from a backup
     EtcdRestore(restore::Restore),
     /// Applies the YAML documents of a file (server-side apply)
@@ -145,6 +149,8 @@ impl Arguments {
             Command::EtcdPromote(promote) => promote.run(),
             Command::EtcdLeave(leave) => leave.run(),
             Command::EtcdTidy(tidy) => tidy.run(),
+            Command::EtcdReady(ready) => ready.run(),
+            Command::EtcdKeeper(keep) => keep.run(),
             Command::EtcdRestore(restore) => restore.run(),
             other => {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -165,6 +171,8 @@ impl Command {
             | Self::EtcdPromote(_)
             | Self::EtcdLeave(_)
             | Self::EtcdTidy(_)
+            | Self::EtcdReady(_)
+            | Self::EtcdKeeper(_)
             | Self::EtcdRestore(_) => Ok(()),
             Self::Apply(apply) => apply.run().await,
             Self::WaitNodeReady(wait) => wait.run().await,

@@ -4,6 +4,7 @@ mod arguments;
 mod directories;
 mod https;
 mod images;
+mod keeper;
 mod member;
 mod problems;
 mod queue;

@@ -31,9 +31,9 @@ const PEERS: u16 = 2380;
 /// Where one that has no etcd yet says so.
 const FOUNDING: &str = "/stolos/founding";
 /// What another member may take to answer. Without a quorum it would take longer to say so than anybody wants to wait at a start.
-const ANSWER: Duration = Duration::from_millis(1500);
+pub(crate) const ANSWER: Duration = Duration::from_millis(1500);
 /// What a change of the list of members may take: it has to be agreed upon.
-const CHANGE: Duration = Duration::from_secs(10);
+pub(crate) const CHANGE: Duration = Duration::from_secs(10);
 /// Pause between two looks while nobody knows what to do.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Pause after a change that etcd refused, because another one goes on for instance.
@@ -47,7 +47,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(120);
 /// How long a learner may take until it votes, when somebody waits for that.
 const VOTE_LIMIT: Duration = Duration::from_secs(120);
 /// A part of what etcd answers to most questions while it is a learner (`ErrGRPCNotSupportedForLearner`).
-const LEARNER: &str = "not supported for learner";
+pub(crate) const LEARNER: &str = "not supported for learner";
 
 /// A cluster of etcd as one of its members sees it.
 #[derive(Args, Clone)]
@@ -344,7 +344,7 @@ impl Ensemble {
         Ok(self.connect()?.agreed().is_some())
     }
 
-    fn connect(&self) -> anyhow::Result<Others> {
+    pub(crate) fn connect(&self) -> anyhow::Result<Others> {
         let ca = fs_err::read_to_string(&self.ca)?;
         Ok(Others {
             peers: self.peer.clone(),
@@ -535,15 +535,15 @@ impl Waiting {
 }
 
 /// The other members that there should be.
-struct Others {
+pub(crate) struct Others {
     peers: Vec<(String, String)>,
-    tls: Arc<rustls::ClientConfig>,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct List {
-    members: Vec<Member>,
+pub(crate) struct List {
+    pub(crate) members: Vec<Member>,
 }
 
 /// What the gateway says when it refuses.
@@ -620,7 +620,23 @@ fn ask(
     body: &Value,
     limit: Duration,
 ) -> anyhow::Result<Value> {
-    let target = Target::parse(&format!("https://{address}:{CLIENTS}/v3/cluster/{what}"))?;
+    call(tls, &client_url(address), &format!("cluster/{what}"), body, limit)
+}
+
+/// Where clients reach the member with an address.
+pub(crate) fn client_url(address: &str) -> String {
+    format!("https://{address}:{CLIENTS}")
+}
+
+/// Asks the JSON gateway of the member behind a client URL; `what` is a path below `/v3/`.
+pub(crate) fn call(
+    tls: &Arc<rustls::ClientConfig>,
+    url: &str,
+    what: &str,
+    body: &Value,
+    limit: Duration,
+) -> anyhow::Result<Value> {
+    let target = Target::parse(&format!("{}/v3/{what}", url.trim_end_matches('/')))?;
     let answer = target.request(tls, Some(body), limit)?;
     if answer.status == 200 {
         return Ok(serde_json::from_slice(&answer.body)?);
