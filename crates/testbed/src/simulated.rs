@@ -157,6 +157,7 @@ impl Simulation {
             bus: Arc::new(Bus(machines.bus().clone())),
             cpi: Arc::new(machines.clone()),
             hosts: None,
+            connections: stolos_base::http::Limits::default(),
             resurrection: stolos_director::Resurrection::default(),
             alerts: None,
             addresses: Arc::new(Unpublished),
