@@ -196,6 +196,7 @@ impl FromRequestParts<App> for Caller {
                 stolos_base::Class::Unavailable => Error::service("verify the token", error),
                 _ => Error::Unauthenticated(Box::new(error)),
             })?;
+        stolos_base::http::signed_in(&parts.extensions);
         Ok(Self::new(actor))
     }
 }

@@ -34,6 +34,8 @@ const RECORD: &str = "hostd.pid";
 /// # Errors
 /// When the host cannot be prepared, or another one runs for the same instance.
 pub async fn run(config: &Utf8Path) -> anyhow::Result<()> {
+    // Before programs of the CPI are started, which have many files, too.
+    let limits = stolos_base::http::Limits::default().for_this_process();
     let config = Config::read(config).context("failed to read the configuration")?;
     let instance = config.instance.clone();
     let host = Host::new(config, IdSource::random());
@@ -54,7 +56,9 @@ pub async fn run(config: &Utf8Path) -> anyhow::Result<()> {
     let router = http::router(machines.clone(), addresses);
     let serving = stop.clone();
     task::spawn(Kind::Service, "socket", async move {
-        stolos_base::http::serve_unix(listener, router, serving).await;
+        stolos_base::http::Server::new(limits)
+            .serve_unix(listener, router, serving)
+            .await;
         Ok::<(), std::convert::Infallible>(())
     });
     let me = i32::try_from(std::process::id())

@@ -334,7 +334,9 @@ impl FromRequestParts<Arc<Inner>> for Reader {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
-        app.may(&parts.headers, &[READ, WRITE, ADMIN]).await.map(|_| Self)
+        app.may(&parts.headers, &[READ, WRITE, ADMIN]).await?;
+        stolos_base::http::signed_in(&parts.extensions);
+        Ok(Self)
     }
 }
 
@@ -342,7 +344,9 @@ impl FromRequestParts<Arc<Inner>> for Writer {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
-        app.may(&parts.headers, &[WRITE, ADMIN]).await.map(Self)
+        let actor = app.may(&parts.headers, &[WRITE, ADMIN]).await?;
+        stolos_base::http::signed_in(&parts.extensions);
+        Ok(Self(actor))
     }
 }
 

@@ -368,12 +368,14 @@ async fn snapshot_view(
     State(placed): State<Placed>,
     Path((prefix, name)): Path<(String, String)>,
     Query(shown): Query<Shown>,
+    extensions: axum::http::Extensions,
 ) -> Response {
     let inner = placed.0.clone();
     let now = inner.clock.now().as_second();
     if let Err(refused) = inner.signer.check(Verb::Get, &prefix, &name, &shown, now) {
         return (StatusCode::FORBIDDEN, format!("{refused}\n")).into_response();
     }
+    stolos_base::http::signed_in(&extensions);
     let found = name
         .split_once('.')
         .and_then(|(cluster, id)| which(cluster.parse().ok()?, id).ok());

@@ -16,6 +16,7 @@ use stolos_clusters::plans::{
 use stolos_clusters::render::Catalogue;
 
 use crate::cluster_backups::ClusterBackupSettings;
+use crate::connections::Connections;
 
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,9 @@ pub struct Config {
     /// The bus between us and the machines.
     #[serde(default, skip_serializing_if = "is_default")]
     pub bus: Bus,
+    /// How many connections there may be, and how long their other ends are waited for.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub connections: Connections,
     /// Where backups go, and when they are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<crate::backup::Settings>,
@@ -286,6 +290,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// What is said about connections makes no sense.
+    #[error("the configuration `{path}` is not valid: {problem}")]
+    Connections {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// What is said about backups of clusters makes no sense.
     #[error("the configuration `{path}` is not valid: {problem}")]
     Backups {
@@ -324,6 +336,10 @@ impl Config {
             source,
         })?;
         config.check_managers().map_err(|problem| Error::Managers {
+            path: path.to_owned(),
+            problem,
+        })?;
+        config.connections.check().map_err(|problem| Error::Connections {
             path: path.to_owned(),
             problem,
         })?;
@@ -603,6 +619,24 @@ mod tests {
         let (config, _) = read(rest).expect("valid");
         assert_eq!(config.position(None), Ok(None));
         assert!(config.position(Some(&name("a"))).is_err());
+    }
+
+    #[test]
+    fn connections_have_limits_and_some_are_kept_for_who_has_signed_in() {
+        let rest = "programs: {nats_server: /n, cpi_host: /c}\n";
+        let (config, _) = read(rest).expect("valid");
+        assert_eq!(config.connections.limits(), stolos_base::http::Limits::default());
+        let (config, _) = read(&format!("{rest}connections: {{per_address: 40}}\n")).expect("valid");
+        assert_eq!(
+            (config.connections.per_address, config.connections.total),
+            (40, 2048)
+        );
+        let problem = |text: &str| {
+            let error = read(&format!("{rest}connections: {text}\n")).expect_err("it makes no sense");
+            stolos_base::chain(&error)
+        };
+        assert!(problem("{idle_seconds: 0}").contains("`idle_seconds` of `connections` is 0"));
+        assert!(problem("{total: 1000}").contains("leaves nothing of 1000"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use axum::Router;
 use serde_json::json;
 use stolos_api::{director as director_api, http as api_http, identity as identity_api, pks};
+use stolos_base::http::Server;
 use stolos_base::pki::Identity as Pair;
 use stolos_base::task::{self, Kind};
 use stolos_base::tls::{self, Clients};
@@ -89,6 +90,7 @@ impl Installation {
         };
         let root = root_key::load_or_create(&instance.root_key()).context("failed to get the root key")?;
         let serving = CancellationToken::new();
+        let front = Server::new(outside.connections);
         let db = databases.open(&stolos_credentials::SCHEMA).await?;
         time::follow(db.clone(), serving.clone()).await?;
         let credentials = Credentials::open(db, &root, ids.clone()).await?;
@@ -110,7 +112,7 @@ impl Installation {
         )
         .await?;
         drop(alone);
-        port.serve(&trust.api, identity.router(), &serving)?;
+        port.serve(&front, &trust.api, identity.router(), &serving)?;
 
         let bus = outside
             .bus
@@ -148,7 +150,7 @@ impl Installation {
         if let Some(placed) = &placed {
             served = served.merge(placed.router());
         }
-        port.serve(&trust.api, served, &serving)?;
+        port.serve(&front, &trust.api, served, &serving)?;
         let deps = stolos_director::Deps {
             db: databases.open(&stolos_director::SCHEMA).await?,
             blobs,
@@ -194,7 +196,7 @@ impl Installation {
             outside.ports.director,
         );
         let (director_url, own_director_url) = (port.url.clone(), port.own_url());
-        port.serve(&trust.director, director.router(), &serving)?;
+        port.serve(&front, &trust.director, director.router(), &serving)?;
 
         let http = api_http::client(
             &api_http::Trust::Authorities(trust.ca.clone()),
@@ -275,7 +277,7 @@ impl Installation {
             director: own_director_url,
             blobs: own_blobs_url,
         };
-        port.serve(&trust.api, clusters.router(), &serving)?;
+        port.serve(&front, &trust.api, clusters.router(), &serving)?;
         tracing::info!(api = %urls.api, "started");
         Ok(Self {
             clusters,
@@ -456,11 +458,17 @@ impl Port {
         format!("https://{}", self.address)
     }
 
-    fn serve(self, identity: &Pair, router: Router, stop: &CancellationToken) -> anyhow::Result<()> {
-        let (tls, stop) = (tls::server(identity, Clients::Any)?, stop.clone());
+    fn serve(
+        self,
+        front: &Server,
+        identity: &Pair,
+        router: Router,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (tls, stop, front) = (tls::server(identity, Clients::Any)?, stop.clone(), front.clone());
         let name = format!("port {}", self.address.port());
         task::spawn(Kind::Service, name, async move {
-            stolos_base::http::serve_tls(self.listener, tls, router, stop).await;
+            front.serve_tls(self.listener, tls, router, stop).await;
             Ok::<(), std::convert::Infallible>(())
         });
         Ok(())

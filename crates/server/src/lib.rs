@@ -4,6 +4,7 @@ pub mod backup;
 mod bus;
 pub mod cluster_backups;
 pub mod config;
+pub mod connections;
 mod director;
 pub mod import;
 mod installation;
@@ -19,6 +20,7 @@ mod variables;
 use anyhow::Context as _;
 use stolos_base::lock::FileLock;
 use stolos_base::process::Process;
+use stolos_base::task::{self, Kind};
 use stolos_base::{Instance, MemberName};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +54,7 @@ pub async fn run(instance: &Instance, member: Option<&MemberName>) -> anyhow::Re
     me.record(&files.record)?;
     let stopping = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    task::spawn(Kind::Service, "memory", stolos_base::memory::keep_settled());
     let schedule = backup::schedule::configured(instance)?;
     let running = start::start(instance, member).await?;
     if let Some(schedule) = schedule {

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(instance: &Instance, member: Option<&MemberName>) -> ExitCode {
+    stolos_base::memory::settle();
     logging::start(Format::Json, "info,sqlx=warn");
     stolos_base::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
+use stolos_base::http::Limits;
 use stolos_base::ids::ClusterId;
 use stolos_base::pki::Authority;
 use stolos_base::{Clock, IdSource, MemberName};
@@ -63,6 +64,8 @@ pub struct Outside {
     pub addresses: Arc<dyn Addresses>,
     /// Clusters' API servers.
     pub kubernetes: Arc<dyn Kubernetes>,
+    /// What connections to the services may take.
+    pub connections: Limits,
     /// Where backups of clusters are kept; none where no place is configured.
     pub backups: Option<crate::cluster_backups::Kept>,
 }

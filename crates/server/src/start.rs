@@ -77,6 +77,7 @@ pub(crate) async fn start(instance: &Instance, member: Option<&MemberName>) -> a
         alerts: config.alerts.as_ref().map(Alerts::webhook).transpose()?,
         addresses: Arc::new(hostd),
         kubernetes: Arc::new(stolos_clusters::ApiServers),
+        connections: config.connections.limits().for_this_process(),
         backups: config.backup.map(|settings| Kept {
             key_file: settings.key_file(instance),
             settings,

@@ -158,6 +158,7 @@ impl Simulation {
             bus: Arc::new(Bus(machines.bus().clone())),
             cpi: Arc::new(machines.clone()),
             hosts: None,
+            connections: stolos_base::http::Limits::default(),
             resurrection: stolos_director::Resurrection::default(),
             orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
             alerts: None,

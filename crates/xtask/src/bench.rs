@@ -4,9 +4,10 @@ mod api;
 mod create_cluster;
 mod failover;
 mod repair;
+mod soak;
 
 use clap::Subcommand;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
@@ -18,6 +19,8 @@ pub(crate) enum Bench {
     Failover(failover::Arguments),
     /// From the loss of a machine of a real cluster until its node is Ready again
     Repair(repair::Arguments),
+    /// What memory the services take after an hour of everything, floods and held connections among it, on simulated machines
+    Soak(soak::Arguments),
 }
 
 impl Bench {
@@ -27,12 +30,13 @@ impl Bench {
             Self::Api(arguments) => arguments.run(),
             Self::Failover(arguments) => arguments.run(),
             Self::Repair(arguments) => arguments.run(),
+            Self::Soak(arguments) => arguments.run(),
         }
     }
 }
 
 /// Measured times in one unit, in the order in which they were taken.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Times(Vec<u64>);
 

@@ -158,7 +158,7 @@ impl Arguments {
 }
 
 /// Runs `serve` in a process of its own, so that its memory and its processor time are its own.
-async fn start(engine: Engine) -> anyhow::Result<(Child, Served)> {
+pub(super) async fn start(engine: Engine) -> anyhow::Result<(Child, Served)> {
     let mut server = Command::new(std::env::current_exe()?)
         .args(["serve", "--database", engine.name()])
         .stdin(Stdio::piped())
@@ -303,7 +303,7 @@ async fn ask(client: &Client, times: &Times, phase: Phase, number: u32) -> anyho
 }
 
 /// Resident memory in KiB.
-fn memory(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn memory(pid: u32) -> anyhow::Result<u64> {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());

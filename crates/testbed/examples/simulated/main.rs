@@ -1,15 +1,19 @@
-//! An installation with simulated machines as a process of its own (`serve`), and how its API answers while a fleet is worked on (`bench`).
+//! An installation with simulated machines as a process of its own (`serve`), and how its API answers while a fleet is worked on (`bench`),
+//! and what it takes after an hour of everything (`soak`).
 //!
-//! `cargo xtask bench api` runs `bench` and makes a table of what it prints; `serve` alone is for whoever wants to look at many clusters.
+//! `cargo xtask bench api` runs `bench`, `cargo xtask bench soak` runs `soak`; both make a table of what is printed. `serve` alone is for whoever wants to look at many clusters.
 
 mod bench;
+mod soak;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use camino::Utf8PathBuf;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
+use stolos_base::task::{self, Kind};
 use stolos_store::DatabaseUrl;
 use stolos_store::testing::Place;
 use stolos_testbed::simulated::{Access, Simulation};
@@ -25,7 +29,12 @@ enum Verb {
     },
     /// Measures how the API answers; prints JSON
     Bench(bench::Arguments),
+    /// Everything that people and attackers do, for long; prints JSON about memory
+    Soak(soak::Arguments),
 }
+
+/// An environment variable: the allocator is left as it is.
+const UNSETTLED: &str = "STOLOS_SIMULATED_UNSETTLED";
 
 /// Where the databases are, both new and gone afterwards.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -51,14 +60,31 @@ struct Served {
     access: Access,
     /// As `stolos_store` reads it.
     database: String,
+    /// The release that its clusters are made of, a tarball.
+    release: Utf8PathBuf,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    // As `stolosd` does; what it does against, `soak` shows without.
+    if std::env::var_os(UNSETTLED).is_none() {
+        stolos_base::memory::settle();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => {
+            stolos_testbed::note(format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> ExitCode {
     stolos_base::logging::start(stolos_base::logging::Format::Text, "warn");
     let result = match Verb::parse() {
         Verb::Serve { database } => serve(database).await,
         Verb::Bench(arguments) => arguments.run().await,
+        Verb::Soak(arguments) => arguments.run().await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,7 +102,11 @@ async fn serve(engine: Engine) -> anyhow::Result<()> {
     };
     let directory = camino_tempfile::tempdir()?;
     let simulation = Simulation::start(directory.path(), place.url().clone()).await?;
+    if std::env::var_os(UNSETTLED).is_none() {
+        task::spawn(Kind::Service, "memory", stolos_base::memory::keep_settled());
+    }
     let served = Served {
+        release: directory.path().join("release.tgz"),
         access: simulation.access().clone(),
         database: match place.url() {
             DatabaseUrl::Sqlite { directory } => format!("sqlite:{directory}"),

@@ -132,6 +132,7 @@ pub async fn manage(orders: &str) -> anyhow::Result<()> {
         }),
         cpi: Arc::new(runner),
         hosts: None,
+        connections: stolos_base::http::Limits::default(),
         resurrection: stolos_director::Resurrection::default(),
         orphaned_disks_kept: Duration::from_secs(5 * 24 * 3600),
         alerts: None,
