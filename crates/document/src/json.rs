@@ -146,8 +146,8 @@ mod tests {
                 "line 1, column 2: this is not JSON: key must be a string",
             ),
             (
-                "{} {}",
-                "line 1, column 4: something stands after the end of the JSON",
+                "{\"name\": \"a\"} {}",
+                "line 1, column 15: something stands after the end of the JSON",
             ),
         ] {
             let error = from_json::<Request>(text.as_bytes()).expect_err(text).to_string();

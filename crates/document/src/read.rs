@@ -87,6 +87,8 @@ struct Reader<'t> {
     anchors: HashMap<usize, Option<Anchored>>,
     duplicates: Duplicates,
     wide: bool,
+    /// The text itself is wrong: where it is read to has no name.
+    broken: bool,
     /// Nodes that are written, and all with those that aliases make.
     written: usize,
     nodes: usize,
@@ -127,6 +129,7 @@ impl<'t> Reader<'t> {
             anchors: HashMap::new(),
             duplicates,
             wide,
+            broken: false,
             written: 0,
             nodes: 0,
             strings: 0,
@@ -141,7 +144,12 @@ impl<'t> Reader<'t> {
                 Event::StreamEnd => return Ok(None),
                 Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
                 event => {
-                    let (node, _) = self.node(event, &span, 1)?;
+                    let (node, _) = self.node(event, &span, 1).map_err(|mut error| {
+                        if self.broken {
+                            error.place.path.clear();
+                        }
+                        error
+                    })?;
                     self.anchors.clear();
                     return Ok(Some(node));
                 }
@@ -152,7 +160,10 @@ impl<'t> Reader<'t> {
     fn next(&mut self) -> Read<(Event<'t>, Span)> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
-            Some(Err(error)) => Err(syntax(&error)),
+            Some(Err(error)) => {
+                self.broken = true;
+                Err(syntax(&error))
+            }
             None => Err(Error::new(At::default(), "the text ends too early")),
         }
     }

@@ -236,7 +236,7 @@ fn what_is_no_staged_configuration_is_refused() {
         told
     };
     insta::assert_snapshot!(refused("a: [never-show-this\nb: c\n"), @"staged configuration line 2, column 2: not valid YAML: illegal placement of ':' indicator");
-    insta::assert_snapshot!(refused("a: 1\na: 2\n"), @"staged configuration line 2, column 1: not valid YAML: duplicate mapping key: a not allowed here");
+    insta::assert_snapshot!(refused("a: 1\na: 2\n"), @"staged configuration line 2, column 1: a: not valid YAML: this key is there twice");
     insta::assert_snapshot!(refused(""), @"not the staged configuration of pivotal-container-service (line 1, column 1): it is null, not a map");
     insta::assert_snapshot!(refused("- a\n"), @"not the staged configuration of pivotal-container-service (line 1, column 1): it is a list, not a map");
     insta::assert_snapshot!(refused("product-name: cf\n"), @"not the staged configuration of pivotal-container-service (line 1, column 15): `product-name` is cf, not pivotal-container-service");
