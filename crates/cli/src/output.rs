@@ -17,9 +17,14 @@ static LOST: OnceLock<std::io::Error> = OnceLock::new();
 pub(crate) fn data(text: &str) {
     let mut out = anstream::stdout().lock();
     if let Err(error) = writeln!(out, "{}", text::lines(text)).and_then(|()| out.flush()) {
-        // A second error has the same cause.
-        let _ = LOST.set(error);
+        lost(error);
     }
+}
+
+/// Notes that what was printed did not arrive.
+pub(crate) fn lost(error: std::io::Error) {
+    // A second error has the same cause.
+    let _ = LOST.set(error);
 }
 
 /// Whether all data arrived. A reader that went away (`| head`) is no error.

@@ -1,6 +1,7 @@
 //! What was typed, and what is said about mistakes in it: in the name under which the program was called, in PKS's form.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -73,13 +74,16 @@ fn base_name(path: &str) -> &str {
 
 /// Prints help or what is wrong with the arguments; the exit code.
 pub(crate) fn tell(error: &clap::Error) -> ExitCode {
-    let text = error.render().ansi().to_string();
     if error.use_stderr() {
-        // PKS's first word, and ours of every other failure.
-        crate::output::note(text.replacen("error:", "Error:", 1).trim_end());
+        // PKS's first word, and ours of every other failure. What was typed may be somebody else's text, so it goes the way of all notes.
+        crate::output::note(error.to_string().replacen("error:", "Error:", 1).trim_end());
         return ExitCode::FAILURE;
     }
-    crate::output::data(text.trim_end());
+    // Help is our own text, in colors where there are any.
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if let Err(error) = printed {
+        crate::output::lost(error);
+    }
     match crate::output::arrived() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -50,3 +50,15 @@ fn a_reader_that_goes_away_is_none() {
         (Some(0), "")
     );
 }
+
+/// Help is styled for terminals; in a file there are letters only, and no escaped styles either.
+#[test]
+fn help_in_a_file_is_plain() {
+    for arguments in [&["--help"][..], &["help", "login"], &["clsters"]] {
+        let output = stolos(arguments).output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("Usage:"), "{said}");
+        assert!(!said.contains('\u{1b}') && !said.contains("u{1b}"), "{said}");
+    }
+}
