@@ -210,7 +210,7 @@ pub(crate) fn confirm(question: &str, skip: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let mut err = anstream::stderr().lock();
-    let _ = write!(err, "{question} ");
+    let _ = write!(err, "{} ", stolos_base::text::lines(question));
     let _ = err.flush();
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer).unwrap_or(0);

@@ -46,7 +46,15 @@ pub(crate) async fn problems(args: &Json) -> Result<(), Failure> {
     let resurrection = client.resurrection().await.map_err(failed)?;
     let clusters = login::pks_client().await?.clusters().await;
     let clusters = clusters.map_err(|error| Failure::from_error(&error))?;
-    let mut all: Vec<MachineProblem> = clusters.iter().filter_map(of_cluster).collect();
+    let deployments = client.deployments().await.map_err(failed)?;
+    let has_deployment = |cluster: &Cluster| {
+        let name = format!("{PREFIX}{}", cluster.uuid);
+        deployments.iter().any(|deployment| deployment.name == name)
+    };
+    let mut all: Vec<MachineProblem> = clusters
+        .iter()
+        .filter_map(|cluster| of_cluster(cluster, has_deployment(cluster)))
+        .collect();
     // What a failed operation left unfinished is said once, by the cluster.
     let is_said = |problem: &MachineProblem| {
         problem.state == "unfinished" && all.iter().any(|one| one.deployment == problem.deployment)
@@ -74,23 +82,35 @@ pub(crate) async fn problems(args: &Json) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A cluster whose last operation failed, in the form of the director's problems.
-fn of_cluster(cluster: &Cluster) -> Option<MachineProblem> {
-    (cluster.last_action_state == LastActionState::Failed).then(|| MachineProblem {
+/// A cluster whose last operation failed, or whose deployment somebody deleted at the director, in the form of the director's problems.
+fn of_cluster(cluster: &Cluster, has_deployment: bool) -> Option<MachineProblem> {
+    let (program, name) = (program_name(), &cluster.name);
+    let (state, why, next) = match cluster.last_action_state {
+        LastActionState::Failed => (
+            "failed",
+            cluster.last_action_description.clone(),
+            format!("`{program} operations --cluster {name}` shows where; mend that and ask for it again"),
+        ),
+        LastActionState::Succeeded if !has_deployment => (
+            "gone",
+            "the director has no deployment of it: nothing of the cluster runs".to_owned(),
+            format!(
+                "`{program} delete-cluster {name}` removes what is left; a backup makes a new one with its contents"
+            ),
+        ),
+        _ => return None,
+    };
+    Some(MachineProblem {
         deployment: format!("{PREFIX}{}", cluster.uuid),
         instance: String::new(),
         id: String::new(),
         agent_id: None,
         cid: None,
-        state: "failed".to_owned(),
+        state: state.to_owned(),
         since: 0,
-        why: cluster.last_action_description.clone(),
+        why,
         waiting_on: None,
-        next: Some(format!(
-            "`{0} operations --cluster {1}` shows where; mend that and ask for it again",
-            program_name(),
-            cluster.name
-        )),
+        next: Some(next),
         task: None,
     })
 }
@@ -106,7 +126,8 @@ fn row(problem: &MachineProblem, names: &BTreeMap<String, String>) -> Vec<String
         shown(&problem.deployment, names),
         problem.instance.clone(),
         problem.state.clone(),
-        if problem.state == "failed" {
+        // Nobody knows since when.
+        if matches!(problem.state.as_str(), "failed" | "gone") {
             String::new()
         } else {
             since(problem.since)
