@@ -215,3 +215,23 @@ async fn kubectl_beside_us_loses_nothing() {
     let of = |whose: &str| found.iter().filter(|name| name.starts_with(whose)).count();
     assert_eq!((of("theirs"), of("ours")), (EACH, EACH), "{found:?}");
 }
+
+/// kubectl reads these, so nobody knows that anything is odd about them; they were refused with advice for programmers. What is written
+/// has each value on the line of its key: certificates were folded, and scripts with `grep` and `awk` got `>-`.
+#[test]
+fn what_kubectl_reads_is_read_and_written_without_folds() {
+    let read = from_yaml("current-context: x\npreferences: {colors: yes}\ncurrent-context: y\n---\n")
+        .expect("a kubeconfig");
+    assert_eq!(
+        read,
+        json!({"current-context": "y", "preferences": {"colors": true}})
+    );
+    let error = from_yaml("kind: Config\n---\nkind: Config\n").expect_err("two documents");
+    assert!(
+        error.contains("line 3, column 1: a second document begins here"),
+        "{error}"
+    );
+    let certificate = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg==".repeat(50);
+    let written = to_yaml(&json!({"certificate-authority-data": certificate})).expect("YAML");
+    assert_eq!(written, format!("certificate-authority-data: {certificate}\n"));
+}
