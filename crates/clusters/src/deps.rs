@@ -132,6 +132,8 @@ pub trait Vault: Send + Sync + 'static {
     fn certificates<'a>(&'a self, deployment: &'a str) -> BoxFuture<'a, Result<Vec<Certificate>>>;
     /// Makes those of a deployment's leaves anew that were made before a time; gives their names.
     fn renew<'a>(&'a self, deployment: &'a str, before: Timestamp) -> BoxFuture<'a, Result<Vec<String>>>;
+    /// Deletes a certificate by its whole name; fine when there is none.
+    fn forget_certificate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Deletes everything below a whole name; fine when there is nothing.
     fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>>;
 }

@@ -592,6 +592,19 @@ const CLIENT: &[&str] = &["client_auth"];
 const SERVER: &[&str] = &["server_auth"];
 const BOTH: &[&str] = &["client_auth", "server_auth"];
 
+/// Variables that each instance has a member of its own of (`docs/design/0004-node-certificates.md`): `NAME_{instance}`.
+const FAMILIES: [&str; 4] = ["etcd", "kube_apiserver", "kubelet", "local_volumes"];
+
+/// The instance, `GROUP-INDEX`, that a certificate is a member for, by the certificate's whole name.
+pub(crate) fn member_of(name: &str) -> Option<&str> {
+    let variable = name.rsplit('/').next()?;
+    let instance = FAMILIES
+        .iter()
+        .find_map(|family| variable.strip_prefix(family)?.strip_prefix('_'))?;
+    let (group, index) = instance.rsplit_once('-')?;
+    (!group.is_empty() && index.bytes().all(|b| b.is_ascii_digit()) && !index.is_empty()).then_some(instance)
+}
+
 fn authority(name: &str, common_name: &str) -> Doc {
     doc_map! {
         "name" => name,

@@ -218,6 +218,14 @@ impl Vault for Store {
         })
     }
 
+    fn forget_certificate<'a>(&'a self, name: &'a str) -> BoxFuture<'a, stolos_clusters::Result<()>> {
+        Box::pin(async move {
+            let failed = |error| stolos_clusters::Error::service("delete a certificate", error);
+            let name = Name::absolute(name).map_err(failed)?;
+            self.0.delete(&name).await.map(drop).map_err(failed)
+        })
+    }
+
     fn forget_below(&self, name: &str) -> BoxFuture<'_, stolos_clusters::Result<()>> {
         let name = name.to_owned();
         Box::pin(async move {

@@ -25,8 +25,9 @@ pub(crate) async fn list(args: &Certificates) -> Result<(), Failure> {
     }
     output::data(&table(&certificates));
     if certificates.is_empty() {
+        let unit = if args.days == 1 { "day" } else { "days" };
         output::note(&format!(
-            "No certificate of cluster {} ends within {} days.",
+            "No certificate of cluster {} ends within {} {unit}.",
             args.name, args.days
         ));
     }

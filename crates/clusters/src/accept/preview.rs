@@ -75,7 +75,7 @@ impl Accepted {
                 "machines that stay are not touched; those that go are drained first".to_owned()
             }
             (Some(before), Rollout::Careful) => format!(
-                "machines whose jobs change are changed: masters one after the other, one worker as a canary, then {} at a time, each drained first",
+                "machines whose jobs change are changed: masters one after the other, one worker as a canary, then {} at a time, each drained first; pods that no controller makes again end with that",
                 before.plan.worker_max_in_flight
             ),
         }

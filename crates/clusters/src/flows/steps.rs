@@ -13,7 +13,7 @@ use super::{Input, Tools, follow, masters};
 use crate::db::{self, ClusterRow};
 use crate::deps::{Instance, Told};
 use crate::render::{
-    ClusterSpec, MASTERS, NetworkLease, Phase, Rendered, deployment_name, dns_replicas, render,
+    ClusterSpec, MASTERS, NetworkLease, Phase, Rendered, deployment_name, dns_replicas, member_of, render,
 };
 use crate::shape::Group;
 
@@ -320,7 +320,7 @@ fn renew_certificates(tools: &Tools, cluster: &ClusterRow) -> Step<()> {
     .deadline(SETTINGS_DEADLINE)
 }
 
-/// Deletes the nodes whose machines are gone.
+/// Deletes the nodes whose machines are gone, and their certificates.
 pub(super) fn forget_nodes(tools: &Tools, cluster: &ClusterRow, lease: &StepRef<NetworkLease>) -> Step<()> {
     let captured = (tools.clone(), lease.clone(), deployment_name(cluster.id));
     Step::new("Forget nodes that are gone", move |ctx| {
@@ -334,6 +334,12 @@ pub(super) fn forget_nodes(tools: &Tools, cluster: &ClusterRow, lease: &StepRef<
                 .kubernetes
                 .forget_nodes(lease.virtual_address, &admin, &keep)
                 .await?;
+            // Certificates of machines that are gone end some day, and would be shown and renewed until then.
+            for certificate in tools.vault.certificates(&deployment).await? {
+                if member_of(&certificate.name).is_some_and(|node| !keep.contains(node)) {
+                    tools.vault.forget_certificate(&certificate.name).await?;
+                }
+            }
             if !gone.is_empty() {
                 ctx.progress(gone.join(", "));
             }

@@ -156,6 +156,24 @@ fn variables_are_declared_once_and_all_are_used() {
     assert_eq!(used, declared);
 }
 
+/// Certificates of workers that a resize had removed were shown and renewed until they ended.
+#[test]
+fn a_members_certificate_is_told_from_the_clusters() {
+    let manifest = parsed(&rendered(2).manifest);
+    let mut members = 0;
+    for variable in items(&manifest, "variables") {
+        let declared = text(&variable["name"]);
+        let name = format!(
+            "/stolos/service-instance_x/{}",
+            declared.replace("{instance}", "worker-web-3")
+        );
+        let of_instance = declared.contains("{instance}");
+        assert_eq!(member_of(&name), of_instance.then_some("worker-web-3"), "{name}");
+        members += usize::from(of_instance);
+    }
+    assert_eq!(members, FAMILIES.len());
+}
+
 #[test]
 fn a_worker_sees_no_identity_but_its_own() {
     let manifest = parsed(&rendered(2).manifest);

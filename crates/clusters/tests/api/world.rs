@@ -237,6 +237,9 @@ impl Vault for Below {
         lock(&self.renewed).push(deployment.to_owned());
         Box::pin(ready(Ok(vec![format!("/{deployment}/leaf")])))
     }
+    fn forget_certificate<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
     fn forget_below(&self, name: &str) -> BoxFuture<'_, Result<()>> {
         lock(&self.secrets).retain(|kept, _| !kept.starts_with(name));
         Box::pin(ready(Ok(())))

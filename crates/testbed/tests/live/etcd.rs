@@ -1,4 +1,4 @@
-//! A deployment that is no cluster: three members of etcd with disks, by a manifest alone.
+//! A deployment that is no cluster: three members of etcd with disks, by the manifest of `examples/etcd` alone.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -8,60 +8,28 @@ use crate::installation::{Installation, eventually, said};
 
 const DEPLOYMENT: &str = "etcd";
 
-/// The third byte of the deployment's segment; clusters count from 1.
-const SEGMENT: u8 = 200;
-
+/// The manifest that newcomers are given.
 fn manifest(heartbeat: u32) -> String {
-    format!(
-        r#"
-name: etcd
-releases: [{{name: kubernetes, version: latest}}]
-stemcells: [{{alias: default, os: stolos-trixie, version: latest}}]
-update: {{canaries: 1, max_in_flight: 1, canary_watch_time: 1-120000, update_watch_time: 1-120000}}
-instance_groups:
-- name: member
-  instances: 3
-  azs: [z1]
-  vm_type: etcd
-  stemcell: default
-  persistent_disk: 256
-  networks: [{{name: etcd}}]
-  jobs:
-  - name: etcd
-    release: kubernetes
-    properties:
-      heartbeat_ms: {heartbeat}
-      tls:
-        ca: ((etcd_ca.certificate))
-        certificate: ((etcd_{{instance}}.certificate))
-        private_key: ((etcd_{{instance}}.private_key))
-variables:
-- {{name: etcd_ca, type: certificate, options: {{is_ca: true, common_name: etcd}}}}
-- name: etcd_{{instance}}
-  type: certificate
-  update_mode: converge
-  options:
-    ca: etcd_ca
-    common_name: "{{instance}}"
-    alternative_names: [127.0.0.1, localhost, "{{address}}"]
-    extended_key_usage: [client_auth, server_auth]
-"#
-    )
+    let text = example("manifest.yml");
+    let changed = text.replace("heartbeat_ms: 100", &format!("heartbeat_ms: {heartbeat}"));
+    assert!(
+        heartbeat == 100 || changed != text,
+        "the example has another heartbeat"
+    );
+    changed
 }
 
+/// The cloud config that goes with it, in the range that this installation has.
 fn cloud_config(range: &str) -> String {
     let prefix = range.strip_suffix(".0.0/16").expect("a /16");
-    format!(
-        r"
-networks:
-- name: etcd
-  type: manual
-  subnets:
-  - {{range: {prefix}.{SEGMENT}.0/24, gateway: {prefix}.{SEGMENT}.1, azs: [z1], cloud_properties: {{segment: etcd}}}}
-vm_types:
-- {{name: etcd, cloud_properties: {{cpu: 1, ram: 512, ephemeral_disk_size: 1024}}}}
-"
-    )
+    let text = example("cloud-config.yml");
+    assert!(text.contains("10.117.200.1"), "the example is in another network");
+    text.replace("10.117.", &format!("{prefix}."))
+}
+
+fn example(name: &str) -> String {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/etcd");
+    fs_err::read_to_string(format!("{directory}/{name}")).expect("an example")
 }
 
 pub(crate) fn three_members_keep_their_data(installation: &Installation) {
