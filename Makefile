@@ -3,7 +3,7 @@
 
 # What building and running needs, and what only the tests need.
 PACKAGES      = ca-certificates gcc libc6-dev make git runc mmdebstrap nftables iproute2 conntrack e2fsprogs
-TEST_PACKAGES = postgresql
+TEST_PACKAGES = postgresql chromium chromium-driver
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR

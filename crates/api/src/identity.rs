@@ -29,6 +29,10 @@ pub fn cluster_audience(id: &str) -> String {
     format!("{CLUSTER_AUDIENCE}{id}")
 }
 
+/// How the message of a refusal begins while a name is locked after wrong passwords: UAA's words. When it ends is said after them.
+pub const LOCKED: &str = "Your account has been locked because of too many failed attempts to login.";
+/// The message of a refusal because the old password that goes with a new one is wrong: UAA's words. The session is not.
+pub const WRONG_PASSWORD: &str = "Old password is incorrect";
 /// A cached token is renewed when it has less than this left, so that it does not end on its way.
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 
@@ -327,11 +331,10 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn user(&self, token: &Secret<String>, name: &str) -> Result<Option<User>, Error> {
-        // No user can have such a name, and in a filter it would mean something else.
-        if name.is_empty() || name.chars().any(|c| c.is_control() || "\\\"".contains(c)) {
-            return Ok(None);
-        }
-        let filter = format!("userName eq \"{name}\"");
+        let filter = format!(
+            "userName eq {} and origin eq \"uaa\"",
+            serde_json::Value::from(name)
+        );
         let mut page = self.user_page(token, &[("filter", &filter)]).await?;
         Ok(page.resources.pop())
     }
@@ -412,6 +415,50 @@ impl Client {
     pub async fn create_group(&self, token: &Secret<String>, name: &str) -> Result<(), Error> {
         let body = serde_json::json!({"displayName": name});
         http::send(self.scim(Method::POST, "/Groups", token).json(&body))
+            .await
+            .map(drop)
+    }
+
+    /// Deletes a group.
+    ///
+    /// # Errors
+    /// A refusal with status 404 when there is none of that name, 400 when it is a role of the installation.
+    pub async fn delete_group(&self, token: &Secret<String>, name: &str) -> Result<(), Error> {
+        let path = format!("/Groups/{}", http::encoded(name));
+        http::send(self.scim(Method::DELETE, &path, token))
+            .await
+            .map(drop)
+    }
+
+    /// Changes a user's password: the own one with `old`, somebody else's without it and with a token of the scope `scim.write`. All sessions and
+    /// tokens of the user end, the given one too when it is the user's.
+    ///
+    /// # Errors
+    /// A refusal with status 401 and [`WRONG_PASSWORD`] or [`LOCKED`] when the old one is not right, 400 or 422 when the new one is not taken.
+    pub async fn set_password(
+        &self,
+        token: &Secret<String>,
+        id: &str,
+        old: Option<&Secret<String>>,
+        new: &Secret<String>,
+    ) -> Result<(), Error> {
+        let mut body = serde_json::json!({"password": new.expose()});
+        if let Some(old) = old {
+            body["oldPassword"] = old.expose().as_str().into();
+        }
+        let path = format!("/Users/{}/password", http::encoded(id));
+        let request = self.scim(Method::PUT, &path, token).json(&body);
+        http::send(request).await.map(drop)
+    }
+
+    /// Opens an account that wrong passwords have locked, wherever they came from.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn unlock_user(&self, token: &Secret<String>, id: &str) -> Result<(), Error> {
+        let path = format!("/Users/{}/status", http::encoded(id));
+        let request = self.scim(Method::PATCH, &path, token);
+        http::send(request.json(&serde_json::json!({"locked": false})))
             .await
             .map(drop)
     }

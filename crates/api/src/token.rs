@@ -1,6 +1,7 @@
 //! Access tokens: what UAA puts into them, and how a service verifies one.
 //!
-//! Only RS256 with a key of the key set is accepted, whatever a token's header says. Time is the [`Clock`]'s.
+//! Only RS256 with a key of the key set is accepted, whatever a token's header says. Time is the [`Clock`]'s. A signature says what was so when
+//! the token was issued; whether that is still so is asked of a [`Standing`].
 
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -9,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde::{Deserialize, Serialize};
@@ -109,7 +111,7 @@ pub struct Claims {
     /// When the user showed a password; seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_time: Option<i64>,
-    /// Changes with the client's secret and the user's password.
+    /// Changes with the client's secret and the user's password: see [`Standing`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rev_sig: String,
     /// Issued at; seconds.
@@ -210,6 +212,9 @@ pub enum Error {
     /// It was valid.
     #[error("the access token has expired")]
     Expired,
+    /// It was valid: its user or client is gone, or has another password or secret now.
+    #[error("the access token has been revoked")]
+    Revoked,
     /// Somebody else issued it.
     #[error("the access token was issued by `{issuer}`, not by `{expected}`")]
     Issuer {
@@ -227,6 +232,24 @@ pub enum Error {
     /// The keys cannot be had, so nobody can tell.
     #[error("failed to get the keys that verify tokens")]
     Keys(#[source] http::Error),
+    /// Whether it has been revoked cannot be found out, so nobody can tell.
+    #[error("failed to find out whether the access token has been revoked")]
+    Standing(#[source] StandingError),
+}
+
+/// Why it cannot be found out whether a token still counts.
+pub type StandingError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Knows whether a token that was issued still counts: the issuer, which has the users.
+pub trait Standing: Send + Sync {
+    /// What the bearer of a token may do at present; `None` when the token is void.
+    ///
+    /// Expected flow: called for each request with a token that is otherwise valid, so an answer may be some seconds old.
+    /// Guarantees: a change counts within half a minute, in each process, whatever else fails.
+    ///
+    /// # Errors
+    /// When nobody can tell.
+    fn scopes<'a>(&'a self, claims: &'a Claims) -> BoxFuture<'a, Result<Option<Vec<String>>, StandingError>>;
 }
 
 impl Error {
@@ -235,9 +258,9 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Missing => "unauthorized",
-            Self::Invalid(_) | Self::Issuer { .. } | Self::Expired => "invalid_token",
+            Self::Invalid(_) | Self::Issuer { .. } | Self::Expired | Self::Revoked => "invalid_token",
             Self::Scope { .. } => "insufficient_scope",
-            Self::Keys(_) => "temporarily_unavailable",
+            Self::Keys(_) | Self::Standing(_) => "temporarily_unavailable",
         }
     }
 }
@@ -245,15 +268,17 @@ impl Error {
 impl Classify for Error {
     fn class(&self) -> Class {
         match self {
-            Self::Missing | Self::Invalid(_) | Self::Expired | Self::Issuer { .. } => Class::Unauthenticated,
+            Self::Missing | Self::Invalid(_) | Self::Expired | Self::Revoked | Self::Issuer { .. } => {
+                Class::Unauthenticated
+            }
             Self::Scope { .. } => Class::Denied,
-            Self::Keys(_) => Class::Unavailable,
+            Self::Keys(_) | Self::Standing(_) => Class::Unavailable,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Missing | Self::Expired => vec!["Log in again.".to_owned()],
+            Self::Missing | Self::Expired | Self::Revoked => vec!["Log in again.".to_owned()],
             _ => Vec::new(),
         }
     }
@@ -261,7 +286,10 @@ impl Classify for Error {
 
 /// Verifies tokens of one issuer. Cheap to clone.
 #[derive(Clone)]
-pub struct Verifier(Arc<Inner>);
+pub struct Verifier {
+    inner: Arc<Inner>,
+    standing: Option<Arc<dyn Standing>>,
+}
 
 struct Inner {
     issuer: String,
@@ -293,7 +321,7 @@ struct Known {
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier")
-            .field("issuer", &self.0.issuer)
+            .field("issuer", &self.inner.issuer)
             .finish_non_exhaustive()
     }
 }
@@ -321,26 +349,50 @@ impl Verifier {
     }
 
     fn new(issuer: impl Into<String>, clock: Clock, keys: Keys) -> Self {
-        Self(Arc::new(Inner {
-            issuer: issuer.into(),
-            clock,
-            keys,
-        }))
+        Self {
+            inner: Arc::new(Inner {
+                issuer: issuer.into(),
+                clock,
+                keys,
+            }),
+            standing: None,
+        }
+    }
+
+    /// The same, and tokens count only as long as `standing` says so. Without it they count until they end.
+    #[must_use]
+    pub fn with_standing(self, standing: Arc<dyn Standing>) -> Self {
+        Self {
+            standing: Some(standing),
+            ..self
+        }
     }
 
     /// Who sent the request, by its bearer token.
     ///
     /// # Errors
-    /// See [`Error`]; all but [`Error::Keys`] are the caller's.
+    /// See [`Error`]; all but [`Error::Keys`] and [`Error::Standing`] are the caller's.
     pub async fn actor(&self, headers: &HeaderMap) -> Result<Actor, Error> {
         self.verify(bearer(headers)?).await.map(|claims| claims.actor())
     }
 
-    /// The claims of a token that is valid now.
+    /// The claims of a token that is valid now. `scope` (and `authorities`) are those that its bearer still has.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn verify(&self, token: &str) -> Result<Claims, Error> {
+        let mut claims = self.read(token).await?;
+        if let Some(standing) = &self.standing {
+            let scopes = standing.scopes(&claims).await.map_err(Error::Standing)?;
+            let scopes = scopes.ok_or(Error::Revoked)?;
+            claims.scope.retain(|scope| scopes.contains(scope));
+            claims.authorities.retain(|scope| scopes.contains(scope));
+        }
+        Ok(claims)
+    }
+
+    /// The claims of a token that was issued by the issuer and has not ended.
+    async fn read(&self, token: &str) -> Result<Claims, Error> {
         if token.len() > TOKEN_LIMIT {
             return Err(invalid("it is too long"));
         }
@@ -356,13 +408,13 @@ impl Verifier {
         let claims: Claims = jsonwebtoken::decode::<Claims>(token, &key, &validation)
             .map_err(invalid)?
             .claims;
-        if claims.iss != self.0.issuer {
+        if claims.iss != self.inner.issuer {
             return Err(Error::Issuer {
                 issuer: claims.iss,
-                expected: self.0.issuer.clone(),
+                expected: self.inner.issuer.clone(),
             });
         }
-        let now = self.0.clock.now().as_second();
+        let now = self.inner.clock.now().as_second();
         if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
             return Err(Error::Expired);
         }
@@ -374,7 +426,7 @@ impl Verifier {
     }
 
     async fn key(&self, kid: Option<&str>) -> Result<DecodingKey, Error> {
-        let (url, client, cache) = match &self.0.keys {
+        let (url, client, cache) = match &self.inner.keys {
             Keys::Fixed(keys) => return pick(keys, kid).ok_or_else(|| invalid("its key is not known")),
             Keys::Fetched { url, client, cache } => (url, client, cache),
         };

@@ -3,6 +3,7 @@
 mod backups;
 mod clusters;
 mod director;
+mod users;
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand};
@@ -14,6 +15,7 @@ pub(crate) use clusters::{
     UpgradeOne,
 };
 pub(crate) use director::{CancelDirectorTask, Configs, DeleteConfig, DeleteDisk};
+pub(crate) use users::{ChangePassword, ResetPassword};
 
 /// Makes, heals and deletes Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -209,12 +211,30 @@ pub(crate) enum Command {
     /// Make a group, for role bindings in clusters.
     #[command(after_help = "Example:\n  stolos create-group developers")]
     CreateGroup(Id),
+    /// Delete a group. Its members lose what it allowed; role bindings for it in clusters stay.
+    #[command(after_help = "Example:\n  stolos delete-group developers --non-interactive")]
+    DeleteGroup(DeleteProfile),
     /// Put a user into a group.
     #[command(after_help = "Example:\n  stolos add-member pks.clusters.manage naomi")]
     AddMember(Member),
     /// Take a user out of a group.
     #[command(after_help = "Example:\n  stolos remove-member pks.clusters.manage naomi")]
     RemoveMember(Member),
+    /// Change your own password. Your sessions elsewhere end.
+    #[command(
+        after_help = "Examples:\n  stolos change-password\n  stolos change-password --old-password-file old.txt --password-file new.txt"
+    )]
+    ChangePassword(ChangePassword),
+    /// Give a user another password, as an administrator. The user's sessions end, and the account is unlocked.
+    #[command(
+        after_help = "Examples:\n  stolos reset-password naomi\n  stolos reset-password naomi --password-file secret.txt"
+    )]
+    ResetPassword(ResetPassword),
+    /// Unlock an account that wrong passwords have locked, as an administrator.
+    #[command(
+        after_help = "Example:\n  stolos unlock-user naomi\n\nAn account is locked only for the addresses that the wrong passwords came from."
+    )]
+    UnlockUser(Id),
     /// List quotas of owners.
     #[command(after_help = "Examples:\n  stolos quotas\n  stolos quotas --json")]
     Quotas(Json),

@@ -16,6 +16,7 @@ mod login;
 mod managers;
 mod metering;
 mod operations;
+mod passwords;
 mod patience;
 mod profiles;
 mod quotas;
@@ -76,6 +77,10 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::CreateUser(args) => users::create(&args).await,
         Command::DeleteUser(args) => users::delete(&args).await,
         Command::CreateGroup(args) => users::create_group(&args).await,
+        Command::DeleteGroup(args) => users::delete_group(&args).await,
+        Command::ChangePassword(args) => passwords::change(&args).await,
+        Command::ResetPassword(args) => passwords::reset(&args).await,
+        Command::UnlockUser(args) => passwords::unlock(&args).await,
         Command::AddMember(args) => users::set_member(&args, true).await,
         Command::RemoveMember(args) => users::set_member(&args, false).await,
         Command::Quotas(args) => quotas::list(&args).await,

@@ -7,16 +7,18 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use stolos_api::http::encoded;
+use stolos_api::identity::LOCKED;
 use stolos_base::Secret;
 use stolos_base::input::{Form, Json, Query, Unreadable};
 
 use crate::Inner;
 use crate::db;
 use crate::error::{Error, OAuthError};
+use crate::source::Source;
 use crate::tickets::{Detail, Kind, Shown};
 
 /// The cookie; the prefix makes browsers insist on HTTPS and this host (RFC 6265bis, section 4.1.3).
@@ -115,27 +117,31 @@ pub(crate) struct Credentials {
 /// `POST /login`
 pub(crate) async fn log_in(
     State(app): App,
+    source: Source,
+    uri: Uri,
     headers: HeaderMap,
     form: Result<Form<Credentials>, Unreadable>,
 ) -> Result<Response, Refusal> {
-    if !is_own_form(&headers) {
-        return Err(Refusal::Request(
-            "The form was sent by a page of another site.".to_owned(),
-        ));
-    }
+    check_origin(&uri, &headers).map_err(|problem| Refusal::Request(problem.to_owned()))?;
     let Form(sent) = form.map_err(|rejection| Refusal::Request(rejection.body_text()))?;
-    let problem = match app.check_user(&sent.username, sent.password).await {
+    let checked = app.check_user(&sent.username, sent.password, &source).await;
+    let locked;
+    let problem = match checked {
         Ok(user) => {
             let session = app
                 .give_ticket(Kind::Session, &user, app.now(), &Detail::default())
-                .await?;
+                .await?
+                .ok_or_else(|| Refusal::NotLoggedIn(own_page(&sent.return_to).to_owned()))?;
             tracing::info!(user = %user.name, "logged in with a browser");
             let mut response = see(own_page(&sent.return_to));
             set_cookie(&mut response, &session, Kind::Session.lives());
             return Ok(response);
         }
         Err(OAuthError::Internal(error)) => return Err(Refusal::Internal(error)),
-        Err(OAuthError::Locked) => "Too many wrong passwords: try again in five minutes.",
+        Err(OAuthError::Locked { until }) => {
+            locked = format!("{} {}", LOCKED, crate::lockout::again(until));
+            locked.as_str()
+        }
         Err(_) => "User name or password is wrong.",
     };
     Ok(login_form(
@@ -161,7 +167,8 @@ pub(crate) async fn passcode(State(app): App, headers: HeaderMap) -> Result<Resp
     let shown = app.browser(&headers, PASSCODE_PATH).await?;
     let code = app
         .give_ticket(Kind::Passcode, &shown.user, shown.auth_time, &Detail::default())
-        .await?;
+        .await?
+        .ok_or_else(|| Refusal::NotLoggedIn(PASSCODE_PATH.to_owned()))?;
     Ok(page(
         StatusCode::OK,
         &PasscodePage {
@@ -190,7 +197,7 @@ pub(crate) struct Authorize {
 pub(crate) async fn authorize(
     State(app): App,
     headers: HeaderMap,
-    uri: axum::http::Uri,
+    uri: Uri,
     query: Result<Query<Authorize>, Unreadable>,
 ) -> Result<Response, Refusal> {
     let Query(asked) = query.map_err(|rejection| Refusal::Request(rejection.body_text()))?;
@@ -220,7 +227,8 @@ pub(crate) async fn authorize(
     };
     let code = app
         .give_ticket(Kind::Code, &shown.user, shown.auth_time, &detail)
-        .await?;
+        .await?
+        .ok_or_else(|| Refusal::NotLoggedIn(path.to_owned()))?;
     let separator = if asked.redirect_uri.contains('?') {
         '&'
     } else {
@@ -300,14 +308,47 @@ fn own_page(path: &str) -> &str {
     if is_own { path } else { PASSCODE_PATH }
 }
 
-/// Browsers name the page that a form is on; what they do not name was sent by no browser.
-fn is_own_form(headers: &HeaderMap) -> bool {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    match (text(header::ORIGIN), text(header::HOST)) {
-        (None, _) => true,
-        (Some(origin), Some(host)) => origin.strip_prefix("https://") == Some(host),
-        (Some(_), None) => false,
+/// Refuses the form of another site's page. Browsers name the site of the page that a form is on (`Origin`); what they do not name was sent by no
+/// browser.
+///
+/// The site that a request was sent to is in `:authority` with HTTP/2, which browsers send without `Host`, and in `Host` with HTTP/1.1; a request
+/// with an absolute target has both there, and the target counts (RFC 9112, section 3.2.2). One that contradicts itself is refused: whatever is
+/// in front of the service may have looked at the other one.
+fn check_origin(uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+    let Some(origin) = one(headers, &header::ORIGIN)? else {
+        return Ok(());
+    };
+    let target = uri.authority().map(axum::http::uri::Authority::as_str);
+    let host = match (target, one(headers, &header::HOST)?) {
+        (Some(target), Some(host)) if site(target) != site(host) => {
+            return Err("The request names two hosts.");
+        }
+        (Some(host), _) | (None, Some(host)) => host,
+        (None, None) => return Err("The request names no host."),
+    };
+    match origin.strip_prefix("https://") {
+        Some(origin) if site(origin) == site(host) => Ok(()),
+        _ => Err("The form was sent by a page of another site."),
     }
+}
+
+/// The only value of a header; `None` where there is no such header.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, &'static str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| "A header is not text."),
+        (Some(_), Some(_)) => Err("A header is there twice."),
+    }
+}
+
+/// A host and port for comparison: without regard to case, and without the port that HTTPS has anyway.
+fn site(authority: &str) -> String {
+    let authority = authority.to_ascii_lowercase();
+    authority
+        .strip_suffix(":443")
+        .map(str::to_owned)
+        .unwrap_or(authority)
 }
 
 fn session_of(headers: &HeaderMap) -> Option<String> {
@@ -371,6 +412,55 @@ mod tests {
         ] {
             assert!(!is_loopback(bad), "{bad}");
         }
+    }
+
+    /// With HTTP/2, browsers send no `Host`: every browser's login was refused.
+    #[test]
+    fn a_form_comes_from_the_site_that_it_is_sent_to() {
+        let check = |target: &str, host: Option<&str>, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_str(value).expect("a value"));
+                }
+            }
+            check_origin(&target.parse().expect("a target"), &headers).is_ok()
+        };
+        let (path, absolute) = ("/login", "https://10.0.0.1:8443/login");
+        let (host, origin) = (Some("10.0.0.1:8443"), Some("https://10.0.0.1:8443"));
+        assert!(check(path, host, origin), "HTTP/1.1");
+        assert!(check(absolute, None, origin), "HTTP/2");
+        assert!(check(absolute, host, origin), "both, and they agree");
+        assert!(
+            check(path, host, None) && check(absolute, None, None),
+            "no browser"
+        );
+        assert!(check("/login", Some("A.example"), Some("https://a.example:443")));
+
+        assert!(!check(absolute, Some("evil.example"), origin), "they contradict");
+        assert!(!check(
+            absolute,
+            Some("evil.example"),
+            Some("https://evil.example")
+        ));
+        assert!(!check(path, None, origin), "no host at all");
+        for foreign in [
+            "https://evil.example",
+            "https://10.0.0.1",
+            "https://10.0.0.1:8443.evil.example",
+            "https://10.0.0.1:8443/",
+            "http://10.0.0.1:8443",
+            "null",
+            "",
+        ] {
+            assert!(!check(path, host, Some(foreign)), "{foreign}");
+            assert!(!check(absolute, None, Some(foreign)), "{foreign}");
+        }
+        let mut twice = HeaderMap::new();
+        for value in ["https://10.0.0.1:8443", "https://evil.example"] {
+            twice.append(header::ORIGIN, HeaderValue::from_static(value));
+        }
+        assert!(check_origin(&absolute.parse().expect("a target"), &twice).is_err());
     }
 
     #[test]

@@ -79,6 +79,33 @@ pub static TABLES: Part = Part {
             name: "groups that are nobody's yet",
             statements: &["CREATE TABLE identity_groups (name TEXT PRIMARY KEY)"],
         },
+        Migration {
+            number: 4,
+            name: "attempts to log in",
+            statements: &[
+                // `name`: a digest of whose secret was tried. `source`: where from. `failures`: attempts that have not succeeded, those that
+                // are under way among them. Times are milliseconds; `locked_until` is 0 where nothing is locked.
+                "CREATE TABLE identity_attempts (
+                    name TEXT NOT NULL,
+                    source TEXT NOT NULL,
+                    failures BIGINT NOT NULL,
+                    last_at BIGINT NOT NULL,
+                    locked_until BIGINT NOT NULL,
+                    forget_at BIGINT NOT NULL,
+                    PRIMARY KEY (name, source)
+                )",
+                "CREATE INDEX identity_attempts_source ON identity_attempts (source)",
+                "CREATE INDEX identity_attempts_age ON identity_attempts (forget_at)",
+            ],
+        },
+        Migration {
+            number: 5,
+            name: "users that are switched off",
+            statements: &[
+                // 0 or 1; an administrator sets it.
+                "ALTER TABLE identity_users ADD COLUMN active BIGINT NOT NULL DEFAULT 1",
+            ],
+        },
         // new migrations go above this line, with the next number
     ],
 };
@@ -98,6 +125,10 @@ pub(crate) struct User {
     /// A hash.
     pub(crate) password: String,
     pub(crate) scopes: Vec<String>,
+    /// Who is not can do nothing.
+    pub(crate) active: bool,
+    /// Milliseconds.
+    pub(crate) created_at: i64,
 }
 
 /// A client.
@@ -127,6 +158,8 @@ pub(crate) struct RefreshToken {
     pub(crate) expires_at: i64,
     /// Milliseconds.
     pub(crate) used_at: Option<i64>,
+    /// The user's, when the token was looked at: a hash.
+    pub(crate) password: String,
 }
 
 fn store<T>(result: Result<T, stolos_store::sqlx::Error>) -> Result<T> {
@@ -147,20 +180,25 @@ fn user_id(row: &AnyRow, column: &'static str) -> Result<UserId> {
     id.parse().map_err(|_| Error::Corrupt("user id"))
 }
 
+fn is_active(row: &AnyRow) -> Result<bool> {
+    Ok(store(row.try_get::<i64, _>("active"))? != 0)
+}
+
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a list of texts serializes")
 }
 
 pub(crate) async fn user_by_name(db: &Db, name: &str) -> Result<Option<User>> {
-    let row = query("SELECT id, name, email, password FROM identity_users WHERE key = $1")
-        .bind(name.to_lowercase())
-        .fetch_optional(db.read())
-        .await;
+    let row =
+        query("SELECT id, name, email, password, active, created_at FROM identity_users WHERE key = $1")
+            .bind(name.to_lowercase())
+            .fetch_optional(db.read())
+            .await;
     user(db, store(row)?).await
 }
 
 pub(crate) async fn user_by_id(db: &Db, id: UserId) -> Result<Option<User>> {
-    let row = query("SELECT id, name, email, password FROM identity_users WHERE id = $1")
+    let row = query("SELECT id, name, email, password, active, created_at FROM identity_users WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(db.read())
         .await;
@@ -180,6 +218,8 @@ async fn user(db: &Db, row: Option<AnyRow>) -> Result<Option<User>> {
         name: store(row.try_get("name"))?,
         email: store(row.try_get("email"))?,
         password: store(row.try_get("password"))?,
+        active: is_active(&row)?,
+        created_at: store(row.try_get("created_at"))?,
         scopes: scopes
             .iter()
             .map(|row| store(row.try_get("scope")))
@@ -219,7 +259,7 @@ pub(crate) async fn insert_user(tx: &mut Tx, user: &User) -> Result<bool> {
 /// All users by name, or the one of a name.
 pub(crate) async fn users(db: &Db, name: Option<&str>) -> Result<Vec<User>> {
     let rows = query(
-        "SELECT u.id, u.name, u.email, u.password, m.scope
+        "SELECT u.id, u.name, u.email, u.password, u.active, u.created_at, m.scope
          FROM identity_users u LEFT JOIN identity_memberships m ON m.user_id = u.id
          WHERE $1 = '' OR u.key = $1 ORDER BY u.key, m.scope",
     )
@@ -235,6 +275,8 @@ pub(crate) async fn users(db: &Db, name: Option<&str>) -> Result<Vec<User>> {
                 name: store(row.try_get("name"))?,
                 email: store(row.try_get("email"))?,
                 password: store(row.try_get("password"))?,
+                active: is_active(&row)?,
+                created_at: store(row.try_get("created_at"))?,
                 scopes: Vec::new(),
             });
         }
@@ -244,6 +286,26 @@ pub(crate) async fn users(db: &Db, name: Option<&str>) -> Result<Vec<User>> {
         }
     }
     Ok(users)
+}
+
+/// Switches a user on or off; what the user has ends with the latter.
+pub(crate) async fn set_active(tx: &mut Tx, id: UserId, active: bool) -> Result<()> {
+    let done = query("UPDATE identity_users SET active = $1 WHERE id = $2")
+        .bind(i64::from(active))
+        .bind(id.to_string())
+        .execute(tx.conn())
+        .await;
+    store(done)?;
+    if active {
+        return Ok(());
+    }
+    for sql in [
+        "DELETE FROM identity_refresh_tokens WHERE user_id = $1",
+        "DELETE FROM identity_tickets WHERE user_id = $1",
+    ] {
+        store(query(sql).bind(id.to_string()).execute(tx.conn()).await)?;
+    }
+    Ok(())
 }
 
 /// Deletes a user with everything that the user has.
@@ -290,6 +352,29 @@ pub(crate) async fn insert_group(tx: &mut Tx, name: &str) -> Result<()> {
     store(done).map(drop)
 }
 
+/// Deletes a group and takes everybody out of it.
+pub(crate) async fn delete_group(tx: &mut Tx, name: &str) -> Result<()> {
+    for sql in [
+        "DELETE FROM identity_memberships WHERE scope = $1",
+        "DELETE FROM identity_groups WHERE name = $1",
+    ] {
+        store(query(sql).bind(name.to_owned()).execute(tx.conn()).await)?;
+    }
+    Ok(())
+}
+
+/// Whether somebody is in a group who is not switched off.
+pub(crate) async fn has_active_member(tx: &mut Tx, group: &str) -> Result<bool> {
+    let row = query(
+        "SELECT u.id FROM identity_memberships m JOIN identity_users u ON u.id = m.user_id
+         WHERE m.scope = $1 AND u.active = 1 LIMIT 1",
+    )
+    .bind(group.to_owned())
+    .fetch_optional(tx.conn())
+    .await;
+    Ok(store(row)?.is_some())
+}
+
 /// Who is in a group.
 pub(crate) async fn members(tx: &mut Tx, group: &str) -> Result<Vec<UserId>> {
     let rows = query("SELECT user_id FROM identity_memberships WHERE scope = $1 ORDER BY user_id")
@@ -319,6 +404,16 @@ pub(crate) async fn remove_member(tx: &mut Tx, user: UserId, group: &str) -> Res
         .execute(tx.conn())
         .await;
     store(done).map(drop)
+}
+
+/// Whether a user is still there, not switched off, and has the password that was known.
+pub(crate) async fn has_password(tx: &mut Tx, user: &User) -> Result<bool> {
+    let row = query("SELECT id FROM identity_users WHERE id = $1 AND password = $2 AND active = 1")
+        .bind(user.id.to_string())
+        .bind(user.password.clone())
+        .fetch_optional(tx.conn())
+        .await;
+    Ok(store(row)?.is_some())
 }
 
 /// Changes a user's password and ends all its logins; whether there is such a user.
@@ -429,8 +524,8 @@ pub(crate) async fn insert_refresh_token(tx: &mut Tx, token: &RefreshToken) -> R
 
 pub(crate) async fn refresh_token(tx: &mut Tx, digest: &str) -> Result<Option<RefreshToken>> {
     let row = query(
-        "SELECT digest, login, user_id, client_id, scopes, auth_time, expires_at, used_at
-         FROM identity_refresh_tokens WHERE digest = $1",
+        "SELECT digest, login, user_id, client_id, scopes, auth_time, expires_at, used_at, password
+         FROM identity_refresh_tokens t JOIN identity_users u ON u.id = t.user_id WHERE digest = $1",
     )
     .bind(digest.to_owned())
     .fetch_optional(tx.conn())
@@ -447,6 +542,7 @@ pub(crate) async fn refresh_token(tx: &mut Tx, digest: &str) -> Result<Option<Re
         auth_time: store(row.try_get("auth_time"))?,
         expires_at: store(row.try_get("expires_at"))?,
         used_at: store(row.try_get("used_at"))?,
+        password: store(row.try_get("password"))?,
     }))
 }
 
@@ -481,6 +577,8 @@ pub(crate) struct TicketRow {
     pub(crate) auth_time: i64,
     /// Milliseconds.
     pub(crate) expires_at: i64,
+    /// The user's, when the ticket was looked at: a hash.
+    pub(crate) password: String,
 }
 
 /// Adds a ticket, and forgets those that have expired.
@@ -509,7 +607,8 @@ pub(crate) async fn insert_ticket(tx: &mut Tx, ticket: &TicketRow) -> Result<()>
 /// The ticket of that kind, if it has not expired.
 pub(crate) async fn ticket(db: &Db, kind: &'static str, digest: &str, now: i64) -> Result<Option<TicketRow>> {
     let row = query(
-        "SELECT user_id, detail, auth_time, expires_at FROM identity_tickets
+        "SELECT user_id, detail, auth_time, expires_at, password
+         FROM identity_tickets t JOIN identity_users u ON u.id = t.user_id
          WHERE digest = $1 AND kind = $2 AND expires_at > $3",
     )
     .bind(digest.to_owned())
@@ -527,6 +626,7 @@ pub(crate) async fn ticket(db: &Db, kind: &'static str, digest: &str, now: i64) 
         detail: store(row.try_get("detail"))?,
         auth_time: store(row.try_get("auth_time"))?,
         expires_at: store(row.try_get("expires_at"))?,
+        password: store(row.try_get("password"))?,
     }))
 }
 
@@ -537,4 +637,101 @@ pub(crate) async fn delete_ticket(tx: &mut Tx, digest: &str) -> Result<bool> {
         .execute(tx.conn())
         .await;
     Ok(store(done)?.rows_affected() > 0)
+}
+
+/// What is known of attempts at one name from one source. Times are milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attempts {
+    pub(crate) failures: i64,
+    pub(crate) last_at: i64,
+    /// 0 where nothing is locked.
+    pub(crate) locked_until: i64,
+    pub(crate) forget_at: i64,
+}
+
+const ATTEMPTS: &str = "SELECT failures, last_at, locked_until, forget_at FROM identity_attempts
+     WHERE name = $1 AND source = $2";
+
+fn attempts_of(row: Option<AnyRow>) -> Result<Option<Attempts>> {
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Attempts {
+        failures: store(row.try_get("failures"))?,
+        last_at: store(row.try_get("last_at"))?,
+        locked_until: store(row.try_get("locked_until"))?,
+        forget_at: store(row.try_get("forget_at"))?,
+    }))
+}
+
+pub(crate) async fn attempts(db: &Db, name: &str, source: &str) -> Result<Option<Attempts>> {
+    let row = query(ATTEMPTS).bind(name.to_owned()).bind(source.to_owned());
+    attempts_of(store(row.fetch_optional(db.read()).await)?)
+}
+
+/// The same, of which nothing changes until the transaction ends.
+pub(crate) async fn attempts_in(tx: &mut Tx, name: &str, source: &str) -> Result<Option<Attempts>> {
+    let row = query(ATTEMPTS).bind(name.to_owned()).bind(source.to_owned());
+    attempts_of(store(row.fetch_optional(tx.conn()).await)?)
+}
+
+pub(crate) async fn set_attempts(tx: &mut Tx, name: &str, source: &str, attempts: &Attempts) -> Result<()> {
+    let done = query(
+        "INSERT INTO identity_attempts (name, source, failures, last_at, locked_until, forget_at)
+         VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (name, source) DO UPDATE SET failures = excluded.failures, last_at = excluded.last_at,
+            locked_until = excluded.locked_until, forget_at = excluded.forget_at",
+    )
+    .bind(name.to_owned())
+    .bind(source.to_owned())
+    .bind(attempts.failures)
+    .bind(attempts.last_at)
+    .bind(attempts.locked_until)
+    .bind(attempts.forget_at)
+    .execute(tx.conn())
+    .await;
+    store(done).map(drop)
+}
+
+/// Forgets the attempts at a name from one source, or from all.
+pub(crate) async fn forget_attempts(tx: &mut Tx, name: &str, source: Option<&str>) -> Result<()> {
+    let done = query("DELETE FROM identity_attempts WHERE name = $1 AND ($2 = '' OR source = $2)")
+        .bind(name.to_owned())
+        .bind(source.unwrap_or_default().to_owned())
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
+
+pub(crate) async fn forget_old_attempts(tx: &mut Tx, now: i64) -> Result<()> {
+    let done = query("DELETE FROM identity_attempts WHERE forget_at <= $1")
+        .bind(now)
+        .execute(tx.conn())
+        .await;
+    store(done).map(drop)
+}
+
+/// How many names are counted, at one source or at all.
+pub(crate) async fn count_attempts(tx: &mut Tx, source: Option<&str>) -> Result<i64> {
+    let row = match source {
+        Some(source) => {
+            query("SELECT COUNT(*) AS n FROM identity_attempts WHERE source = $1").bind(source.to_owned())
+        }
+        None => query("SELECT COUNT(*) AS n FROM identity_attempts"),
+    };
+    store(store(row.fetch_one(tx.conn()).await)?.try_get("n"))
+}
+
+/// Forgets up to `most` names that are not locked at `now`, those with the fewest failures and the oldest first; how many were forgotten.
+pub(crate) async fn evict_attempts(tx: &mut Tx, source: Option<&str>, now: i64, most: i64) -> Result<u64> {
+    let done = query(
+        "DELETE FROM identity_attempts WHERE (name, source) IN (
+            SELECT name, source FROM identity_attempts
+            WHERE ($1 = '' OR source = $1) AND locked_until <= $2
+            ORDER BY failures, last_at LIMIT $3)",
+    )
+    .bind(source.unwrap_or_default().to_owned())
+    .bind(now)
+    .bind(most)
+    .execute(tx.conn())
+    .await;
+    Ok(store(done)?.rows_affected())
 }

@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use stolos_api::identity::LOCKED;
 use stolos_base::chain;
 use stolos_base::error::{Class, Classify};
 use stolos_base::input::Json;
@@ -40,6 +41,9 @@ pub enum Error {
     /// A stored value does not read as what it should be.
     #[error("the stored {0} is not readable")]
     Corrupt(&'static str),
+    /// Nobody can tell whether a token still counts.
+    #[error("failed to find out whether a token has been revoked")]
+    Standing(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database.
     #[error(transparent)]
     Store(#[from] stolos_store::Error),
@@ -49,7 +53,7 @@ impl Classify for Error {
     fn class(&self) -> Class {
         match self {
             Self::SigningKey(_) | Self::Hash(_) | Self::Corrupt(_) => Class::Internal,
-            Self::Busy => Class::Unavailable,
+            Self::Busy | Self::Standing(_) => Class::Unavailable,
             Self::NoUser(_) => Class::NotFound,
             Self::PasswordLength | Self::Client { .. } => Class::User,
             Self::Store(error) => error.class(),
@@ -84,8 +88,8 @@ pub(crate) enum OAuthError {
     InvalidClient,
     /// The user is not known or the password is wrong: one answer for both.
     BadCredentials,
-    /// Too many wrong passwords for this name.
-    Locked,
+    /// Too many wrong passwords for this name from this source; the next one is looked at after this time (milliseconds).
+    Locked { until: i64 },
     /// The client may not use this grant.
     UnauthorizedGrant(String),
     /// Nobody may.
@@ -125,10 +129,10 @@ impl IntoResponse for OAuthError {
         let (status, code, description) = match self {
             Self::InvalidClient => (401, "invalid_client", "Bad credentials".to_owned()),
             Self::BadCredentials => (401, "unauthorized", "Bad credentials".to_owned()),
-            Self::Locked => (
+            Self::Locked { until } => (
                 401,
                 "unauthorized",
-                "Your account has been locked because of too many failed attempts to login.".to_owned(),
+                format!("{LOCKED} {}", crate::lockout::again(until)),
             ),
             Self::UnauthorizedGrant(grant) => (
                 401,

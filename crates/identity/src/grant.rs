@@ -13,6 +13,9 @@ use crate::Inner;
 use crate::audiences;
 use crate::db::{self, Client, RefreshToken, User};
 use crate::error::{Error, OAuthError};
+use crate::lockout::{Kind as SubjectKind, Subject, Verdict};
+use crate::names::shortened;
+use crate::source::Source;
 use crate::tickets::{Kind, random_text};
 
 /// A refresh token that was used is accepted once more for so long (milliseconds): two commands may refresh at once, and
@@ -69,7 +72,12 @@ struct Grant<'a> {
 
 impl Inner {
     /// Issues tokens to a client that has shown who it is.
-    pub(crate) async fn token(&self, client: &Client, form: Form) -> Result<TokenReply, OAuthError> {
+    pub(crate) async fn token(
+        &self,
+        client: &Client,
+        form: Form,
+        source: &Source,
+    ) -> Result<TokenReply, OAuthError> {
         if form.grant_type.is_empty() {
             return Err(OAuthError::InvalidRequest("Missing grant type".to_owned()));
         }
@@ -89,7 +97,7 @@ impl Inner {
             return Err(OAuthError::UnauthorizedGrant(grant.to_owned()));
         }
         match grant {
-            "password" => self.password(client, form).await,
+            "password" => self.password(client, form, source).await,
             "client_credentials" => self.client_credentials(client, &form),
             "authorization_code" => self.authorization_code(client, form).await,
             _ => self.refresh(client, form).await,
@@ -110,7 +118,7 @@ impl Inner {
     }
 
     /// By name and password, or by the code of `/passcode`, which stands for both.
-    async fn password(&self, client: &Client, form: Form) -> Result<TokenReply, OAuthError> {
+    async fn password(&self, client: &Client, form: Form, source: &Source) -> Result<TokenReply, OAuthError> {
         let (user, auth_time) = match (form.passcode, form.username, form.password) {
             (Some(code), ..) => {
                 let code = code.expose().trim().to_ascii_uppercase();
@@ -118,7 +126,9 @@ impl Inner {
                 let shown = shown.ok_or(OAuthError::InvalidPasscode)?;
                 (shown.user, shown.auth_time)
             }
-            (None, Some(name), Some(password)) => (self.check_user(&name, password).await?, self.now()),
+            (None, Some(name), Some(password)) => {
+                (self.check_user(&name, password, source).await?, self.now())
+            }
             _ => {
                 return Err(OAuthError::InvalidRequest(
                     "No username or password in the request".to_owned(),
@@ -173,7 +183,9 @@ impl Inner {
         if client.grants.iter().any(|own| own == "refresh_token") {
             let expires_at = self.clock.now_millis() + client.refresh_validity * 1000;
             let (token, row) = new_refresh_token(&grant, user, random_hex(16), expires_at);
-            self.keep(&row).await?;
+            if !self.keep(&row, user).await? {
+                return Err(OAuthError::BadCredentials);
+            }
             reply.refresh_token = Some(token);
         }
         tracing::info!(user = %user.name, client = %client.id, "logged in");
@@ -181,27 +193,46 @@ impl Inner {
     }
 
     /// The user, if the password is right. An unknown name takes the same way and the same time as a wrong password.
-    pub(crate) async fn check_user(&self, name: &str, password: Secret<String>) -> Result<User, OAuthError> {
-        let key = name.to_lowercase();
-        let now = self.clock.now_millis();
-        if self.lockout.is_locked(&key, now) {
-            tracing::warn!(user = %name, "refused a login: too many wrong passwords");
-            return Err(OAuthError::Locked);
-        }
+    pub(crate) async fn check_user(
+        &self,
+        name: &str,
+        password: Secret<String>,
+        source: &Source,
+    ) -> Result<User, OAuthError> {
         let user = db::user_by_name(&self.db, name).await?;
         let hash = user.as_ref().map(|user| user.password.clone());
-        let fits = self.passwords.check(password, hash).await?;
-        match user {
-            Some(user) if fits => {
-                self.lockout.succeeded(&key);
-                Ok(user)
-            }
-            _ => {
-                self.lockout.failed(&key, now);
-                tracing::warn!(user = %name, "refused a login: bad credentials");
+        let subject = Subject::new(SubjectKind::User, name, source);
+        let checked = self.attempt(&subject, password, hash).await;
+        match (user, checked) {
+            (Some(user), Ok(true)) if user.active => Ok(user),
+            (_, Ok(_)) => {
+                tracing::warn!(user = ?shortened(name), %source, "refused a login: bad credentials");
                 Err(OAuthError::BadCredentials)
             }
+            (_, Err(error)) => Err(error),
         }
+    }
+
+    /// Whether a secret has this hash. The attempt is counted first, and not forgotten before it has succeeded; without a hash it takes as long.
+    pub(crate) async fn attempt(
+        &self,
+        subject: &Subject,
+        secret: Secret<String>,
+        hash: Option<String>,
+    ) -> Result<bool, OAuthError> {
+        // Nobody waits in line at a closed door.
+        if let Some(until) = self.lockout.locked(subject).await? {
+            return Err(OAuthError::Locked { until });
+        }
+        let turn = self.passwords.turn(subject.source()).await?;
+        if let Verdict::Locked(until) = self.lockout.begin(subject).await? {
+            return Err(OAuthError::Locked { until });
+        }
+        let fits = turn.fits(secret, hash).await?;
+        if fits {
+            self.lockout.succeeded(subject).await?;
+        }
+        Ok(fits)
     }
 
     async fn refresh(&self, client: &Client, form: Form) -> Result<TokenReply, OAuthError> {
@@ -215,6 +246,7 @@ impl Inner {
         let row = found.ok_or(OAuthError::InvalidRefreshToken)?;
         let user = db::user_by_id(&self.db, row.user)
             .await?
+            .filter(|user| user.password == row.password && user.active)
             .ok_or(OAuthError::InvalidRefreshToken)?;
         // What the user has lost since the login is lost; what was gained needs a new login.
         let kept: Vec<String> = row
@@ -239,15 +271,23 @@ impl Inner {
             scopes: row.scopes,
             ..next
         };
-        self.keep(&next).await?;
+        if !self.keep(&next, &user).await? {
+            return Err(OAuthError::InvalidRefreshToken);
+        }
         reply.refresh_token = Some(token);
         Ok(reply)
     }
 
-    async fn keep(&self, token: &RefreshToken) -> Result<(), Error> {
+    /// Keeps a token of a user as it was when the login was checked; whether that user is still so. A new password ends all logins, those that are
+    /// under way among them.
+    async fn keep(&self, token: &RefreshToken, user: &User) -> Result<bool, Error> {
         let mut tx = self.db.begin("keep a refresh token").await?;
+        if !db::has_password(&mut tx, user).await? {
+            return Ok(false);
+        }
         db::insert_refresh_token(&mut tx, token).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// The token, if this client may use it now. The use of one that was used long ago ends its login.
@@ -381,8 +421,8 @@ fn audience(client: &str, scopes: &[String]) -> Vec<String> {
     audience.into_iter().map(str::to_owned).collect()
 }
 
-/// Changes with the client's secret and the user's password.
-fn revocation_signature(client: &Client, user: Option<&User>) -> String {
+/// Changes with the client's secret and the user's password: tokens with an older one are void ([`crate::standing`]).
+pub(crate) fn revocation_signature(client: &Client, user: Option<&User>) -> String {
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     context.update(client.id.as_bytes());
     context.update(client.secret.as_deref().unwrap_or_default().as_bytes());
@@ -410,6 +450,7 @@ fn new_refresh_token(
         auth_time: grant.auth_time,
         expires_at,
         used_at: None,
+        password: user.password.clone(),
     };
     (token, row)
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -17,9 +17,12 @@ use stolos_base::input::{Json, Unreadable};
 use crate::Inner;
 use crate::browser;
 use crate::db::{self, Client};
-use crate::error::OAuthError;
+use crate::error::{Error, OAuthError};
 use crate::grant::{Form, TokenReply};
+use crate::lockout::{Kind, Subject};
+use crate::names::shortened;
 use crate::scim;
+use crate::source::Source;
 
 /// The largest request body: forms are small, whatever somebody sends.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -41,10 +44,21 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
         .route("/token_key", get(token_key))
         .route("/info", get(info))
         .route("/Users", get(scim::user_list).post(scim::user_create))
-        .route("/Users/{id}", get(scim::user_view).delete(scim::user_delete))
+        .route(
+            "/Users/{id}",
+            get(scim::user_view)
+                .patch(scim::user_update)
+                .delete(scim::user_delete),
+        )
+        .route("/Users/{id}/status", patch(scim::user_status))
         .route("/Users/{id}/password", put(scim::password_change))
         .route("/Groups", get(scim::group_list).post(scim::group_create))
-        .route("/Groups/{name}", get(scim::group_view).put(scim::group_update))
+        .route(
+            "/Groups/{name}",
+            get(scim::group_view)
+                .put(scim::group_update)
+                .delete(scim::group_delete),
+        )
         .route("/Groups/{name}/members", post(scim::member_add))
         .route("/Groups/{name}/members/{id}", delete(scim::member_remove))
         .route("/login", get(browser::login_page).post(browser::log_in))
@@ -73,14 +87,22 @@ async fn method_not_allowed() -> Response {
 /// `POST /oauth/token`. Nothing is read from the query: credentials in addresses end in logs.
 async fn token(
     State(app): App,
+    source: Source,
+    extensions: Extensions,
     headers: HeaderMap,
     form: Result<stolos_base::input::Form<Form>, Unreadable>,
 ) -> Result<Response, OAuthError> {
     let form = read_form(form)?;
     let client = app
-        .client(&headers, form.client_id.as_deref(), form.client_secret.as_ref())
+        .client(
+            &headers,
+            form.client_id.as_deref(),
+            form.client_secret.as_ref(),
+            &source,
+        )
         .await?;
-    let reply: TokenReply = app.token(&client, form).await?;
+    let reply: TokenReply = app.token(&client, form, &source).await?;
+    stolos_base::http::signed_in(&extensions);
     let no_store = [(header::CACHE_CONTROL, "no-store"), (header::PRAGMA, "no-cache")];
     Ok((no_store, Json(reply)).into_response())
 }
@@ -98,17 +120,26 @@ struct Check {
 /// `POST /check_token`: the claims of a valid token.
 async fn check_token(
     State(app): App,
+    source: Source,
     headers: HeaderMap,
     form: Result<stolos_base::input::Form<Check>, Unreadable>,
 ) -> Result<Json<Value>, OAuthError> {
     let form = read_form(form)?;
     let client = app
-        .client(&headers, form.client_id.as_deref(), form.client_secret.as_ref())
+        .client(
+            &headers,
+            form.client_id.as_deref(),
+            form.client_secret.as_ref(),
+            &source,
+        )
         .await?;
     if !client.authorities.iter().any(|own| own == CHECK_AUTHORITY) {
         return Err(OAuthError::InsufficientScope(CHECK_AUTHORITY));
     }
-    let invalid = |error: stolos_api::token::Error| OAuthError::InvalidToken(error.to_string());
+    let invalid = |error: stolos_api::token::Error| match error {
+        stolos_api::token::Error::Standing(error) => OAuthError::Internal(Error::Standing(error)),
+        error => OAuthError::InvalidToken(error.to_string()),
+    };
     let claims = app.verifier.verify(&form.token).await.map_err(invalid)?;
     let wanted = form.scopes.unwrap_or_default();
     let missing = wanted
@@ -120,9 +151,14 @@ async fn check_token(
             "Some requested scopes are missing".to_owned(),
         ));
     }
-    stolos_api::token::peek(&form.token)
-        .map(|claims| Json(Value::Object(claims)))
-        .map_err(invalid)
+    let mut shown = stolos_api::token::peek(&form.token).map_err(invalid)?;
+    // What the bearer has lost since then is not in it any more.
+    for (name, scopes) in [("scope", &claims.scope), ("authorities", &claims.authorities)] {
+        if shown.contains_key(name) {
+            shown.insert(name.to_owned(), json!(scopes));
+        }
+    }
+    Ok(Json(Value::Object(shown)))
 }
 
 async fn token_keys(State(app): App) -> Response {
@@ -196,6 +232,7 @@ impl Inner {
         headers: &HeaderMap,
         form_id: Option<&str>,
         form_secret: Option<&Secret<String>>,
+        source: &Source,
     ) -> Result<Client, OAuthError> {
         let candidates = match basic(headers)? {
             Some((id, secret)) => {
@@ -222,7 +259,7 @@ impl Inner {
             return Err(OAuthError::InvalidClient);
         }
         for (id, secret) in candidates {
-            if let Some(client) = self.check_client(&id, secret).await? {
+            if let Some(client) = self.check_client(&id, secret, source).await? {
                 return Ok(client);
             }
         }
@@ -230,25 +267,23 @@ impl Inner {
     }
 
     /// The client, if the secret is right. One without a secret is open to everybody who shows none.
-    async fn check_client(&self, id: &str, secret: Secret<String>) -> Result<Option<Client>, OAuthError> {
+    async fn check_client(
+        &self,
+        id: &str,
+        secret: Secret<String>,
+        source: &Source,
+    ) -> Result<Option<Client>, OAuthError> {
         let client = db::client_by_id(&self.db, id).await?;
         if let Some(client) = &client
             && client.secret.is_none()
         {
             return Ok(client_if(secret.expose().is_empty(), client));
         }
-        let key = format!("client {id}");
-        let now = self.clock.now_millis();
-        if self.lockout.is_locked(&key, now) {
-            return Err(OAuthError::Locked);
-        }
+        let subject = Subject::new(Kind::Client, id, source);
         let hash = client.as_ref().and_then(|client| client.secret.clone());
-        let fits = self.passwords.check(secret, hash).await?;
-        if fits {
-            self.lockout.succeeded(&key);
-        } else {
-            tracing::warn!(client = %id, "refused a client: bad credentials");
-            self.lockout.failed(&key, now);
+        let fits = self.attempt(&subject, secret, hash).await?;
+        if !fits {
+            tracing::warn!(client = ?shortened(id), %source, "refused a client: bad credentials");
         }
         Ok(client.filter(|_| fits))
     }

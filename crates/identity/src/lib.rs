@@ -6,6 +6,8 @@
 //!
 //! Invariants:
 //! - A wrong password and an unknown name take the same way, the same time and the same answer.
+//! - A token is void within seconds when its user is gone or has another password, at each service and manager.
+//! - As many wrong passwords are looked at as are allowed, however many come at once; nobody locks a name for others.
 //! - Passwords and client secrets are in the database as argon2id hashes, refresh tokens as digests.
 //! - Users are made once and then belong to people; clients belong to the configuration and follow it.
 
@@ -13,13 +15,18 @@ mod audiences;
 mod browser;
 mod db;
 mod error;
+mod filter;
 mod grant;
 mod http;
 mod keys;
 mod lockout;
+mod names;
 mod password;
 mod scim;
+mod source;
+mod standing;
 mod tickets;
+mod turns;
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,6 +40,8 @@ use stolos_store::Db;
 
 use crate::lockout::Lockout;
 use crate::password::Passwords;
+use crate::source::Source;
+use crate::standing::Standings;
 
 pub use crate::db::{SCHEMA, TABLES};
 pub use crate::error::{Error, Result};
@@ -114,6 +123,7 @@ pub(crate) struct Inner {
     pub(crate) lockout: Lockout,
     pub(crate) signing: SigningKey,
     pub(crate) verifier: Verifier,
+    pub(crate) standings: Arc<Standings>,
     pub(crate) external_url: String,
     pub(crate) issuer: String,
     /// Address of the key set.
@@ -131,16 +141,19 @@ impl Identity {
         let external_url = config.external_url.trim_end_matches('/').to_owned();
         let issuer = format!("{external_url}/oauth/token");
         let clock = db.clock().clone();
+        let standings = Arc::new(Standings::new(db.clone()));
         let verifier = Verifier::fixed(issuer.clone(), &signing.key_set(), clock.clone())
-            .map_err(|error| Error::SigningKey(error.into()))?;
+            .map_err(|error| Error::SigningKey(error.into()))?
+            .with_standing(standings.clone());
         let inner = Inner {
             passwords: Passwords::new().await?,
-            lockout: Lockout::default(),
+            lockout: Lockout::new(db.clone()),
             jku: format!("{external_url}/token_keys"),
             db,
             clock,
             signing,
             verifier,
+            standings,
             external_url,
             issuer,
             ids: ids.clone(),
@@ -158,7 +171,8 @@ impl Identity {
         http::router(self.inner.clone())
     }
 
-    /// Verifies this service's tokens without asking it over the network.
+    /// Verifies this service's tokens without asking it over the network, and refuses those that have been revoked: within seconds after the user or
+    /// client was deleted or got another password or secret, by whichever manager.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
         self.inner.verifier.clone()
@@ -176,21 +190,21 @@ impl Identity {
         self.first_password.as_ref()
     }
 
-    /// Changes a user's password and ends all its logins.
+    /// Changes a user's password, ends all its logins and tokens, and unlocks it.
     ///
     /// # Errors
     /// [`Error::NoUser`], [`Error::PasswordLength`], or those of the database.
     pub async fn set_password(&self, user: &str, password: Secret<String>) -> Result<()> {
         check_length(&password)?;
-        let hash = self.inner.passwords.hash(password).await?;
+        let hash = self.inner.passwords.hash(password, &Source::own()).await?;
         let mut tx = self.inner.db.begin("set a password").await?;
         let changed = db::set_password(&mut tx, user, &hash).await?;
         tx.commit().await?;
-        if changed {
-            Ok(())
-        } else {
-            Err(Error::NoUser(user.to_owned()))
+        self.inner.standings.forget();
+        if !changed {
+            return Err(Error::NoUser(user.to_owned()));
         }
+        self.inner.lockout.unlock(user).await
     }
 }
 
@@ -233,11 +247,13 @@ impl Inner {
             name: administrator.name.clone(),
             // UAA insists on an address; nothing is ever sent to it.
             email: administrator.name.clone(),
-            password: self.passwords.hash(password).await?,
+            password: self.passwords.hash(password, &Source::own()).await?,
             scopes: ADMINISTRATOR_SCOPES
                 .iter()
                 .map(|scope| (*scope).to_owned())
                 .collect(),
+            active: true,
+            created_at: self.clock.now_millis(),
         };
         let mut tx = self.db.begin("make the administrator").await?;
         let added = db::insert_user(&mut tx, &user).await?;
@@ -285,7 +301,10 @@ impl Inner {
         let old = known.iter().find(|client| client.id == config.id);
         let old = old.and_then(|client| client.secret.clone());
         let keeps = match &old {
-            Some(_) => self.passwords.check(config.secret.clone(), old.clone()).await?,
+            Some(_) => {
+                let secret = config.secret.clone();
+                self.passwords.check(secret, old.clone(), &Source::own()).await?
+            }
             None => false,
         };
         Ok(db::Client {
@@ -293,7 +312,7 @@ impl Inner {
             secret: if keeps {
                 old
             } else {
-                Some(self.passwords.hash(config.secret.clone()).await?)
+                Some(self.passwords.hash(config.secret.clone(), &Source::own()).await?)
             },
             grants: vec!["client_credentials".to_owned()],
             scopes: Vec::new(),

@@ -66,14 +66,14 @@ pub(crate) struct Shown {
 }
 
 impl Inner {
-    /// Makes a ticket for a person.
+    /// Makes a ticket for a person; `None` when that one has gone or has another password since the login was checked.
     pub(crate) async fn give_ticket(
         &self,
         kind: Kind,
         user: &User,
         auth_time: i64,
         detail: &Detail,
-    ) -> Result<String> {
+    ) -> Result<Option<String>> {
         let text = match kind {
             Kind::Session | Kind::Code => random_text(),
             Kind::Passcode => passcode(),
@@ -85,11 +85,15 @@ impl Inner {
             detail: serde_json::to_string(detail).expect("texts serialize"),
             auth_time,
             expires_at: self.clock.now_millis() + kind.lives() * 1000,
+            password: user.password.clone(),
         };
         let mut tx = self.db.begin("give a ticket").await?;
+        if !db::has_password(&mut tx, user).await? {
+            return Ok(None);
+        }
         db::insert_ticket(&mut tx, &row).await?;
         tx.commit().await?;
-        Ok(text)
+        Ok(Some(text))
     }
 
     /// Whose ticket it is, if it is valid.
@@ -98,7 +102,8 @@ impl Inner {
         let Some(row) = db::ticket(&self.db, kind.name(), &digest(text), now).await? else {
             return Ok(None);
         };
-        let Some(user) = db::user_by_id(&self.db, row.user).await? else {
+        let user = db::user_by_id(&self.db, row.user).await?;
+        let Some(user) = user.filter(|user| user.password == row.password && user.active) else {
             return Ok(None);
         };
         Ok(Some(Shown {

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::time::Duration;
 
 use camino::Utf8Path;
-use stolos_api::identity::{Challenge, Client, Tokens};
+use stolos_api::identity::{Challenge, Client, LOCKED, Tokens};
 use stolos_base::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -166,6 +166,9 @@ fn code_of(request: &str, state: &str) -> Option<Secret<String>> {
 
 /// PKS's words; scripts match them.
 pub(crate) fn refused(error: stolos_api::Error) -> Failure {
+    if let Some(locked) = locked(&error) {
+        return locked;
+    }
     match error
         .refusal()
         .map(|refusal| (refusal.status, refusal.code.as_deref()))
@@ -178,6 +181,16 @@ pub(crate) fn refused(error: stolos_api::Error) -> Failure {
         Some((400 | 401, _)) => Failure::user("Credentials were rejected, please try again."),
         _ => Failure::from_error(&error),
     }
+}
+
+/// The refusal of a name that wrong passwords have locked: PKS said what UAA says.
+pub(crate) fn locked(error: &stolos_api::Error) -> Option<Failure> {
+    let refusal = error.refusal()?;
+    let is_locked = refusal.status == 401 && refusal.message.starts_with(LOCKED);
+    is_locked.then(|| {
+        Failure::user(refusal.message.clone())
+            .hint("Only logins from this address are refused. An administrator can unlock the account sooner, with `unlock-user NAME`.")
+    })
 }
 
 fn ask(question: &str, missing: &str, hint: &str) -> Result<String, Failure> {
@@ -200,7 +213,15 @@ fn password(person: &Person) -> Result<Secret<String>, Failure> {
     if let Some(password) = &person.password {
         return Ok(Secret::from(password.as_str()));
     }
-    if let Some(path) = &person.password_file {
+    own_password(person.password_file.as_deref(), "Password: ")
+}
+
+/// The password that somebody has: from a file, from a variable, or typed.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn own_password(file: Option<&Utf8Path>, question: &str) -> Result<Secret<String>, Failure> {
+    if let Some(path) = file {
         return password_of(path);
     }
     if let Some(password) = PASSWORD_VARIABLES
@@ -214,7 +235,7 @@ fn password(person: &Person) -> Result<Secret<String>, Failure> {
             "Put it into the variable PKS_USER_PASSWORD, or into a file for the verbs that have --password-file.",
         ));
     }
-    rpassword::prompt_password("Password: ")
+    rpassword::prompt_password(question)
         .map(Secret::from)
         .map_err(|error| Failure::user(format!("failed to read the password: {error}")))
 }
@@ -235,7 +256,7 @@ pub(crate) fn new_password(file: Option<&Utf8Path>) -> Result<Secret<String>, Fa
         rpassword::prompt_password(question)
             .map_err(|error| Failure::user(format!("failed to read the password: {error}")))
     };
-    let (first, second) = (ask("Password: ")?, ask("Password again: ")?);
+    let (first, second) = (ask("New password: ")?, ask("New password again: ")?);
     if first == second {
         Ok(Secret::from(first))
     } else {

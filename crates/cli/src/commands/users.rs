@@ -6,19 +6,19 @@ use stolos_base::{Class, Classify as _, Secret};
 use super::clusters::confirm;
 use super::login::{current, pks_client};
 use super::sign_in::new_password;
-use crate::args::{CreateUser, DeleteUser, Id, Json, Member};
+use crate::args::{CreateUser, DeleteProfile, DeleteUser, Id, Json, Member};
 use crate::failure::Failure;
 use crate::output;
 
 /// The token service, and the session's token.
-async fn service() -> Result<(Client, Secret<String>), Failure> {
+pub(super) async fn service() -> Result<(Client, Secret<String>), Failure> {
     let (session, http) = current().await?;
     let token = Secret::from(session.access_token.as_str());
     Ok((Client::new(&session.identity, http), token))
 }
 
 /// A session that may not is told so in PKS's words.
-fn failed(error: stolos_api::Error) -> Failure {
+pub(super) fn failed(error: stolos_api::Error) -> Failure {
     match error.class() {
         Class::Denied => Failure::user(
             "You do not have enough privileges to perform this action. Please contact the PKS administrator.",
@@ -133,6 +133,24 @@ pub(crate) async fn create_group(args: &Id) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `stolos delete-group NAME`
+pub(crate) async fn delete_group(args: &DeleteProfile) -> Result<(), Failure> {
+    let (service, token) = service().await?;
+    confirm(
+        &format!("Are you sure you want to delete the group {}? (y/n):", args.name),
+        args.non_interactive,
+    )?;
+    service
+        .delete_group(&token, &args.name)
+        .await
+        .map_err(|error| match error.class() {
+            Class::NotFound => Failure::user(format!("there is no group `{}`", args.name)),
+            _ => failed(error),
+        })?;
+    output::data(&format!("Deletion of {} completed", args.name));
+    Ok(())
+}
+
 /// `stolos add-member GROUP USER` and `remove-member`
 pub(crate) async fn set_member(args: &Member, is_member: bool) -> Result<(), Failure> {
     let (service, token) = service().await?;
@@ -148,12 +166,13 @@ pub(crate) async fn set_member(args: &Member, is_member: bool) -> Result<(), Fai
     let verb = if is_member { "is in" } else { "is no longer in" };
     output::data(&format!("{} {verb} {}", args.user, args.group));
     if !is_member {
-        output::note("Tokens that were given before last for up to ten minutes.");
+        output::note("In clusters, tokens that were given before last for up to ten minutes.");
     }
     Ok(())
 }
 
-async fn known(service: &Client, token: &Secret<String>, name: &str) -> Result<User, Failure> {
+/// The user of a name.
+pub(super) async fn known(service: &Client, token: &Secret<String>, name: &str) -> Result<User, Failure> {
     service
         .user(token, name)
         .await

@@ -15,13 +15,26 @@ const VERIFIER: &str = "a-verifier-of-forty-three-letters-or-more-0123456789";
 /// A browser: a cookie, and answers as they come.
 struct Browser<'a> {
     world: &'a World,
+    http: reqwest::Client,
     cookie: Option<String>,
 }
 
-impl Browser<'_> {
+impl<'a> Browser<'a> {
+    /// One for each protocol: with HTTP/2 there is no `Host`, and each login of a browser was refused.
+    fn of_each_protocol(world: &'a World) -> [Self; 2] {
+        let with = |http| Self {
+            world,
+            http,
+            cookie: None,
+        };
+        let http_2 = world.http_client(reqwest::ClientBuilder::http2_prior_knowledge);
+        [
+            with(world.http_client(reqwest::ClientBuilder::http1_only)),
+            with(http_2),
+        ]
+    }
     async fn get(&self, path: &str) -> Response {
         let mut request = self
-            .world
             .http
             .get(format!("{}{path}", self.world.base))
             .header("accept", "text/html,application/xhtml+xml");
@@ -38,7 +51,6 @@ impl Browser<'_> {
             ("return_to", return_to),
         ];
         let response = self
-            .world
             .http
             .post(format!("{}/login", self.world.base))
             .header("origin", origin)
@@ -96,75 +108,81 @@ async fn passcode(browser: &Browser<'_>) -> String {
 async fn a_code_of_the_page_logs_a_command_line_in_once() {
     each(async |place| {
         let world = world(place).await;
-        let mut browser = Browser {
-            world: &world,
-            cookie: None,
-        };
-        let sent = browser.get("/passcode").await;
-        assert_eq!(
-            (sent.status().as_u16(), location(&sent)),
-            (303, "/login?return_to=%2Fpasscode")
-        );
-        let form = browser.get(location(&sent)).await.text().await.expect("a page");
-        assert!(
-            form.contains(r#"name="return_to" value="&#x2F;passcode""#)
-                || form.contains(r#"name="return_to" value="/passcode""#),
-            "{form}"
-        );
-        let wrong = browser.submit(&world.base, "wrong", "/passcode").await;
-        assert_eq!(wrong.status(), 401);
-        assert!(
-            wrong
-                .text()
-                .await
-                .expect("a page")
-                .contains("User name or password is wrong.")
-        );
-        let foreign = browser
-            .submit("https://evil.example", PASSWORD, "/passcode")
-            .await;
-        assert_eq!((foreign.status().as_u16(), &browser.cookie), (400, &None));
-        let done = browser
-            .submit(&world.base, PASSWORD, "https://evil.example/")
-            .await;
-        assert_eq!((done.status().as_u16(), location(&done)), (303, "/passcode"));
-
-        let code = passcode(&browser).await;
-        assert_eq!(code.len(), 10);
-        let form = [
-            ("grant_type", "password"),
-            ("passcode", &code.to_ascii_lowercase()),
-        ];
-        let (status, body) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
-        assert_eq!((status, &body["scope"].is_string()), (200, &true), "{body}");
-        assert!(body["refresh_token"].is_string());
-        let (status, body) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
-        assert_eq!(
-            (status, body["error_description"].as_str()),
-            (401, Some("Invalid passcode"))
-        );
-
-        let late = passcode(&browser).await;
-        world.clock.advance(std::time::Duration::from_secs(301));
-        let form = [("grant_type", "password"), ("passcode", late.as_str())];
-        let (status, _) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
-        assert_eq!(status, 401, "five minutes are over");
-
-        let out = browser.get("/logout.do").await;
-        assert_eq!(location(&out), "/login");
-        assert_eq!(browser.get("/passcode").await.status(), 303, "logged out");
+        for browser in Browser::of_each_protocol(&world) {
+            logs_in_with_a_code(browser).await;
+        }
     })
     .await;
+}
+
+async fn logs_in_with_a_code(mut browser: Browser<'_>) {
+    let world = browser.world;
+    let sent = browser.get("/passcode").await;
+    assert_eq!(
+        (sent.status().as_u16(), location(&sent)),
+        (303, "/login?return_to=%2Fpasscode")
+    );
+    let form = browser.get(location(&sent)).await.text().await.expect("a page");
+    assert!(
+        form.contains(r#"name="return_to" value="&#x2F;passcode""#)
+            || form.contains(r#"name="return_to" value="/passcode""#),
+        "{form}"
+    );
+    let wrong = browser.submit(&world.base, "wrong", "/passcode").await;
+    assert_eq!(wrong.status(), 401);
+    assert!(
+        wrong
+            .text()
+            .await
+            .expect("a page")
+            .contains("User name or password is wrong.")
+    );
+    let foreign = browser
+        .submit("https://evil.example", PASSWORD, "/passcode")
+        .await;
+    assert_eq!((foreign.status().as_u16(), &browser.cookie), (400, &None));
+    let done = browser
+        .submit(&world.base, PASSWORD, "https://evil.example/")
+        .await;
+    assert_eq!((done.status().as_u16(), location(&done)), (303, "/passcode"));
+
+    let code = passcode(&browser).await;
+    assert_eq!(code.len(), 10);
+    let form = [
+        ("grant_type", "password"),
+        ("passcode", &code.to_ascii_lowercase()),
+    ];
+    let (status, body) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
+    assert_eq!((status, &body["scope"].is_string()), (200, &true), "{body}");
+    assert!(body["refresh_token"].is_string());
+    let (status, body) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
+    assert_eq!(
+        (status, body["error_description"].as_str()),
+        (401, Some("Invalid passcode"))
+    );
+
+    let late = passcode(&browser).await;
+    world.clock.advance(std::time::Duration::from_secs(301));
+    let form = [("grant_type", "password"), ("passcode", late.as_str())];
+    let (status, _) = world.post("/oauth/token", Some(("pks_cli", "")), &form).await;
+    assert_eq!(status, 401, "five minutes are over");
+
+    let out = browser.get("/logout.do").await;
+    assert_eq!(location(&out), "/login");
+    assert_eq!(browser.get("/passcode").await.status(), 303, "logged out");
 }
 
 #[tokio::test]
 async fn a_browser_brings_a_code_back_to_the_command_line() {
     let place = Place::sqlite();
     let world = world(&place).await;
-    let mut browser = Browser {
-        world: &world,
-        cookie: None,
-    };
+    for browser in Browser::of_each_protocol(&world) {
+        brings_a_code_back(browser).await;
+    }
+}
+
+async fn brings_a_code_back(mut browser: Browser<'_>) {
+    let world = browser.world;
     let path = authorize(REDIRECT, &challenge());
     let sent = browser.get(&path).await;
     assert!(
@@ -233,10 +251,10 @@ async fn a_browser_brings_a_code_back_to_the_command_line() {
             "{bad}"
         );
     }
-    // A new password ends what browsers have, too.
+    // A new password ends what browsers have, too, even if it is the same one.
     world
         .identity
-        .set_password("admin", Secret::from("another-password"))
+        .set_password("admin", Secret::from(PASSWORD))
         .await
         .expect("a password");
     assert_eq!(browser.get("/passcode").await.status(), 303);

@@ -2,6 +2,8 @@
 
 mod audiences;
 mod browser;
+mod lockout;
+mod revocation;
 mod scim;
 
 use std::time::Duration;
@@ -32,6 +34,7 @@ struct World {
     base: String,
     clock: Clock,
     private_key: Secret<String>,
+    ca: String,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -113,11 +116,40 @@ async fn world(place: &Place) -> World {
         base,
         clock,
         private_key: private_key.clone(),
+        ca: ca.certificate().to_owned(),
         _stop: stop.drop_guard(),
     }
 }
 
 impl World {
+    /// An HTTP client that trusts the service, set up further by `with`.
+    fn http_client(
+        &self,
+        with: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+    ) -> reqwest::Client {
+        let builder = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls::client(&self.ca, None).expect("a TLS configuration"));
+        with(builder).build().expect("a client")
+    }
+
+    /// A client of the service whose connections come from another address.
+    fn client_at(&self, address: [u8; 4]) -> identity::Client {
+        let http = self.http_client(|builder| builder.local_address(std::net::IpAddr::from(address)));
+        identity::Client::new(&self.base, http)
+    }
+
+    /// The rest of a service that another manager runs on the same database.
+    async fn second_manager(&self, place: &Place) -> Identity {
+        let (public_key, private_key) = key_pair().await;
+        let signing = SigningKey::from_pem(public_key, private_key).expect("a signing key");
+        let db = place.open_at(&SCHEMA, self.clock.clone()).await;
+        Identity::start(db, &config(&self.base), signing, &IdSource::random())
+            .await
+            .expect("a service")
+    }
+
     async fn login(&self) -> identity::Tokens {
         let tokens = self
             .client
@@ -494,30 +526,6 @@ async fn errors_have_the_words_and_statuses_of_uaa() {
     }
     let form = [grant, ("client_id", "clusters"), ("client_secret", SECRET)];
     assert_eq!(world.post("/oauth/token", None, &form).await.0, 200);
-}
-
-#[tokio::test]
-async fn too_many_wrong_passwords_lock_a_name() {
-    let place = Place::sqlite();
-    let world = world(&place).await;
-    for name in ["admin", "nobody"] {
-        for _ in 0..5 {
-            let error = world
-                .client
-                .password("pks_cli", name, &"wrong".into())
-                .await
-                .expect_err("wrong");
-            assert_eq!(error.refusal().expect("an answer").message, "Bad credentials");
-        }
-        let error = world
-            .client
-            .password("pks_cli", name, &PASSWORD.into())
-            .await
-            .expect_err("locked");
-        assert!(error.to_string().contains("locked"), "{name}: {error}");
-    }
-    world.clock.advance(Duration::from_secs(301));
-    world.login().await;
 }
 
 #[tokio::test]

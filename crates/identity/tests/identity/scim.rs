@@ -5,11 +5,11 @@ use stolos_api::identity;
 use stolos_base::Secret;
 use stolos_store::testing::{Place, each};
 
-use super::{World, world};
+use super::{PASSWORD, World, world};
 
 impl World {
     /// Status and body of the answer to a request with a token.
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         token: &Secret<String>,
         method: &str,
@@ -152,7 +152,107 @@ async fn bad_requests_about_users_change_nothing() {
         (&admin, "POST", "/Users", user(&long, "long-enough"), 400),
         (&admin, "POST", "/Users", Some(json!({"userName": "eve"})), 400),
         (&admin, "POST", "/Users", Some(json!([1])), 400),
-        (&admin, "GET", "/Users?filter=userName+co+%22a%22", None, 400),
+        (&admin, "GET", "/Users?filter=userName+is+%22a%22", None, 400),
+        (&admin, "GET", "/Users?filter=password+eq+%22a%22", None, 400),
+        (&admin, "POST", "/Users", user("e\u{202e}ve", "long-enough"), 400),
+        (&admin, "POST", "/Users", user("eve\u{200b}", "long-enough"), 400),
+        (&admin, "POST", "/Users", user("e\nve", "long-enough"), 400),
+        (
+            &admin,
+            "POST",
+            "/Users",
+            Some(json!({"userName": "eve", "password": "long-enough", "emails": [{"value": "e\u{1b}[2J"}]})),
+            400,
+        ),
+        (
+            &admin,
+            "POST",
+            "/Groups",
+            Some(json!({"displayName": "dev\u{2066}s"})),
+            400,
+        ),
+        (&admin, "DELETE", "/Groups/none", None, 404),
+        (&admin, "DELETE", "/Groups/pks.clusters.admin", None, 400),
+        (&nobody, "DELETE", "/Groups/uaa.admin", None, 401),
+        (
+            &nobody,
+            "PUT",
+            &format!("/Users/{own}/password"),
+            Some(json!({"password": "long-enough"})),
+            401,
+        ),
+        // An administrator's own password needs the old one, as with UAA, however the id is written.
+        (
+            &admin,
+            "PUT",
+            &format!("/Users/{own}/password"),
+            Some(json!({"password": "long-enough"})),
+            400,
+        ),
+        (
+            &admin,
+            "PUT",
+            &format!("/Users/{}/password", own.to_uppercase()),
+            Some(json!({"password": "long-enough"})),
+            400,
+        ),
+        (
+            &admin,
+            "PUT",
+            &format!("/Users/{own}/password"),
+            Some(json!({"password": "long-enough", "oldPassword": "wrong"})),
+            401,
+        ),
+        (
+            &admin,
+            "PUT",
+            &format!("/Users/{own}/password"),
+            Some(json!({"password": PASSWORD, "oldPassword": PASSWORD})),
+            422,
+        ),
+        (
+            &admin,
+            "PATCH",
+            &format!("/Users/{own}/status"),
+            Some(json!({"locked": true})),
+            400,
+        ),
+        (
+            &admin,
+            "PATCH",
+            &format!("/Users/{own}/status"),
+            Some(json!({})),
+            400,
+        ),
+        (
+            &admin,
+            "PATCH",
+            "/Users/nobody/status",
+            Some(json!({"locked": false})),
+            404,
+        ),
+        (
+            &nobody,
+            "PATCH",
+            &format!("/Users/{own}/status"),
+            Some(json!({"locked": false})),
+            401,
+        ),
+        (
+            &admin,
+            "PATCH",
+            &format!("/Users/{own}"),
+            Some(json!({"active": false})),
+            400,
+        ),
+        (&admin, "PATCH", &format!("/Users/{own}"), Some(json!({})), 400),
+        (
+            &nobody,
+            "PATCH",
+            &format!("/Users/{own}"),
+            Some(json!({"active": false})),
+            401,
+        ),
         (&admin, "GET", "/Users/nobody", None, 404),
         (&admin, "DELETE", "/Users/nobody", None, 404),
         (&admin, "DELETE", &format!("/Users/{own}"), None, 400),
@@ -218,4 +318,196 @@ async fn bad_requests_about_users_change_nothing() {
         .await;
     assert_eq!(found["totalResults"], 1, "{found}");
     assert_eq!(found["resources"][0]["members"][0]["value"], own);
+}
+
+/// `userName eq "admin" and origin eq "uaa"` found nobody: that is what uaa-cli asks.
+#[tokio::test]
+async fn users_and_groups_are_found_by_filters() {
+    each(async |place| {
+        let world = world(place).await;
+        let admin = world.login().await.access_token;
+        for name in ["naomi", "amos"] {
+            let password = Secret::from("long-enough");
+            world
+                .client
+                .create_user(&admin, name, None, &password)
+                .await
+                .expect("a user");
+        }
+        let find = async |path: &str, filter: &str, shown: &str| {
+            let query = reqwest::Url::parse_with_params("http://x", [("filter", filter)]).expect("a query");
+            let path = format!("{path}?{}", query.query().unwrap_or_default());
+            let (status, body) = world.ask(&admin, "GET", &path, None).await;
+            assert_eq!(status, 200, "{filter}: {body}");
+            let names = body["resources"].as_array().expect("a list").iter();
+            let names: Vec<String> = names
+                .map(|one| one[shown].as_str().expect("a name").to_owned())
+                .collect();
+            assert_eq!(body["totalResults"], names.len());
+            names
+        };
+        let users = async |filter: &str| find("/Users", filter, "userName").await;
+        assert_eq!(
+            users(r#"userName eq "admin" and origin eq "uaa""#).await,
+            ["admin"]
+        );
+        assert_eq!(
+            users(r#"username eq "naomi" or username eq "AMOS""#).await,
+            ["amos", "naomi"]
+        );
+        assert_eq!(users(r#"groups.display eq "uaa.admin""#).await, ["admin"]);
+        assert_eq!(users(r#"not (active eq true)"#).await, [""; 0]);
+        assert_eq!(
+            users(r#"userName eq "admin" and origin eq "ldap""#).await,
+            [""; 0]
+        );
+        let groups = find(
+            "/Groups",
+            r#"displayName sw "pks." and displayName co "admin""#,
+            "displayName",
+        )
+        .await;
+        assert_eq!(groups, ["pks.clusters.admin", "pks.clusters.admin.read"]);
+        // A name with letters that mean something in a filter finds nobody, and nobody else.
+        assert_eq!(
+            world
+                .client
+                .user(&admin, r#"x" or userName pr"#)
+                .await
+                .expect("an answer"),
+            None
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn passwords_are_changed_accounts_unlocked_and_groups_deleted() {
+    each(async |place| {
+        let world = world(place).await;
+        let admin = world.login().await.access_token;
+        let (old, new, reset) = (
+            Secret::from("naomi-password"),
+            Secret::from("new-password"),
+            Secret::from("reset-password"),
+        );
+        let naomi = world
+            .client
+            .create_user(&admin, "naomi", None, &old)
+            .await
+            .expect("a user");
+        let amos = world
+            .client
+            .create_user(&admin, "amos", None, &old)
+            .await
+            .expect("a user");
+        world
+            .client
+            .set_member(&admin, "pks.clusters.manage", &naomi.id, true)
+            .await
+            .expect("a member");
+        let log_in = async |password: &Secret<String>| {
+            let tokens = world.client.password(identity::PKS_CLI, "naomi", password).await;
+            tokens.map(|tokens| tokens.access_token)
+        };
+        // Her own, with the role that everybody has: with the old one, and nobody else's.
+        let hers = log_in(&old).await.expect("a session");
+        let wrong = world
+            .client
+            .set_password(&hers, &naomi.id, Some(&new), &new)
+            .await;
+        assert_eq!(
+            wrong
+                .expect_err("wrong")
+                .refusal()
+                .map(|it| (it.status, it.message.clone())),
+            Some((401, identity::WRONG_PASSWORD.to_owned()))
+        );
+        let others = world.client.set_password(&hers, &amos.id, None, &new).await;
+        assert_eq!(
+            others.expect_err("not hers").refusal().map(|it| it.status),
+            Some(403)
+        );
+        world
+            .client
+            .set_password(&hers, &naomi.id, Some(&old), &new)
+            .await
+            .expect("changed");
+        let late = world
+            .client
+            .set_password(&hers, &naomi.id, Some(&new), &old)
+            .await;
+        assert_eq!(late.expect_err("ended").refusal().map(|it| it.status), Some(401));
+        assert!(log_in(&old).await.is_err());
+        log_in(&new).await.expect("the new one");
+        // Wrong old passwords count as wrong logins do.
+        let hers = log_in(&new).await.expect("a session");
+        for _ in 0..5 {
+            let wrong = world
+                .client
+                .set_password(&hers, &naomi.id, Some(&old), &reset)
+                .await;
+            assert!(wrong.is_err());
+        }
+        let locked = world
+            .client
+            .set_password(&hers, &naomi.id, Some(&new), &reset)
+            .await;
+        assert!(locked.expect_err("locked").to_string().contains(identity::LOCKED));
+
+        world
+            .client
+            .unlock_user(&admin, &naomi.id)
+            .await
+            .expect("unlocked");
+        log_in(&new).await.expect("unlocked");
+        world.lock("NAOMI").await;
+        let own = world.client.unlock_user(&hers, &naomi.id).await;
+        assert_eq!(
+            own.expect_err("not hers to do").refusal().map(|it| it.status),
+            Some(403)
+        );
+        world
+            .client
+            .set_password(&admin, &naomi.id, None, &reset)
+            .await
+            .expect("reset, and unlocked");
+        log_in(&reset).await.expect("the new one");
+
+        world
+            .client
+            .create_group(&admin, "team/x.y")
+            .await
+            .expect_err("a slash");
+        world
+            .client
+            .create_group(&admin, "team x")
+            .await
+            .expect_err("a blank");
+        world
+            .client
+            .create_group(&admin, "team.x")
+            .await
+            .expect("a group");
+        world
+            .client
+            .set_member(&admin, "team.x", &naomi.id, true)
+            .await
+            .expect("a member");
+        world
+            .client
+            .delete_group(&admin, "team.x")
+            .await
+            .expect("deleted");
+        let her = world
+            .client
+            .user(&admin, "naomi")
+            .await
+            .expect("an answer")
+            .expect("naomi");
+        assert!(her.groups.iter().all(|group| group.display != "team.x"));
+        let gone = world.client.set_member(&admin, "team.x", &naomi.id, true).await;
+        assert_eq!(gone.expect_err("gone").refusal().map(|it| it.status), Some(404));
+    })
+    .await;
 }

@@ -217,7 +217,7 @@ impl Soak {
                 let soak = &self;
                 async move {
                     let client = soak.identity()?;
-                    let name = if number % 2 == 0 {
+                    let name = if number.is_multiple_of(2) {
                         "flooded".to_owned()
                     } else {
                         format!("nobody-{number}")
@@ -250,10 +250,10 @@ impl Soak {
                     .map(|client| (client, Instant::now()));
             }
             if let Some((client, _)) = &kept {
-                let file = if turn % 2 == 0 { &self.release } else { &cut };
+                let file = if turn.is_multiple_of(2) { &self.release } else { &cut };
                 let task = client.upload_release(director::Upload::File(file));
                 if let Some(task) = self.of("upload", task).await {
-                    let what = if turn % 2 == 0 {
+                    let what = if turn.is_multiple_of(2) {
                         "take in"
                     } else {
                         "take in what is cut off"
@@ -275,7 +275,7 @@ impl Soak {
             return;
         };
         while self.goes_on() {
-            let held = if number % 2 == 0 {
+            let held = if number.is_multiple_of(2) {
                 trickle(address, None, self.end).await
             } else {
                 trickle(address, Some(&connector), self.end).await

@@ -232,7 +232,7 @@ fn access_ends_with_its_owner(installation: &Installation) {
     let log_in = |user: &str, password: &str| {
         let session = installation.home.path().join(".pks/creds.yml");
         let text = fs_err::read_to_string(session).expect("a session");
-        let session: Value = serde_saphyr::from_str(&text).expect("YAML");
+        let session: Value = stolos_document::from_yaml(&text).expect("YAML");
         let ca = installation.root.join("ca.pem");
         let api = session["api"].as_str().expect("an address");
         installation.stolos(&[

@@ -270,6 +270,9 @@ async fn profiles_and_quotas() {
         r#"{"name": "ports", "description": "", "customizations": [
             {"component": "kube-apiserver", "arguments": {"service-node-port-range": "30000-40000"}}]}"#,
     );
+    for (name, password) in [("wrong", "not-it-at-all"), ("other", "another-password")] {
+        person.file(name, password);
+    }
     person.file(
         "bad.json",
         r#"{"name": "bad", "parameters": {"nodes_dns": ["none"]}}"#,
@@ -321,10 +324,31 @@ async fn profiles_and_quotas() {
         ("users", ""),
         ("quotas", ""),
         ("create-network-profile network.json", ""),
+        (
+            "change-password --old-password-file wrong --password-file other",
+            "",
+        ),
+        ("change-password --old-password-file - --password-file -", ""),
+        ("change-password --password-file other", ""),
+        (
+            "change-password --old-password-file password --password-file other",
+            "",
+        ),
+        ("clusters", ""),
+        ("unlock-user alice", ""),
+        ("reset-password bob --password-file password", ""),
         (LOGIN, ""),
+        ("reset-password alice --password-file password", ""),
+        ("reset-password admin --password-file other", ""),
+        ("unlock-user alice", ""),
+        ("unlock-user nobody", ""),
         ("remove-member developers bob", ""),
         ("transfer-cluster nothing --to alice", ""),
         ("delete-cluster nothing --if-exists", ""),
+        ("delete-group developers", "n\n"),
+        ("delete-group developers", "y\n"),
+        ("delete-group developers --non-interactive", ""),
+        ("delete-group pks.clusters.admin --non-interactive", ""),
         ("delete-user bob", "y\n"),
         ("delete-user admin", "y\n"),
         ("delete-user nobody", ""),
