@@ -188,9 +188,16 @@ fn what_kubernetes_reads_is_readable() {
     let addons = Document::parse(text(&rendered, "cluster-services", "config/addons.yml")).expect("objects");
     let titles: Vec<String> = addons.iter().map(Document::title).collect();
     // Who makes an object that nobody in the cluster acts on is warned.
-    for name in ["stolos-load-balancers", "stolos-ingresses", "stolos-network-policies"] {
+    for name in [
+        "stolos-load-balancers",
+        "stolos-ingresses",
+        "stolos-network-policies",
+    ] {
         for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
-            assert!(titles.contains(&format!("{kind} {name}")), "{kind} {name}: {titles:?}");
+            assert!(
+                titles.contains(&format!("{kind} {name}")),
+                "{kind} {name}: {titles:?}"
+            );
         }
     }
     // Whoever asks for metrics is sent to the service, so that comes last.

@@ -250,7 +250,11 @@ impl Soak {
                     .map(|client| (client, Instant::now()));
             }
             if let Some((client, _)) = &kept {
-                let file = if turn.is_multiple_of(2) { &self.release } else { &cut };
+                let file = if turn.is_multiple_of(2) {
+                    &self.release
+                } else {
+                    &cut
+                };
                 let task = client.upload_release(director::Upload::File(file));
                 if let Some(task) = self.of("upload", task).await {
                     let what = if turn.is_multiple_of(2) {
