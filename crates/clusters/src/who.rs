@@ -1,7 +1,7 @@
 //! Who has what. Decided is by a key that nobody else ever gets; the name beside it is for people to read.
 //!
 //! A name goes on to another person once its owner is deleted, so nothing is ever decided by one. Rows of before there were keys have the
-//! key `name:NAME`, which is nobody's, until [`crate::owners`] has found out who that was.
+//! key `name:NAME`, which is nobody's, until `owners` has found out who that was.
 
 use std::fmt;
 
