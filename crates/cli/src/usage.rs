@@ -240,7 +240,7 @@ mod tests {
         for old in ["list-clusters", "list-plans"] {
             assert_eq!(said(&["pks", old]), "parsed");
         }
-        assert_eq!(distance("clusters", "clutsers"), 2);
+        assert_eq!(distance("clusters", "clutsers"), 1);
         assert_eq!(distance("plans", "plasn"), 1);
     }
 }

@@ -220,11 +220,11 @@ async fn kubectl_beside_us_loses_nothing() {
 /// has each value on the line of its key: certificates were folded, and scripts with `grep` and `awk` got `>-`.
 #[test]
 fn what_kubectl_reads_is_read_and_written_without_folds() {
-    let read = from_yaml("current-context: x\npreferences: {colors: yes}\ncurrent-context: y\n---\n")
+    let read = from_yaml("current-context: x\npreferences: {colors: yes}\ncurrent-context: z\n---\n")
         .expect("a kubeconfig");
     assert_eq!(
         read,
-        json!({"current-context": "y", "preferences": {"colors": true}})
+        json!({"current-context": "z", "preferences": {"colors": true}})
     );
     let error = from_yaml("kind: Config\n---\nkind: Config\n").expect_err("two documents");
     assert!(

@@ -25,6 +25,7 @@ fn good(takes: &str) -> Value {
             "cluster_tags": [{"name": "a", "value": "b"}], "delete_all_tags": false,
             "node_pool_instances": [{"name": "a", "instances": 1}]}),
         "RestoreRequest" => json!({"backup": "latest"}),
+        "TransferRequest" => json!({"owner": "alice"}),
         "ProfileRequest" => json!({"name": "p", "description": "d", "parameters": {
             "azs": [{"name": "z1"}], "nodes_dns": ["10.0.0.1"], "cni_configurations": {"type": "stolos", "parameters": {"pod_network": "10.1.0.0/16"}},
             "cluster_customization": {"control_plane": {"cpu": 1, "memory_in_mb": 2048, "ephemeral_disk_in_mb": 8192},

@@ -87,7 +87,7 @@ fn the_environment_says_who_is_reached_through_a_proxy() {
         check(&both(list), url, expected);
     }
 
-    for bad in ["socks5://proxy:1080", "http://", "pro xy"] {
+    for bad in ["socks5://proxy:1080", "http:///", "pro xy"] {
         let error = of(&[("HTTPS_PROXY", bad)]).expect_err(bad);
         let text = stolos_base::chain(&error);
         assert!(text.contains("HTTPS_PROXY") && !text.contains(bad), "{text}");
