@@ -93,12 +93,24 @@ pub struct User {
     pub id: String,
     /// What the person types to log in.
     pub user_name: String,
+    /// Whether the person may log in.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub active: bool,
     /// Addresses.
     #[serde(default)]
     pub emails: Vec<Email>,
     /// Groups; the scopes are among them.
     #[serde(default)]
     pub groups: Vec<Group>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// An address of a [`User`].

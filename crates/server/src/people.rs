@@ -40,14 +40,14 @@ impl People for RemotePeople {
     fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Person>>> {
         Box::pin(async move {
             let ask = |token: Secret<String>| async move { self.identity.user(&token, name).await };
-            Ok(self.ask("ask for a user by name", ask).await?.map(person))
+            Ok(self.ask("ask for a user by name", ask).await?.and_then(present))
         })
     }
 
     fn by_id<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Person>>> {
         Box::pin(async move {
             let ask = |token: Secret<String>| async move { self.identity.user_by_id(&token, id).await };
-            Ok(self.ask("ask for a user", ask).await?.map(person))
+            Ok(self.ask("ask for a user", ask).await?.and_then(present))
         })
     }
 
@@ -58,6 +58,11 @@ impl People for RemotePeople {
             Ok(users.into_iter().map(person).collect())
         })
     }
+}
+
+/// Who is switched off may have nothing, as if they were not there; what was theirs stays theirs.
+fn present(user: User) -> Option<Person> {
+    user.active.then(|| person(user))
 }
 
 fn person(user: User) -> Person {

@@ -190,9 +190,11 @@ impl Desk {
 }
 
 /// Which rights see which profiles, for whom: everybody may use network and compute profiles, Kubernetes profiles are their owner's.
-pub(super) fn whose(caller: &Caller, kind: Kind) -> db::Whose<'_> {
+/// `right` is what it takes to have those of others: files of a Kubernetes profile are secrets, which a reader may not put into a
+/// cluster of their own.
+pub(super) fn whose(caller: &Caller, kind: Kind, right: Right) -> db::Whose<'_> {
     match kind {
         Kind::Network | Kind::Compute => db::Whose::All,
-        Kind::Kubernetes => caller.own(Right::ReadAll),
+        Kind::Kubernetes => caller.own(right),
     }
 }

@@ -90,7 +90,7 @@ impl Desk {
             Kind::Kubernetes => Right::Manage,
         };
         caller.may(right)?;
-        let row = profiles::one(&self.db, kind, name, whose(caller, kind)).await?;
+        let row = profiles::one(&self.db, kind, name, whose(caller, kind, Right::ManageAll)).await?;
         let mut tx = self.begin_tx("delete a profile").await?;
         profiles::delete(&mut tx, kind, name).await?;
         tx.commit().await.map_err(Error::database("delete the profile"))?;
@@ -103,18 +103,18 @@ impl Desk {
     /// All profiles of a kind that the caller may see.
     pub(crate) async fn profiles(&self, caller: &Caller, kind: Kind) -> Result<Vec<ProfileRow>> {
         caller.may(Right::Read)?;
-        profiles::all(&self.db, kind, whose(caller, kind)).await
+        profiles::all(&self.db, kind, whose(caller, kind, Right::ReadAll)).await
     }
 
     /// One profile.
     pub(crate) async fn profile(&self, caller: &Caller, kind: Kind, name: &str) -> Result<ProfileRow> {
         caller.may(Right::Read)?;
-        profiles::one(&self.db, kind, name, whose(caller, kind)).await
+        profiles::one(&self.db, kind, name, whose(caller, kind, Right::ReadAll)).await
     }
 
     /// A profile that a request names. Where there is none, the request is wrong, not its path.
     async fn named(&self, caller: &Caller, kind: Kind, name: &str) -> Result<ProfileRow> {
-        match profiles::one(&self.db, kind, name, whose(caller, kind)).await {
+        match profiles::one(&self.db, kind, name, whose(caller, kind, Right::ManageAll)).await {
             Err(error @ Error::NoProfile { .. }) => Err(Error::Request(error.to_string())),
             other => other,
         }

@@ -252,7 +252,14 @@ pub(crate) fn credentials_of(id: &str) -> String {
 fn is_ours(flag: &str) -> bool {
     const OURS: &[&str] = &[
         "advertise-address",
+        // The plan says whether pods may be privileged; static pods would get past it and past Pod Security.
+        "allow-privileged",
+        "config-dir",
+        "manifest-url",
+        "manifest-url-header",
+        "pod-manifest-path",
         "anonymous-auth",
+        "audit-policy-file",
         "authentication-config",
         "authentication-kubeconfig",
         "authorization-config",
@@ -280,6 +287,7 @@ fn is_ours(flag: &str) -> bool {
     ];
     const FAMILIES: &[&str] = &[
         "etcd-",
+        "image-credential-provider-",
         "kubelet-certificate-",
         "kubelet-client-",
         "proxy-client-",
@@ -506,6 +514,8 @@ mod tests {
         }
         for (component, arguments, words) in [
             ("kubelet", json!({"kubeconfig": "/x"}), "set by Stolos"),
+            ("kubelet", json!({"manifest-url": "https://x"}), "set by Stolos"),
+            (API_SERVER, json!({"allow-privileged": true}), "set by Stolos"),
             (API_SERVER, json!({"etcd-servers": "x"}), "set by Stolos"),
             ("docker", json!({"v": 1}), "the component is not known"),
             ("kubelet", json!({"--v": 1}), "no name of a flag"),

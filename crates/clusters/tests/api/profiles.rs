@@ -4,7 +4,7 @@ use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stolos_store::testing::{Place, each};
 
-use crate::world::{World, lock};
+use crate::world::{MANAGE, READ, World, lock};
 use crate::{ALICE, BOB, ROOT, WATCHER};
 
 const POOLS: &str = "/v1/compute-profiles";
@@ -105,6 +105,23 @@ async fn who_may_make_see_and_delete_profiles() {
         );
         let listed = world.ask(BOB, Method::GET, KUBERNETES, &Value::Null).await;
         assert_eq!(listed.body, json!([]));
+        // Who may read everything and change their own uses and deletes nobody else's: a copy in a cluster of theirs would be readable.
+        let both = world.token("bob", &[MANAGE, READ], 600);
+        let mut with = cluster("bobs");
+        with["kubernetes_profile_name"] = json!("ports");
+        for (method, path, body, status) in [
+            (Method::GET, one.as_str(), String::new(), StatusCode::OK),
+            (Method::DELETE, one.as_str(), String::new(), StatusCode::NOT_FOUND),
+            (
+                Method::POST,
+                "/v1/clusters",
+                with.to_string(),
+                StatusCode::BAD_REQUEST,
+            ),
+        ] {
+            let answer = world.ask_with(Some(&both), &method, path, &body).await;
+            assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        }
         let mut theirs = cluster("bobs");
         theirs["kubernetes_profile_name"] = json!("ports");
         let refused = world.ask(BOB, Method::POST, "/v1/clusters", &theirs).await;
