@@ -480,9 +480,7 @@ impl FromRequestParts<Arc<Inner>> for Reader {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
-        app.may(parts, &[READ, WRITE, ADMIN]).await?;
-        stolos_base::http::signed_in(&parts.extensions);
-        Ok(Self)
+        app.may(parts, &[READ, WRITE, ADMIN]).await.map(|_| Self)
     }
 }
 
@@ -490,9 +488,7 @@ impl FromRequestParts<Arc<Inner>> for Bearer {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
-        let actor = app.actor(parts).await?;
-        stolos_base::http::signed_in(&parts.extensions);
-        Ok(Self(actor))
+        app.actor(parts).await.map(Self)
     }
 }
 
@@ -500,9 +496,7 @@ impl FromRequestParts<Arc<Inner>> for Writer {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<Inner>) -> Result<Self, Refusal> {
-        let actor = app.may(parts, &[WRITE, ADMIN]).await?;
-        stolos_base::http::signed_in(&parts.extensions);
-        Ok(Self(actor))
+        app.may(parts, &[WRITE, ADMIN]).await.map(Self)
     }
 }
 
